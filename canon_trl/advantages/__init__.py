@@ -1,0 +1,132 @@
+"""Advantage estimators: what turns the rewards of a prompt group into advantages.
+
+Each method is a pure function of `(P, G)` tensors in a file of its family. [`ESTIMATORS`] names them for the config;
+there an estimator is called with a [`~canon_trl.rollout.Rollout`] and its options and returns `(P, G)`, or `(P, G, T)`
+where the method is token-level.
+"""
+
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from canon_trl.advantages.canon import (
+    canon_advantage,
+    inter_group_advantage,
+    intra_group_advantage,
+    split_by_metric,
+)
+from canon_trl.advantages.group_relative import dr_grpo_advantage, grpo_advantage, rloo_advantage
+from canon_trl.advantages.opo import opo_advantage
+from canon_trl.advantages.reinforce_pp import reinforce_pp_baseline_advantage
+from canon_trl.imports import is_import_path, load_function
+from canon_trl.rollout import Rollout
+
+AdvantageEstimator = Callable[..., Tensor]
+
+
+@dataclass(frozen=True)
+class OnRollout:
+    """A pure function of tensors as an estimator: its positional arguments are these fields of the rollout."""
+
+    function: Callable[..., Tensor]
+    fields: tuple[str, ...]
+
+    def __call__(self, rollout: Rollout, **options: object) -> Tensor:
+        return self.function(*(getattr(rollout, field) for field in self.fields), **options)
+
+
+def canon_estimator(rollout: Rollout, *, metric: str, **options: object) -> Tensor:
+    """[`canon_advantage`] of the rollout, regrouped by the metric of that name."""
+    return canon_advantage(rollout.rewards, rollout.metrics[metric], valid=rollout.valid, **options)
+
+
+ESTIMATORS: dict[str, AdvantageEstimator] = {
+    "canon": canon_estimator,
+    "grpo": OnRollout(grpo_advantage, ("rewards",)),
+    "dr_grpo": OnRollout(dr_grpo_advantage, ("rewards",)),
+    "rloo": OnRollout(rloo_advantage, ("rewards",)),
+    "reinforce_pp_baseline": OnRollout(reinforce_pp_baseline_advantage, ("rewards", "lengths")),
+    "opo": OnRollout(opo_advantage, ("rewards", "lengths")),
+}
+
+
+def requires_metrics(*names: str) -> Callable[[AdvantageEstimator], AdvantageEstimator]:
+    """Declare the metrics that an estimator reads, so that the trainer computes those and no others.
+
+    ```python
+    @requires_metrics("entropy")
+    def certain_first(rollout):
+        centred = rollout.rewards - rollout.rewards.nanmean(dim=1, keepdim=True)
+        return centred / (1 + rollout.metrics["entropy"])
+    ```
+
+    Args:
+        names: built-in metrics ("entropy", "length", "surprisal", "random") or import paths
+            `"package.module:function"`.
+    """
+
+    def declare(estimator: AdvantageEstimator) -> AdvantageEstimator:
+        estimator.required_metrics = names
+        return estimator
+
+    return declare
+
+
+def required_metrics(estimator: AdvantageEstimator) -> tuple[str, ...]:
+    """The metrics that the estimator declared with [`requires_metrics`]."""
+    return getattr(estimator, "required_metrics", ())
+
+
+def get_estimator(name: str) -> AdvantageEstimator:
+    """The estimator of that name in [`ESTIMATORS`], or at that import path.
+
+    Raises:
+        ValueError: there is none; the message lists the known names.
+    """
+    if name in ESTIMATORS:
+        return ESTIMATORS[name]
+    if is_import_path(name):
+        return load_function(name, field="advantage_estimator")
+    raise ValueError(
+        f"advantage_estimator={name!r} is unknown; choose one of {sorted(ESTIMATORS)} or give an import path "
+        "'package.module:function'"
+    )
+
+
+def check_options(estimator: AdvantageEstimator, options: dict[str, object], *, field: str) -> None:
+    """Refuse options that the estimator does not take.
+
+    Raises:
+        ValueError: names the options, and those that the estimator takes.
+    """
+    wrapped = isinstance(estimator, OnRollout)
+    parameters = list(inspect.signature(estimator.function if wrapped else estimator).parameters.values())
+    parameters = parameters[len(estimator.fields) if wrapped else 1 :]
+    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
+        return
+    known = [parameter.name for parameter in parameters]
+    unknown = sorted(set(options) - set(known))
+    if unknown:
+        raise ValueError(f"{field} has {unknown}, which the estimator does not take; it takes {known}")
+
+
+__all__ = [
+    "ESTIMATORS",
+    "AdvantageEstimator",
+    "canon_advantage",
+    "canon_estimator",
+    "check_options",
+    "dr_grpo_advantage",
+    "get_estimator",
+    "grpo_advantage",
+    "inter_group_advantage",
+    "intra_group_advantage",
+    "opo_advantage",
+    "reinforce_pp_baseline_advantage",
+    "required_metrics",
+    "requires_metrics",
+    "rloo_advantage",
+    "split_by_metric",
+]

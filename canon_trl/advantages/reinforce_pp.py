@@ -1,0 +1,33 @@
+"""REINFORCE++ with baseline (https://huggingface.co/papers/2501.03262)."""
+
+from torch import Tensor
+
+from canon_trl.advantages.groups import as_float, group_mean, is_scored, zero_invalid
+
+
+def reinforce_pp_baseline_advantage(rewards: Tensor, lengths: Tensor) -> Tensor:
+    """Centre by group, then standardise over all tokens of the batch, so that the scale is global, not per prompt.
+
+        A'_i = r_i - mean(r)                                         within the group
+        A_i  = (A'_i - mean_t(A')) / sqrt(var_t(A') + 1e-8)          mean_t, var_t over the tokens of the whole batch
+
+    Each token carries the value of its response, so a response counts `lengths` times; the variance has divisor n - 1
+    and the mean n + 1e-8 with n tokens, as in verl's released code (the paper names no constants).
+
+    Args:
+        rewards: `(P, G)`; NaN marks a response that no reward function could score.
+        lengths: `(P, G)` in tokens.
+
+    Returns:
+        `(P, G)` in the dtype of `rewards`, the value of every token of the response; 0 for unscored responses, in
+        groups with fewer than two scored ones (the reference keeps their raw reward) and if the batch has fewer than
+        two tokens (the reference raises).
+    """
+    scored = as_float(rewards)
+    valid = is_scored(scored) & (is_scored(scored).sum(dim=-1, keepdim=True) > 1)
+    centred = (scored - group_mean(scored, valid)).masked_fill(~valid, 0.0)
+    tokens = as_float(lengths).masked_fill(~valid, 0.0)
+    count = tokens.sum()
+    deviation = centred - (tokens * centred).sum() / (count + 1e-8)
+    variance = (tokens * deviation**2).sum() / (count + 1e-8) * (count / (count - 1))
+    return zero_invalid(deviation * (variance + 1e-8).rsqrt(), valid & (count > 1), like=rewards)

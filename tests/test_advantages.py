@@ -1,0 +1,312 @@
+"""What every estimator promises, hand-computed cases, and how the methods reduce to one another."""
+
+import math
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+from canon_trl.advantages import (
+    canon_advantage,
+    dr_grpo_advantage,
+    grpo_advantage,
+    inter_group_advantage,
+    intra_group_advantage,
+    opo_advantage,
+    reinforce_pp_baseline_advantage,
+    rloo_advantage,
+    split_by_metric,
+)
+from canon_trl.advantages.canon import canon_statistics
+
+NAN = float("nan")
+
+
+def lengths_of(rewards: Tensor) -> Tensor:
+    """Some lengths, the same for the same position."""
+    return (torch.arange(rewards.shape[-1]) % 5 + 1).expand(rewards.shape)
+
+
+ESTIMATORS = {
+    "canon_inter": lambda rewards: canon_advantage(rewards, lengths_of(rewards), mu=1.0),
+    "canon_intra": lambda rewards: canon_advantage(rewards, lengths_of(rewards), mu=0.0),
+    "canon_mixed": lambda rewards: canon_advantage(rewards, lengths_of(rewards), mu=0.3),
+    "grpo": grpo_advantage,
+    "dr_grpo": dr_grpo_advantage,
+    "rloo": rloo_advantage,
+    "opo": lambda rewards: opo_advantage(rewards, lengths_of(rewards)),
+    "reinforce_pp_baseline": lambda rewards: reinforce_pp_baseline_advantage(rewards, lengths_of(rewards)),
+}
+GROUP_LOCAL = {name: function for name, function in ESTIMATORS.items() if name != "reinforce_pp_baseline"}
+
+
+def close(got: Tensor, want: Tensor | list, tolerance: float = 1e-6) -> None:
+    torch.testing.assert_close(got, torch.as_tensor(want, dtype=got.dtype), atol=tolerance, rtol=tolerance)
+
+
+@st.composite
+def reward_tables(draw, even: bool = False, scored: bool = False) -> Tensor:
+    groups = draw(st.integers(1, 5))
+    size = draw(st.sampled_from([2, 4, 8]) if even else st.integers(2, 9))
+    numbers = st.floats(-2, 2, width=32)
+    entry = numbers if scored else st.one_of(numbers, numbers, numbers, st.just(NAN))
+    values = draw(st.lists(entry, min_size=groups * size, max_size=groups * size))
+    return torch.tensor(values, dtype=torch.float64).view(groups, size)
+
+
+def metrics_for(data: st.DataObject, rewards: Tensor) -> Tensor:
+    values = data.draw(st.lists(st.integers(0, 5), min_size=rewards.numel(), max_size=rewards.numel()))
+    return torch.tensor(values, dtype=torch.float64).view(rewards.shape)
+
+
+# Regrouping, by hand
+
+
+def test_split_puts_the_upper_half_higher():
+    metric = torch.tensor([[0.1, 0.9, 0.5, 0.7]])
+    assert split_by_metric(metric).tolist() == [[False, True, False, True]]
+
+
+def test_split_keeps_order_on_ties_and_gives_odd_groups_a_larger_higher_half():
+    assert split_by_metric(torch.tensor([[3, 3, 3, 3, 3]])).tolist() == [[False, False, True, True, True]]
+    assert split_by_metric(torch.tensor([[2.0, 1.0, 2.0]])).tolist() == [[True, False, True]]
+
+
+def test_split_ignores_invalid_responses():
+    metric = torch.tensor([[9.0, 1.0, 2.0, 3.0, 4.0, 0.0]])
+    valid = torch.tensor([[False, True, True, True, True, False]])
+    assert split_by_metric(metric, valid).tolist() == [[False, False, False, True, True, False]]
+    assert split_by_metric(torch.tensor([[NAN, math.inf, 1.0]])).tolist() == [[False, True, False]]
+
+
+# CANON, by hand: lower half r = 1, 0 (mean 0.5), higher half r = 1, 1 (mean 1)
+REWARDS = torch.tensor([[1.0, 0.0, 1.0, 1.0]])
+HIGHER = torch.tensor([[False, False, True, True]])
+
+
+def test_inter_group():
+    close(inter_group_advantage(REWARDS, HIGHER), [[0.0, -1.0, 0.5, 0.5]])
+
+
+def test_inter_group_alpha_on_the_higher_half():
+    # H: 0.5 * r - 0.5 = 0       L: r - 0.5 * 1 = 0.5, -0.5
+    close(inter_group_advantage(REWARDS, HIGHER, alpha=0.5, alpha_group="higher"), [[0.5, -0.5, 0.0, 0.0]])
+
+
+def test_inter_group_alpha_on_the_lower_half():
+    # H: r - 0.5 * 0.5 = 0.75    L: 0.5 * r - 1 = -0.5, -1
+    close(inter_group_advantage(REWARDS, HIGHER, alpha=0.5, alpha_group="lower"), [[-0.5, -1.0, 0.75, 0.75]])
+
+
+def test_intra_group():
+    close(intra_group_advantage(REWARDS, HIGHER), [[0.5, -0.5, 0.0, 0.0]])
+
+
+def test_canon_mixes_them():
+    metric = torch.tensor([[1.0, 2.0, 3.0, 4.0]])
+    close(canon_advantage(REWARDS, metric, mu=0.25), [[0.375, -0.625, 0.125, 0.125]])
+
+
+def test_canon_with_unscored_responses():
+    # valid: metric 1, 3, 4 with rewards 1, 0, 1. Lower half (3 // 2 = 1): the first. Higher: 0 and 1, mean 0.5.
+    rewards, metric = torch.tensor([[1.0, NAN, 0.0, 1.0]]), torch.tensor([[1.0, 2.0, 3.0, 4.0]])
+    close(canon_advantage(rewards, metric, mu=1.0), [[0.5, 0.0, -1.0, 0.0]])
+    close(canon_advantage(rewards, metric, mu=0.0), [[0.0, 0.0, -0.5, 0.5]])
+
+
+def test_groups_with_fewer_than_two_valid_responses_get_nothing():
+    rewards = torch.tensor([[1.0, NAN, NAN], [NAN, NAN, NAN]])
+    for name, estimator in ESTIMATORS.items():
+        assert estimator(rewards).tolist() == [[0.0, 0.0, 0.0]] * 2, name
+
+
+def test_statistics():
+    # group 1: m(H) = 1, m(L) = 0.5; group 2: 0.5 and 0.5, a tie
+    rewards = torch.tensor([[1.0, 0.0, 1.0, 1.0], [0.0, 1.0, 1.0, 0.0]])
+    metric = torch.tensor([[1.0, 2.0, 3.0, 4.0], [10.0, 20.0, 30.0, 40.0]])
+    statistics = {name: value.item() for name, value in canon_statistics(rewards, metric).items()}
+    assert statistics == {"reward_gap": 0.25, "higher_wins": 0.75, "metric_higher": 19.25, "metric_lower": 8.25}
+
+
+# Baselines, by hand
+
+
+def test_grpo():
+    # mean 0.25, deviations 0.75, -0.25 x 3, variance (0.5625 + 3 * 0.0625) / 3 = 0.25, std 0.5
+    rewards = torch.tensor([[1.0, 0.0, 0.0, 0.0]], dtype=torch.float64)
+    close(grpo_advantage(rewards, eps=0.0), [[1.5, -0.5, -0.5, -0.5]])
+    close(grpo_advantage(rewards, eps=0.5), [[0.75, -0.25, -0.25, -0.25]])
+
+
+def test_grpo_of_equal_rewards_is_exactly_zero():
+    assert grpo_advantage(torch.full((1, 7), 0.1)).tolist() == [[0.0] * 7]
+
+
+def test_rloo():
+    # 1 - mean(0, 0, 0) = 1, and 0 - mean(1, 0, 0) = -1/3
+    close(rloo_advantage(torch.tensor([[1.0, 0.0, 0.0, 0.0]])), [[1.0, -1 / 3, -1 / 3, -1 / 3]])
+    # the unscored response leaves the divisor: 1 - mean(0) and 0 - mean(1)
+    close(rloo_advantage(torch.tensor([[1.0, 0.0, NAN]])), [[1.0, -1.0, 0.0]])
+
+
+def test_opo():
+    # baseline (3 * 1 + 1 * 0) / 4 = 0.75
+    close(opo_advantage(torch.tensor([[1.0, 0.0]]), torch.tensor([[3, 1]])), [[0.25, -0.75]])
+    assert opo_advantage(torch.tensor([[1.0, 0.0]]), torch.tensor([[0, 0]])).tolist() == [[0.0, 0.0]]
+
+
+def test_reinforce_pp_baseline():
+    # centred 0.5, -0.5; three tokens of +0.5, one of -0.5: mean 0.25, variance (3 / 16 + 9 / 16) / 3 = 0.25
+    advantages = reinforce_pp_baseline_advantage(torch.tensor([[1.0, 0.0]]), torch.tensor([[3, 1]]))
+    close(advantages, [[0.5, -1.5]])
+
+
+# Reductions
+
+
+@given(reward_tables(even=True), st.data())
+def test_mu_one_half_is_dr_grpo_for_even_groups(rewards, data):
+    rewards = rewards.nan_to_num(0.5)
+    metric = metrics_for(data, rewards)
+    close(canon_advantage(rewards, metric, mu=0.5), dr_grpo_advantage(rewards), 1e-12)
+
+
+@given(reward_tables(even=True, scored=True), st.data())
+def test_inter_group_sums_to_zero_for_equal_halves(rewards, data):
+    metric = metrics_for(data, rewards)
+    close(canon_advantage(rewards, metric, mu=1.0).sum(dim=1), torch.zeros(len(rewards)), 1e-12)
+
+
+@given(reward_tables(scored=True), st.data())
+def test_intra_group_sums_to_zero_in_each_half(rewards, data):
+    metric = metrics_for(data, rewards)
+    advantages, higher = canon_advantage(rewards, metric, mu=0.0), split_by_metric(metric)
+    close((advantages * higher).sum(dim=1), torch.zeros(len(rewards)), 1e-12)
+    close((advantages * ~higher).sum(dim=1), torch.zeros(len(rewards)), 1e-12)
+
+
+@given(reward_tables(scored=True), st.data(), st.floats(0.1, 2))
+def test_intra_group_does_not_depend_on_alpha(rewards, data, alpha):
+    metric = metrics_for(data, rewards)
+    assert torch.equal(canon_advantage(rewards, metric, mu=0.0, alpha=alpha), canon_advantage(rewards, metric, mu=0.0))
+
+
+@given(reward_tables(scored=True), st.data(), st.floats(0.1, 2))
+def test_alpha_groups_mirror_each_other(rewards, data, alpha):
+    """Swapping the halves and the group that alpha tilts changes nothing."""
+    higher = split_by_metric(metrics_for(data, rewards))
+    close(
+        inter_group_advantage(rewards, higher, alpha=alpha, alpha_group="higher"),
+        inter_group_advantage(rewards, ~higher, alpha=alpha, alpha_group="lower"),
+        1e-12,
+    )
+
+
+@given(reward_tables())
+def test_rloo_is_a_multiple_of_dr_grpo(rewards):
+    count = (~rewards.isnan()).sum(dim=1, keepdim=True)
+    factor = torch.where(count > 1, count / (count - 1).clamp(min=1), 0.0)
+    close(rloo_advantage(rewards), factor * dr_grpo_advantage(rewards))
+
+
+@given(reward_tables())
+def test_opo_with_equal_lengths_is_dr_grpo(rewards):
+    close(opo_advantage(rewards, torch.full_like(rewards, 7)), dr_grpo_advantage(rewards))
+
+
+# Properties that all share
+
+
+@pytest.mark.parametrize("name", ESTIMATORS)
+@given(rewards=reward_tables(), data=st.data())
+def test_permuting_groups_permutes_advantages(name, rewards, data):
+    order = torch.tensor(data.draw(st.permutations(range(len(rewards)))))
+    close(ESTIMATORS[name](rewards[order]), ESTIMATORS[name](rewards)[order])
+
+
+@pytest.mark.parametrize("name", ESTIMATORS)
+@given(rewards=reward_tables(), shift=st.sampled_from([-4.0, 0.5, 8.0]))
+def test_shifting_rewards_changes_nothing(name, rewards, shift):
+    # quarters: equal rewards stay equal and different ones different under the shift
+    rewards = (rewards * 4).round() / 4
+    close(ESTIMATORS[name](rewards + shift), ESTIMATORS[name](rewards))
+
+
+@pytest.mark.parametrize("name", GROUP_LOCAL)
+@given(rewards=reward_tables(), data=st.data())
+def test_a_group_depends_on_itself_alone(name, rewards, data):
+    group = data.draw(st.integers(0, len(rewards) - 1))
+    close(ESTIMATORS[name](rewards)[group : group + 1], ESTIMATORS[name](rewards[group : group + 1]))
+
+
+@pytest.mark.parametrize("mu", [0.0, 0.4, 1.0])
+@given(rewards=reward_tables(scored=True), data=st.data())
+def test_invalid_responses_change_nothing_for_others(mu, rewards, data):
+    metric = metrics_for(data, rewards)
+    position = data.draw(st.integers(0, rewards.shape[1]))
+    poison = torch.full((len(rewards), 1), 1e6, dtype=rewards.dtype)
+
+    def insert(table, column):
+        return torch.cat([table[:, :position], column, table[:, position:]], dim=1)
+
+    valid = insert(torch.ones_like(rewards, dtype=torch.bool), torch.zeros_like(poison, dtype=torch.bool))
+    for reward, marked in [(poison, valid), (poison * NAN, None)]:
+        widened = canon_advantage(insert(rewards, reward), insert(metric, poison), mu=mu, valid=marked)
+        assert (widened[:, position] == 0).all()
+        rest = torch.cat([widened[:, :position], widened[:, position + 1 :]], dim=1)
+        close(rest, canon_advantage(rewards, metric, mu=mu), 1e-12)
+
+
+@pytest.mark.parametrize("name", ESTIMATORS)
+def test_no_spread_gives_nothing(name):
+    assert ESTIMATORS[name](torch.full((3, 4), 0.75)).abs().max() == 0
+
+
+@pytest.mark.parametrize("name", ESTIMATORS)
+@given(rewards=reward_tables())
+def test_bf16_is_computed_in_float32(name, rewards):
+    low = rewards.bfloat16()
+    advantages = ESTIMATORS[name](low)
+    assert advantages.dtype == torch.bfloat16
+    assert torch.equal(advantages, ESTIMATORS[name](low.float()).bfloat16())
+
+
+@pytest.mark.parametrize("name", ESTIMATORS)
+@given(rewards=reward_tables())
+def test_inputs_are_not_modified(name, rewards):
+    before = rewards.clone()
+    assert ESTIMATORS[name](rewards).shape == rewards.shape
+    assert torch.equal(rewards.nan_to_num(9.0), before.nan_to_num(9.0))
+
+
+@given(rewards=reward_tables(), data=st.data())
+def test_canon_does_not_modify_the_metric(rewards, data):
+    metric = metrics_for(data, rewards)
+    before = metric.clone()
+    canon_advantage(rewards, metric, mu=0.5, valid=rewards > 0)
+    assert torch.equal(metric, before)
+
+
+# Bad input
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"mu": 1.5}, r"mu=1.5 must lie in \[0, 1\]"),
+        ({"mu": NAN}, "mu=nan must lie"),
+        ({"alpha": 0.0}, "alpha=0.0 must be positive"),
+        ({"alpha": NAN}, "alpha=nan must be positive"),
+        ({"alpha_group": "upper"}, "alpha_group='upper' must be 'higher' or 'lower'"),
+    ],
+)
+def test_bad_options(options, message):
+    with pytest.raises(ValueError, match=message):
+        canon_advantage(torch.zeros(1, 2), torch.zeros(1, 2), **options)
+
+
+def test_shapes_must_agree():
+    with pytest.raises(ValueError, match=r"rewards \(1, 2\) and metric \(2, 1\)"):
+        canon_advantage(torch.zeros(1, 2), torch.zeros(2, 1))
