@@ -1,0 +1,11 @@
+"""Advantage estimators and entropy controls for TRL's GRPOTrainer; CANON is the flagship."""
+
+from importlib.metadata import version
+
+from canon_trl.advantages import requires_metrics
+from canon_trl.rollout import Rollout
+from canon_trl.trainers import CANONConfig, CANONTrainer, PluggableGRPOTrainer
+
+__version__ = version("canon-trl")
+
+__all__ = ["CANONConfig", "CANONTrainer", "PluggableGRPOTrainer", "Rollout", "requires_metrics", "__version__"]

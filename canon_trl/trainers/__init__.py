@@ -1,0 +1,7 @@
+"""Trainers: the hook into TRL and what is built on it."""
+
+from canon_trl.trainers.canon import CANONTrainer
+from canon_trl.trainers.canon_config import CANONConfig
+from canon_trl.trainers.pluggable import PluggableGRPOTrainer
+
+__all__ = ["CANONConfig", "CANONTrainer", "PluggableGRPOTrainer"]

@@ -1,0 +1,167 @@
+"""CANON's trainer."""
+
+import textwrap
+from typing import Any
+
+from torch import Tensor
+from transformers import PreTrainedModel
+from trl.trainer.utils import get_callable_name
+
+from canon_trl.advantages import (
+    ESTIMATORS,
+    AdvantageEstimator,
+    canon_estimator,
+    check_options,
+    get_estimator,
+    required_metrics,
+    split_by_metric,
+)
+from canon_trl.advantages.canon import canon_statistics
+from canon_trl.metrics import RANDOM, ResponseMetric, get_metric
+from canon_trl.rollout import Rollout
+from canon_trl.trainers.canon_config import ACCURACY_SCHEDULES, CANONConfig
+from canon_trl.trainers.pluggable import PluggableGRPOTrainer
+
+
+class CANONTrainer(PluggableGRPOTrainer):
+    """
+    Trainer for CANON, conditional advantage estimation, and for any other advantage estimator: everything else is
+    [`~trl.GRPOTrainer`].
+
+    Example:
+
+    ```python
+    from canon_trl import CANONConfig, CANONTrainer
+    from datasets import load_dataset
+    from trl.rewards import accuracy_reward
+
+    trainer = CANONTrainer(
+        model="Qwen/Qwen2.5-0.5B-Instruct",
+        reward_funcs=accuracy_reward,
+        args=CANONConfig(canon_metric="entropy", canon_mu=1.0),
+        train_dataset=load_dataset("trl-lib/DeepMath-103K", split="train"),
+    )
+    trainer.train()
+    ```
+
+    Args:
+        model, reward_funcs, args, train_dataset, eval_dataset, **trl_kwargs: as for [`~trl.GRPOTrainer`], with a
+            [`CANONConfig`] as `args`.
+        advantage_estimator: a function `Rollout -> (P, G)` in place of the one that `args.advantage_estimator` names;
+            it is called with `args.advantage_estimator_kwargs`.
+        canon_metric: a metric in place of the one that `args.canon_metric` names, see `canon_trl.metrics`.
+
+    Raises:
+        TypeError: `args` is not a `CANONConfig`.
+        ValueError: options that do not go together; before any model is loaded.
+    """
+
+    _tag_names = ["trl", "canon_trl", "canon"]
+    _name = "CANON"
+    _paper = {
+        "title": "Conditional Advantage Estimation for Reinforcement Learning in Large Reasoning Models",
+        "id": "2509.23962",
+        "citation": textwrap.dedent("""\
+            @article{chen2025conditional,
+                title        = {{Conditional Advantage Estimation for Reinforcement Learning in Large Reasoning
+                                Models}},
+                author       = {Guanxu Chen and Yafu Li and Yuxian Jiang and Chen Qian and Qihan Ren and Jingyi Yang
+                                and Yu Cheng and Dongrui Liu and Jing Shao},
+                year         = 2025,
+                eprint       = {arXiv:2509.23962},
+            }"""),
+    }
+
+    def __init__(
+        self,
+        model: str | PreTrainedModel | Any,
+        reward_funcs: Any = None,
+        args: CANONConfig | None = None,
+        train_dataset: Any = None,
+        eval_dataset: Any = None,
+        *,
+        advantage_estimator: AdvantageEstimator | None = None,
+        canon_metric: ResponseMetric | None = None,
+        **trl_kwargs: Any,
+    ) -> None:
+        if args is None:
+            name = model if isinstance(model, str) else model.config._name_or_path
+            args = CANONConfig(f"{name.rstrip('/').split('/')[-1]}-CANON")
+        if not isinstance(args, CANONConfig):
+            raise TypeError(f"args is a {type(args).__name__}; it must be a CANONConfig, which takes the same fields")
+        self._metric_name: str | None = None
+        if advantage_estimator is None and args.advantage_estimator == "canon":
+            estimator, metrics = self._canon(args, canon_metric)
+        else:
+            estimator, metrics = self._other(args, advantage_estimator, canon_metric)
+        super().__init__(
+            model,
+            reward_funcs,
+            args,
+            train_dataset,
+            eval_dataset,
+            advantage_estimator=estimator,
+            metrics=metrics,
+            accuracy_reward=args.accuracy_reward,
+            needs_accuracy=self._metric_name is not None and args.canon_mu_schedule in ACCURACY_SCHEDULES,
+            entropy_source=args.entropy_source,
+            **trl_kwargs,
+        )
+
+    def _canon(self, args: CANONConfig, metric: ResponseMetric | None) -> tuple[AdvantageEstimator, dict]:
+        if metric is not None and "canon_metric" in args.changed_canon_fields():
+            raise ValueError(
+                f"canon_metric is given to the trainer and as args.canon_metric={args.canon_metric!r}; set only one"
+            )
+        self._metric_name = args.canon_metric if metric is None else get_callable_name(metric)
+        self._mu_schedule = args.mu_schedule()
+        alpha_group = args.alpha_group()
+
+        def estimator(rollout: Rollout) -> Tensor:
+            options = {"mu": self._mu(rollout), "alpha": args.canon_alpha, "alpha_group": alpha_group}
+            return canon_estimator(rollout, metric=self._metric_name, **options)
+
+        return estimator, {self._metric_name: metric or find_metric(self._metric_name, field="canon_metric")}
+
+    def _other(
+        self, args: CANONConfig, given: AdvantageEstimator | None, metric: ResponseMetric | None
+    ) -> tuple[AdvantageEstimator, dict]:
+        if metric is not None:
+            raise ValueError("canon_metric is used by advantage_estimator='canon' only")
+        if given is not None and (args.advantage_estimator != "canon" or args.changed_canon_fields()):
+            raise ValueError(
+                f"advantage_estimator is given to the trainer: args.advantage_estimator={args.advantage_estimator!r} "
+                f"and {args.changed_canon_fields()} would be ignored; leave them at their defaults"
+            )
+        function = given or get_estimator(args.advantage_estimator)
+        check_options(function, args.advantage_estimator_kwargs, field="advantage_estimator_kwargs")
+
+        def estimator(rollout: Rollout) -> Tensor:
+            return function(rollout, **args.advantage_estimator_kwargs)
+
+        method = args.advantage_estimator if given is None else get_callable_name(function)
+        self._name, self._paper = method, {}  # the model card cites CANON only for CANON
+        self._tag_names = ["trl", "canon_trl", *([method] if method in ESTIMATORS else [])]
+        return estimator, {name: find_metric(name, field="requires_metrics") for name in required_metrics(function)}
+
+    def _mu(self, rollout: Rollout) -> float | Tensor:
+        return self._mu_schedule(rollout.step, rollout.total_steps, rollout.accuracy)
+
+    def rollout_statistics(self, rollout: Rollout, advantages: Tensor) -> dict[str, Tensor | float]:
+        statistics = super().rollout_statistics(rollout, advantages)
+        if self._metric_name is None:
+            return statistics
+        halves = canon_statistics(rollout.rewards, rollout.metrics[self._metric_name], valid=rollout.valid)
+        return statistics | {"canon/mu": self._mu(rollout)} | {f"canon/{name}": v for name, v in halves.items()}
+
+    def completion_columns(self, rollout: Rollout) -> dict[str, Any]:
+        columns = super().completion_columns(rollout)
+        if self._metric_name is None:
+            return columns
+        higher = split_by_metric(rollout.metrics[self._metric_name], rollout.valid)
+        return columns | {"higher_half": higher}
+
+
+def find_metric(name: str, *, field: str) -> ResponseMetric | None:
+    """The metric of that name; `None` for the random one, which the trainer draws for all ranks at once."""
+    return None if name == RANDOM else get_metric(name, field=field)

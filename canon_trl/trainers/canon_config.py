@@ -1,0 +1,314 @@
+"""Configuration of [`~canon_trl.CANONTrainer`]."""
+
+import logging
+from dataclasses import dataclass, field, fields
+from functools import partial
+from typing import Any
+
+from trl import GRPOConfig
+
+from canon_trl.advantages import check_options, get_estimator
+from canon_trl.metrics import RANDOM, get_metric
+from canon_trl.schedules import SCHEDULES
+
+logger = logging.getLogger(__name__)
+
+ENTROPY_SOURCES = ("auto", "generation", "forward")
+ACCURACY_SCHEDULES = ("inter_to_intra", "intra_to_inter")
+COSINE_SCHEDULES = ("cosine_inter_to_intra", "cosine_intra_to_inter")
+
+# The reference implementation's names for its estimators. Its `alpha` is canon_alpha, its `_lambda` is canon_mu.
+PRESETS: dict[str, dict[str, Any]] = {
+    "dr_entropy_token_budget": {"canon_metric": "entropy"},
+    "dr_length_on_mean": {"canon_metric": "length"},
+    # The line in force in the reference is mu = accuracy; its alternative is canon_mu_schedule="inter_to_intra".
+    "dr_entropy_token_budget_annel": {"canon_metric": "entropy", "canon_mu_schedule": "intra_to_inter"},
+    "dr_entropy_token_budget_cosine_restart": {
+        "canon_metric": "entropy",
+        "canon_mu_schedule": "cosine_intra_to_inter",
+    },
+    "dr_entropy_token_budget_cosine_restart_r": {
+        "canon_metric": "entropy",
+        "canon_mu_schedule": "cosine_inter_to_intra",
+    },
+    "dr_random": {"canon_metric": "random"},
+}
+
+
+@dataclass
+class CANONConfig(GRPOConfig):
+    r"""
+    Configuration class for the [`CANONTrainer`].
+
+    It has every field of [`~trl.GRPOConfig`] and those below. An option that the chosen estimator, metric or schedule
+    does not honour is refused, never ignored.
+
+    Args:
+        > Parameters that choose the advantage
+
+        advantage_estimator (`str`, *optional*, defaults to `"canon"`):
+            A name in `canon_trl.advantages.ESTIMATORS` (`"canon"`, `"grpo"`, `"dr_grpo"`, `"rloo"`,
+            `"reinforce_pp_baseline"`, `"opo"`) or an import path `"package.module:function"` to a function
+            `Rollout -> (P, G)`.
+        advantage_estimator_kwargs (`dict`, *optional*):
+            Options of the estimator, such as `{"eps": 1e-4}` for `"grpo"`. CANON's own are the `canon_*` fields.
+        accuracy_reward (`str`, *optional*):
+            Name of the reward function that measures accuracy in [0, 1]. Default: the first one. It feeds
+            `Rollout.accuracy` and with it the accuracy schedules.
+
+        > Parameters that control CANON
+
+        canon_metric (`str`, *optional*, defaults to `"entropy"`):
+            What the responses to a prompt are regrouped by: `"entropy"`, `"length"`, `"surprisal"`, `"random"` or an
+            import path to a metric, see `canon_trl.metrics`.
+        canon_mu (`float`, *optional*, defaults to `1.0`):
+            Weight of the inter-group comparison in [0, 1] (Eq. 5 of the paper): 1 is CANON-Inter, 0 CANON-Intra, 0.5
+            Dr.GRPO.
+        canon_mu_schedule (`str`, *optional*, defaults to `"constant"`):
+            A name in `canon_trl.schedules.SCHEDULES`: `"constant"`, `"inter_to_intra"` (mu = 1 - accuracy),
+            `"intra_to_inter"` (mu = accuracy), `"cosine_inter_to_intra"`, `"cosine_intra_to_inter"`.
+        canon_alpha (`float`, *optional*, defaults to `1.0`):
+            Factor on the rewards of `canon_alpha_group` in the inter-group comparison (Eq. 8). Below 1 it prefers
+            short responses (length) or exploration (entropy).
+        canon_alpha_group (`str`, *optional*):
+            `"higher"` or `"lower"`. Default: `"higher"` for the metric `"length"`, `"lower"` for every other.
+        canon_cosine_warmup_ratio (`float`, *optional*, defaults to `0.2`):
+            Share of the rollouts in which the cosine schedules warm up, in [0, 1).
+        canon_cosine_cycles (`int`, *optional*, defaults to `3`):
+            Number of cosine cycles after the warm-up.
+        canon_cosine_low (`float`, *optional*):
+            Lowest value of the curve. Default, as in the reference: 0.4 of the inter-group weight for
+            `"cosine_inter_to_intra"`, 0 of the intra-group weight for `"cosine_intra_to_inter"`.
+        canon_cosine_high (`float`, *optional*):
+            Highest value of the curve. Default, as in the reference: 1 and 0.6.
+
+        > Parameters that control the cost
+
+        entropy_source (`str`, *optional*, defaults to `"auto"`):
+            Where the entropies and log-probabilities of a metric come from if TRL scores the rollout in no pass of its
+            own (it does with vLLM and importance-sampling correction, and with several updates a rollout).
+            `"generation"`: recorded from the logits that are sampled from; `"forward"`: a forward pass of their own;
+            `"auto"`: the first where it is possible, else the second.
+
+    > [!NOTE]
+    > These parameters have default values different from [`~trl.GRPOConfig`]:
+    > - `loss_type`: Defaults to `"dr_grpo"` instead of `"dapo"`.
+    > - `scale_rewards`: Defaults to `"none"` instead of `"group"`.
+    > - `epsilon_high`: Defaults to `0.28` instead of `None`.
+    > - `num_generations`, `per_device_train_batch_size`, `per_device_eval_batch_size`: Default to `16` instead of `8`.
+    """
+
+    loss_type: str = field(
+        default="dr_grpo",
+        metadata={"help": "Specifies the loss formulation, see `GRPOConfig`. CANON is defined with `dr_grpo`."},
+    )
+    scale_rewards: str = field(
+        default="none",
+        metadata={"help": "TRL's scaling of advantages, which the estimator replaces: `none`, or `group` for grpo."},
+    )
+    epsilon_high: float | None = field(
+        default=0.28,
+        metadata={"help": "Upper-bound epsilon value for clipping (clip-higher)."},
+    )
+    num_generations: int | None = field(
+        default=16,
+        metadata={"help": "Number of responses to sample for each prompt, the size G of a prompt group."},
+    )
+    per_device_train_batch_size: int = field(
+        default=16, metadata={"help": "Responses per device and forward pass in training."}
+    )
+    per_device_eval_batch_size: int = field(
+        default=16, metadata={"help": "Responses per device and forward pass in evaluation."}
+    )
+
+    advantage_estimator: str = field(
+        default="canon",
+        metadata={"help": "Name of the advantage estimator, or an import path `package.module:function`."},
+    )
+    advantage_estimator_kwargs: dict[str, Any] | str | None = field(
+        default=None, metadata={"help": "Options of the advantage estimator."}
+    )
+    accuracy_reward: str | None = field(
+        default=None,
+        metadata={"help": "Name of the reward function that measures accuracy in [0, 1]. Default: the first one."},
+    )
+    canon_metric: str = field(
+        default="entropy",
+        metadata={
+            "help": "What responses are regrouped by: `entropy`, `length`, `surprisal`, `random` or an import path."
+        },
+    )
+    canon_mu: float = field(
+        default=1.0,
+        metadata={"help": "Weight of the inter-group comparison in [0, 1]; 0.5 is Dr.GRPO."},
+    )
+    canon_mu_schedule: str = field(
+        default="constant",
+        metadata={
+            "help": "Schedule of mu: `constant`, `inter_to_intra`, `intra_to_inter`, `cosine_inter_to_intra` or "
+            "`cosine_intra_to_inter`."
+        },
+    )
+    canon_alpha: float = field(
+        default=1.0,
+        metadata={"help": "Factor on the rewards of `canon_alpha_group` in the inter-group comparison."},
+    )
+    canon_alpha_group: str | None = field(
+        default=None,
+        metadata={"help": "`higher` or `lower`. Default: `higher` for the metric length, `lower` for every other."},
+    )
+    canon_cosine_warmup_ratio: float = field(
+        default=0.2, metadata={"help": "Share of the rollouts in which the cosine schedules warm up."}
+    )
+    canon_cosine_cycles: int = field(default=3, metadata={"help": "Number of cosine cycles after the warm-up."})
+    canon_cosine_low: float | None = field(
+        default=None, metadata={"help": "Lowest value of the cosine curve. Default: the reference's 0.4 or 0."}
+    )
+    canon_cosine_high: float | None = field(
+        default=None, metadata={"help": "Highest value of the cosine curve. Default: the reference's 1 or 0.6."}
+    )
+    entropy_source: str = field(
+        default="auto",
+        metadata={
+            "help": "Where token entropies come from if TRL runs no scoring pass: `generation`, `forward` or `auto`."
+        },
+    )
+
+    _VALID_DICT_FIELDS = GRPOConfig._VALID_DICT_FIELDS + ["advantage_estimator_kwargs"]
+
+    def __post_init__(self) -> None:
+        self._check_groups()
+        super().__post_init__()
+        self.advantage_estimator_kwargs = self.advantage_estimator_kwargs or {}
+        self._check_estimator()
+        self._check_canon()
+
+    @classmethod
+    def from_preset(cls, name: str, **overrides: Any) -> "CANONConfig":
+        """The configuration of an estimator of the reference implementation, by its name there.
+
+        Args:
+            name: `"dr_entropy_token_budget"`, `"dr_length_on_mean"`, `"dr_entropy_token_budget_annel"`,
+                `"dr_entropy_token_budget_cosine_restart"`, `"dr_entropy_token_budget_cosine_restart_r"`,
+                `"dr_random"`.
+            overrides: any field; the reference's `alpha` is `canon_alpha` and its `_lambda` is `canon_mu`.
+
+        Raises:
+            ValueError: the name is unknown, or a value is.
+        """
+        if name not in PRESETS:
+            raise ValueError(f"preset {name!r} is unknown; choose one of {sorted(PRESETS)}")
+        return cls(**{**PRESETS[name], **overrides})
+
+    def mu_schedule(self) -> partial:
+        """The schedule `(step, total_steps, accuracy) -> mu` with its options bound."""
+        schedule = SCHEDULES[self.canon_mu_schedule]
+        if self.canon_mu_schedule == "constant":
+            return partial(schedule, mu=self.canon_mu)
+        if self.canon_mu_schedule in COSINE_SCHEDULES:
+            bounds = {"low": self.canon_cosine_low, "high": self.canon_cosine_high}
+            return partial(
+                schedule,
+                warmup_ratio=self.canon_cosine_warmup_ratio,
+                cycles=self.canon_cosine_cycles,
+                **{name: bound for name, bound in bounds.items() if bound is not None},
+            )
+        return partial(schedule)
+
+    def alpha_group(self) -> str:
+        """The half whose rewards alpha multiplies, by metric where it is not set."""
+        return self.canon_alpha_group or ("higher" if self.canon_metric == "length" else "lower")
+
+    def changed_canon_fields(self) -> list[str]:
+        """The `canon_*` fields that differ from their defaults."""
+        return [
+            option.name
+            for option in fields(self)
+            if option.name.startswith("canon_") and getattr(self, option.name) != option.default
+        ]
+
+    def _check_groups(self) -> None:
+        if self.num_generations is None or self.num_generations < 2:
+            raise ValueError(
+                f"num_generations={self.num_generations!r} must be at least 2: an advantage compares the responses to "
+                "one prompt"
+            )
+
+    def _check_estimator(self) -> None:
+        estimator = get_estimator(self.advantage_estimator)
+        if self.multi_objective_aggregation != "sum_then_normalize":
+            raise ValueError(
+                f"multi_objective_aggregation={self.multi_objective_aggregation!r} is an advantage estimator of TRL's "
+                "own, which advantage_estimator replaces; it must be 'sum_then_normalize'"
+            )
+        allowed_scaling = ("none", "group") if self.advantage_estimator == "grpo" else ("none",)
+        if self.scale_rewards not in allowed_scaling:
+            raise ValueError(
+                f"scale_rewards={self.scale_rewards!r} is TRL's own scaling of advantages, which "
+                f"advantage_estimator={self.advantage_estimator!r} replaces; it must be one of {allowed_scaling}"
+            )
+        if self.advantage_estimator == "canon":
+            if self.advantage_estimator_kwargs:
+                raise ValueError(
+                    f"advantage_estimator_kwargs={self.advantage_estimator_kwargs} must be empty for 'canon': its "
+                    "options are the canon_* fields"
+                )
+        else:
+            check_options(estimator, self.advantage_estimator_kwargs, field="advantage_estimator_kwargs")
+            if changed := self.changed_canon_fields():
+                raise ValueError(
+                    f"{', '.join(changed)}: options of CANON, which advantage_estimator="
+                    f"{self.advantage_estimator!r} does not use; leave them at their defaults"
+                )
+        if self.entropy_source not in ENTROPY_SOURCES:
+            raise ValueError(f"entropy_source={self.entropy_source!r} must be one of {ENTROPY_SOURCES}")
+
+    def _check_canon(self) -> None:
+        if self.canon_metric != RANDOM:
+            get_metric(self.canon_metric, field="canon_metric")
+        if not 0 <= self.canon_mu <= 1:
+            raise ValueError(f"canon_mu={self.canon_mu!r} must lie in [0, 1]")
+        if not 0 < self.canon_alpha < float("inf"):
+            raise ValueError(f"canon_alpha={self.canon_alpha!r} must be positive and finite")
+        if self.canon_alpha_group not in (None, "higher", "lower"):
+            raise ValueError(f"canon_alpha_group={self.canon_alpha_group!r} must be 'higher', 'lower' or None")
+        if self.canon_mu_schedule not in SCHEDULES:
+            raise ValueError(f"canon_mu_schedule={self.canon_mu_schedule!r} must be one of {list(SCHEDULES)}")
+        changed = self.changed_canon_fields()
+        if "canon_mu" in changed and self.canon_mu_schedule != "constant":
+            raise ValueError(
+                f"canon_mu={self.canon_mu} is ignored by canon_mu_schedule={self.canon_mu_schedule!r}; set only one"
+            )
+        cosine = [name for name in changed if name.startswith("canon_cosine_")]
+        if cosine and self.canon_mu_schedule not in COSINE_SCHEDULES:
+            raise ValueError(
+                f"{', '.join(cosine)}: honoured only by canon_mu_schedule in {COSINE_SCHEDULES}, not by "
+                f"{self.canon_mu_schedule!r}"
+            )
+        if not 0 <= self.canon_cosine_warmup_ratio < 1:
+            raise ValueError(f"canon_cosine_warmup_ratio={self.canon_cosine_warmup_ratio!r} must lie in [0, 1)")
+        if self.canon_cosine_cycles < 1:
+            raise ValueError(f"canon_cosine_cycles={self.canon_cosine_cycles!r} must be at least 1")
+        if self.canon_mu_schedule in COSINE_SCHEDULES:
+            bounds = SCHEDULES[self.canon_mu_schedule].__kwdefaults__
+            low = bounds["low"] if self.canon_cosine_low is None else self.canon_cosine_low
+            high = bounds["high"] if self.canon_cosine_high is None else self.canon_cosine_high
+            if not 0 <= low <= high <= 1:
+                raise ValueError(
+                    f"canon_cosine_low={low!r} and canon_cosine_high={high!r} must satisfy 0 <= low <= high <= 1"
+                )
+        if self.advantage_estimator == "canon":
+            self._warn_about_halves()
+
+    def _warn_about_halves(self) -> None:
+        if self.num_generations < 4:
+            logger.warning(
+                "num_generations=%d leaves a half of one response, whose intra-group advantage is always 0; CANON is "
+                "meant for groups of 4 or more",
+                self.num_generations,
+            )
+        elif self.num_generations % 2:
+            logger.warning(
+                "num_generations=%d is odd: the higher half has one response more, and mu = 0.5 is not Dr.GRPO",
+                self.num_generations,
+            )

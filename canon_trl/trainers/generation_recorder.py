@@ -1,0 +1,85 @@
+"""Entropies and log-probabilities for free: taken from the logits that the tokens are sampled from."""
+
+from types import TracebackType
+
+import torch
+from torch import Tensor, nn
+
+
+class GenerationRecorder:
+    """While active, records at every decoding step of `generate` what a scoring pass would compute afterwards.
+
+    A forward hook on the causal language model sees the logits of the last position, `(B, V)`, before sampling:
+
+        l = logits / temperature        H = -sum_v softmax(l)_v * log softmax(l)_v        log p = log softmax(l)[token]
+
+    That is the distribution of the scoring pass: logit processors (top-k, repetition penalty) act later and are not
+    part of it. Agreement with a scoring pass is up to rounding, as a cached decoding step rounds differently.
+
+    Args:
+        model: the causal language model whose `generate` is called; wrappers around it may stay.
+        temperature: the sampling temperature.
+        log_probs: whether to record the sampled tokens' log-probabilities too.
+    """
+
+    def __init__(self, model: nn.Module, *, temperature: float, log_probs: bool) -> None:
+        self._model = model
+        self._temperature = temperature
+        self._want_log_probs = log_probs
+        self._entropies: list[Tensor] = []
+        self._log_probs: list[Tensor] = []
+        self._next_token_log_probs: Tensor | None = None
+
+    def __enter__(self) -> "GenerationRecorder":
+        self._handle = self._model.register_forward_hook(self._record, with_kwargs=True)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._handle.remove()
+
+    @torch.no_grad()
+    def _record(self, model: nn.Module, args: tuple, kwargs: dict, output: object) -> None:
+        logits = output.logits[:, -1].float() / self._temperature
+        if self._want_log_probs:
+            if self._next_token_log_probs is not None:
+                self._log_probs.append(self._of_token(kwargs["input_ids"][:, -1]))
+            self._next_token_log_probs = logits.log_softmax(dim=-1)
+            probs = self._next_token_log_probs.exp()
+        else:
+            probs = logits.softmax(dim=-1)
+        # entr is 0 at 0, so a logit of minus infinity costs nothing
+        self._entropies.append(torch.special.entr(probs).sum(dim=-1))
+
+    def _of_token(self, tokens: Tensor) -> Tensor:
+        return self._next_token_log_probs.gather(-1, tokens.unsqueeze(-1)).squeeze(-1)
+
+    def entropies(self, completion_ids: Tensor, longest: int) -> Tensor:
+        """Token entropies in nats, `(B, T)`; padding holds arbitrary values.
+
+        Args:
+            completion_ids: `(B, T)`, the padded completions.
+            longest: tokens of the longest completion, without the padding.
+
+        Raises:
+            RuntimeError: what was recorded does not fit the completions.
+        """
+        return self._aligned(self._entropies, completion_ids, longest)
+
+    def log_probs(self, completion_ids: Tensor, longest: int) -> Tensor:
+        """Log-probabilities of the sampled tokens, `(B, T)`; otherwise as [`entropies`]."""
+        last = self._of_token(completion_ids[:, min(len(self._log_probs), completion_ids.shape[1] - 1)])
+        return self._aligned([*self._log_probs, last], completion_ids, longest)
+
+    def _aligned(self, steps: list[Tensor], completion_ids: Tensor, longest: int) -> Tensor:
+        rows, width = completion_ids.shape
+        # More steps than tokens are those in which this rank waited for others to finish.
+        if len(steps) < longest or steps[0].shape[0] != rows:
+            raise RuntimeError(
+                f"generation ran {len(steps)} decoding steps of {steps[0].shape[0] if steps else 0} rows for {rows} "
+                f"completions of up to {longest} tokens, so its logits cannot be attributed; set "
+                "entropy_source='forward'"
+            )
+        decoded = torch.stack(steps[:width], dim=1)
+        return nn.functional.pad(decoded, (0, width - decoded.shape[1]))

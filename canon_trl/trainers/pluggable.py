@@ -1,0 +1,496 @@
+"""The hook that TRL lacks: rewards become advantages in a function of your own.
+
+This is the only file that touches private members of TRL. It wraps them, so that everything TRL does to a rollout
+still happens, and copies none. What it relies on in TRL 1.16, checked by `tests/test_seams.py`:
+
+    _generate(prompts)                          [1] completion ids, [2] tool mask, both lists of lists of this rank
+    _calculate_rewards(inputs, prompts, ...)    (N, F), gathered over the ranks, rank-major
+    _get_per_token_logps_and_entropies(...)     (log_probs, entropies, aux_loss) of the completion positions
+    _generate_and_score_completions(inputs)     dict with "advantages", "completion_ids", ...; rows of this rank
+    _metrics, _logs                             what `log` averages and tabulates
+    _step, _buffered_inputs                     the position in, and the rest of, the rollout in flight
+    _save_checkpoint, _load_optimizer_and_scheduler, _get_train_sampler
+"""
+
+import logging
+import math
+import os
+from collections.abc import Mapping
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+from importlib.util import find_spec
+from typing import Any
+
+import torch
+from accelerate.utils import send_to_device
+from datasets import IterableDataset
+from peft import PeftModel
+from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+from trl import GRPOConfig, GRPOTrainer
+from trl.models.utils import disable_gradient_checkpointing
+from trl.trainer.utils import get_callable_name
+
+from canon_trl.advantages import AdvantageEstimator, dr_grpo_advantage
+from canon_trl.advantages.groups import has_spread
+from canon_trl.metrics import RANDOM, ResponseMetric, measure, random_metric, token_inputs
+from canon_trl.rollout import ResponseMetrics, Rollout
+from canon_trl.trainers.generation_recorder import GenerationRecorder
+
+logger = logging.getLogger(__name__)
+
+RESERVED_COLUMNS = ("prompt", "completion", "completion_ids")
+
+# Inputs of the model beside the tokens, as `_generate_and_score_completions` hands them to the loss.
+MULTIMODAL_INPUTS = (
+    "pixel_values",
+    "image_grid_thw",
+    "num_images",
+    "pixel_attention_mask",
+    "spatial_shapes",
+    "num_tiles",
+    "image_sizes",
+    "token_type_ids",
+    "mm_token_type_ids",
+    "image_position_ids",
+)
+
+# Ways of decoding in which one forward pass is not one sampled token a row.
+UNRECORDABLE_DECODING = ("num_beams", "prompt_lookup_num_tokens", "assistant_early_exit", "prefill_chunk_size")
+
+
+class PluggableGRPOTrainer(GRPOTrainer):
+    """[`~trl.GRPOTrainer`] with the step from rewards to advantages replaced by a function.
+
+    Beyond that it saves the rollout in flight with every checkpoint, so that a resumed run continues as if it had
+    never stopped, where TRL would throw the rollout away.
+
+    Args:
+        model, reward_funcs, args, train_dataset, eval_dataset, **trl_kwargs: as for [`~trl.GRPOTrainer`].
+        advantage_estimator: called with a [`~canon_trl.rollout.Rollout`] on every rank; returns advantages `(P, G)`,
+            or `(P, G, T)` with T at least `Rollout.width`. Responses without a reward get advantage 0 in any case.
+        metrics: the response metrics that the rollout carries, by name; `None` stands for the random metric.
+        accuracy_reward: name of the reward function behind `Rollout.accuracy`; default the first.
+        needs_accuracy: whether the estimator reads `Rollout.accuracy`; its reward must then lie in [0, 1].
+        entropy_source: `"generation"`, `"forward"` or `"auto"`, see [`~canon_trl.CANONConfig`].
+
+    Raises:
+        ValueError: before a model is loaded where it can be known by then: an unknown reward name, an entropy source
+            that the setting does not allow, a dataset without the column `prompt`. At the first rollout: a metric that
+            is not finite, an accuracy outside [0, 1] that is needed, advantages of another shape or not finite.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        reward_funcs: Any = None,
+        args: GRPOConfig | None = None,
+        train_dataset: Any = None,
+        eval_dataset: Any = None,
+        *,
+        advantage_estimator: AdvantageEstimator,
+        metrics: Mapping[str, ResponseMetric | None],
+        accuracy_reward: str | None = None,
+        needs_accuracy: bool = False,
+        entropy_source: str = "auto",
+        **trl_kwargs: Any,
+    ) -> None:
+        if trl_kwargs.get("environment_factory") is None:
+            check_prompt_column(train_dataset, "train_dataset")
+            check_prompt_column(eval_dataset, "eval_dataset")
+            check_accuracy_reward(accuracy_reward, reward_funcs)
+        if args.use_vllm and find_spec("vllm") is None:
+            raise ImportError("use_vllm=True needs vllm; install canon-trl[vllm]")
+        self._records_generation = records_generation(entropy_source, args, trl_kwargs)
+        self._advantage_estimator = advantage_estimator
+        self._response_metrics = dict(metrics)
+        named = set().union(*(token_inputs(metric) for metric in metrics.values() if metric is not None))
+        self._scored_inputs = named & {"entropies", "log_probs"}
+        self._needs_accuracy = needs_accuracy
+        self._making: RolloutParts | None = None
+        super().__init__(model, reward_funcs, args, train_dataset, eval_dataset, **trl_kwargs)
+        if accuracy_reward is not None and accuracy_reward not in self.reward_func_names:
+            raise ValueError(
+                f"accuracy_reward={accuracy_reward!r} must be one of the reward functions {self.reward_func_names}"
+            )
+        self._accuracy_index = self.reward_func_names.index(accuracy_reward) if accuracy_reward else 0
+
+    # --- The rollout on its way through TRL: each wrapper keeps what passes by and hands it on unchanged. ---
+
+    def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
+        self._making = RolloutParts()
+        try:
+            output = super()._generate_and_score_completions(inputs)
+            rollout = self._make_rollout(output)
+            advantages = self._estimate_advantages(rollout)
+            self._log_rollout(rollout, advantages)
+        finally:  # an error or an evaluation in between must not leave parts of another batch behind
+            self._making = None
+        rows, width = output["completion_ids"].shape
+        first = self.accelerator.process_index * rows
+        local = advantages.flatten(0, 1)[first : first + rows]
+        output["advantages"] = local[:, :width] if local.dim() == 2 else local
+        return output
+
+    def _generate(self, prompts: list) -> tuple:
+        if self._records_generation and not self._trl_scores and self._scored_inputs:
+            model = self.model.get_base_model() if isinstance(self.model, PeftModel) else self.model
+            self._making.recorder = GenerationRecorder(
+                model, temperature=self.temperature, log_probs="log_probs" in self._scored_inputs
+            )
+        with self._making.recorder or nullcontext():
+            generated = super()._generate(prompts)
+        self._making.completion_ids, self._making.tool_mask = generated[1], generated[2]
+        return generated
+
+    def _get_per_token_logps_and_entropies(
+        self,
+        model: Any,
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        logits_to_keep: int,
+        *args: Any,
+        compute_entropy: bool = False,
+        **kwargs: Any,
+    ) -> tuple:
+        # Within a rollout and on the policy: the reference model's head yields no entropy.
+        keep = self._making is not None and model is self.model and bool(self._scored_inputs)
+        if not keep:
+            return super()._get_per_token_logps_and_entropies(
+                model, input_ids, attention_mask, logits_to_keep, *args, compute_entropy=compute_entropy, **kwargs
+            )
+        # A completion that is masked as truncated would be scored as empty. Score what was written, and give TRL the
+        # zeros that it expects there.
+        written = self._written_mask(logits_to_keep, input_ids.device)
+        trained = attention_mask[:, -logits_to_keep:].bool()
+        attention_mask = torch.cat([attention_mask[:, :-logits_to_keep], written.to(attention_mask.dtype)], dim=1)
+        log_probs, entropies, aux_loss = super()._get_per_token_logps_and_entropies(
+            model, input_ids, attention_mask, logits_to_keep, *args, compute_entropy=True, **kwargs
+        )
+        for_trl = log_probs.masked_fill(~trained, 0.0)
+        self._making.passes.append(ScoringPass(for_trl, log_probs, entropies))
+        return for_trl, entropies, aux_loss
+
+    def _calculate_rewards(self, inputs: list, prompts: list, completions: list, completion_ids_list: list) -> Tensor:
+        rewards_per_func = super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)
+        self._making.rewards_per_func = rewards_per_func
+        columns = {key: [row[key] for row in inputs] for key in inputs[0] if key not in RESERVED_COLUMNS}
+        texts = {"prompts": prompts, "completions": completions, "completion_ids": completion_ids_list}
+        self._making.metric_inputs = columns | texts
+        return rewards_per_func
+
+    # --- Its parts put together ---
+
+    @property
+    def _trl_scores(self) -> bool:
+        """Whether TRL runs a scoring pass of its own over the rollout."""
+        return self.args.gradient_accumulation_steps % self._generate_every != 0 or (
+            self.use_vllm and self.vllm_importance_sampling_correction
+        )
+
+    @property
+    def _generate_every(self) -> int:
+        """Micro-batches that are trained on from one rollout."""
+        return self.args.steps_per_generation * self.num_iterations
+
+    def _written_mask(self, width: int, device: torch.device) -> Tensor:
+        """True on every token of the completion, `(B, width)`, also where training masks it as truncated."""
+        lengths = torch.tensor([len(ids) for ids in self._making.completion_ids], device=device)
+        return torch.arange(width, device=device) < lengths.unsqueeze(1)
+
+    def _model_mask(self, width: int, device: torch.device) -> Tensor:
+        """True on the tokens that the model wrote, `(B, width)`: without those of tools and environments."""
+        written = self._written_mask(width, device)
+        if self._making.tool_mask is None:
+            return written
+        tool_mask = [torch.tensor(row, dtype=torch.bool) for row in self._making.tool_mask]
+        padded = pad_sequence(tool_mask, batch_first=True).to(device)
+        return written & nn.functional.pad(padded, (0, width - padded.shape[1]))
+
+    def _token_values(self, output: dict[str, Any]) -> dict[str, Tensor]:
+        """Those of `entropies` and `log_probs` that the metrics read, `(B, T)`, from where they cost least."""
+        values = {}
+        if "log_probs" in self._scored_inputs and "sampling_per_token_logps" in output:
+            values["log_probs"] = output["sampling_per_token_logps"]
+        if not self._scored_inputs - values.keys():
+            return values
+        # TRL's own pass over the policy is the one whose log-probabilities it kept; another one on the same module is
+        # that of the reference, with the adapters off.
+        old_log_probs = output.get("old_per_token_logps")
+        scored = [scoring for scoring in self._making.passes if scoring.for_trl is old_log_probs]
+        completion_ids = output["completion_ids"]
+        if scored:
+            found = {"entropies": scored[0].entropies, "log_probs": scored[0].log_probs}
+        elif self._making.recorder is not None:
+            longest = max(len(ids) for ids in self._making.completion_ids)
+            found = {"entropies": self._making.recorder.entropies(completion_ids, longest)}
+            if "log_probs" in self._scored_inputs:
+                found["log_probs"] = self._making.recorder.log_probs(completion_ids, longest)
+        else:
+            found = self._score(output)
+        return found | values
+
+    @torch.no_grad()
+    def _score(self, output: dict[str, Any]) -> dict[str, Tensor]:
+        """A scoring pass of our own."""
+        training = self.model.training
+        with disable_gradient_checkpointing(self.model, self.args.gradient_checkpointing_kwargs):
+            self._get_per_token_logps_and_entropies(
+                self.model,
+                torch.cat([output["prompt_ids"], output["completion_ids"]], dim=1),
+                torch.cat([output["prompt_mask"], output["completion_mask"]], dim=1),
+                output["completion_ids"].shape[1],
+                batch_size=self.args.per_device_train_batch_size if training else self.args.per_device_eval_batch_size,
+                **{key: output[key] for key in MULTIMODAL_INPUTS if key in output},
+            )
+        scored = self._making.passes[-1]
+        return {"entropies": scored.entropies, "log_probs": scored.log_probs}
+
+    def _make_rollout(self, output: dict[str, Any]) -> Rollout:
+        rewards_per_func = self._making.rewards_per_func
+        device = rewards_per_func.device
+        rows, width = output["completion_ids"].shape
+        group_size = self.num_generations if self.model.training else self.num_generations_eval
+
+        mask = self._model_mask(width, device)
+        inputs = self._making.metric_inputs | self._token_values(output) | {"mask": mask}
+        measured = {
+            name: measure(metric, name, rows, inputs).to(device)
+            for name, metric in self._response_metrics.items()
+            if metric is not None
+        }
+        # One gather for all numbers of the responses, in the order in which rewards are gathered.
+        widths, lengths = torch.full((rows,), float(width), device=device), mask.sum(dim=-1).float()
+        local = torch.stack([widths, lengths, *measured.values()], dim=1)
+        widths, lengths, *metrics = self.accelerator.gather(local).view(-1, group_size, local.shape[1]).unbind(-1)
+
+        unscored = rewards_per_func.isnan().all(dim=1)
+        rewards = (rewards_per_func * self.reward_weights.to(device).unsqueeze(0)).nansum(dim=1)
+        rewards = rewards.masked_fill(unscored, torch.nan).view(-1, group_size)
+        accuracy = rewards_per_func[:, self._accuracy_index]
+        step = self.state.global_step * self.args.gradient_accumulation_steps // self._generate_every
+        by_name = dict(zip(measured, metrics, strict=True))
+        self._check_values(by_name, accuracy)
+        if RANDOM in self._response_metrics:
+            by_name[RANDOM] = random_metric(rewards.shape, seed=self.args.seed, step=step).to(device)
+        return Rollout(
+            rewards=rewards,
+            rewards_per_func=rewards_per_func.view(*rewards.shape, -1),
+            reward_names=tuple(self.reward_func_names),
+            lengths=lengths.long(),
+            metrics=ResponseMetrics(by_name),
+            step=step,
+            total_steps=math.ceil(
+                self._optimizer_steps() * self.args.gradient_accumulation_steps / self._generate_every
+            ),
+            accuracy=accuracy.nanmean().nan_to_num(0.0).clamp(0.0, 1.0),
+            valid=~rewards.isnan(),
+            width=width if self.accelerator.num_processes == 1 else int(widths.max()),
+        )
+
+    def _optimizer_steps(self) -> int:
+        """Optimiser steps of the whole run, also before it has begun."""
+        if self.state.max_steps > 0:
+            return self.state.max_steps
+        if self.args.max_steps > 0:
+            return self.args.max_steps
+        return self.set_initial_training_values(self.args, self.get_train_dataloader())[-1]
+
+    def _check_values(self, metrics: dict[str, Tensor], accuracy: Tensor) -> None:
+        checks = {name: metric.isfinite().all() for name, metric in metrics.items()}
+        if self._needs_accuracy:
+            checks["accuracy"] = ((accuracy >= 0) & (accuracy <= 1) | accuracy.isnan()).all()
+        if not checks:
+            return
+        passed = torch.stack(list(checks.values())).tolist()  # the only wait for the device
+        failed = [name for name, fine in zip(checks, passed, strict=True) if not fine]
+        for name in set(failed) & set(metrics):
+            values = metrics[name].flatten()
+            index = int((~values.isfinite()).nonzero()[0])
+            raise ValueError(f"metric {name!r} is {values[index].item()} for completion {index}; it must be finite")
+        if failed:
+            outside = accuracy[(accuracy < 0) | (accuracy > 1)][0].item()
+            raise ValueError(
+                f"the schedule of mu reads the accuracy, but reward {self.reward_func_names[self._accuracy_index]!r} "
+                f"gave {outside}; name a reward function in [0, 1] as accuracy_reward"
+            )
+
+    def _estimate_advantages(self, rollout: Rollout) -> Tensor:
+        advantages = self._advantage_estimator(rollout)
+        shape, expected = tuple(advantages.shape), tuple(rollout.rewards.shape)
+        token_level = len(shape) == 3 and shape[:2] == expected and shape[2] >= rollout.width
+        if shape != expected and not token_level:
+            raise ValueError(
+                f"the advantage estimator returned shape {shape}; it must be {expected}, or {(*expected, 'T')} with T "
+                f"at least {rollout.width}, the width of the rollout"
+            )
+        valid = rollout.valid.unsqueeze(-1) if token_level else rollout.valid
+        return advantages.detach().float().masked_fill(~valid, 0.0)
+
+    # --- What is logged of it ---
+
+    def rollout_statistics(self, rollout: Rollout, advantages: Tensor) -> dict[str, Tensor | float]:
+        """Numbers to log of every rollout, averaged over a logging step; override to add more.
+
+        Args:
+            rollout: the rollout, the same on every rank.
+            advantages: `(P, G)`, the advantages used; of a token-level estimator their mean over each response.
+
+        Returns:
+            By name, as 0-d tensors or floats; NaN where a number is undefined. The same names at every rollout.
+        """
+        centred = dr_grpo_advantage(rollout.rewards)
+        spread = has_spread(rollout.rewards, rollout.valid)
+        return {
+            "advantage/relative_to_dr_grpo": advantages.abs().sum() / centred.abs().sum(),
+            "groups/frac_no_spread": 1 - spread.float().mean(),
+        }
+
+    def completion_columns(self, rollout: Rollout) -> dict[str, Tensor]:
+        """Columns of the completions table beside TRL's own, `(P, G)` each; override to add more."""
+        return {f"metric/{name}": metric for name, metric in rollout.metrics.items()}
+
+    def _log_rollout(self, rollout: Rollout, advantages: Tensor) -> None:
+        mode = "train" if self.model.training else "eval"
+        if advantages.dim() == 3:
+            written = torch.arange(advantages.shape[2], device=advantages.device) < rollout.lengths.unsqueeze(-1)
+            advantages = (advantages * written).sum(dim=-1) / rollout.lengths.clamp(min=1)
+        statistics = self.rollout_statistics(rollout, advantages)
+        values = torch.stack([torch.as_tensor(v, device=advantages.device).float() for v in statistics.values()])
+        finite, *values = torch.cat([advantages.isfinite().all().float().unsqueeze(0), values]).tolist()
+        if not finite:
+            index = int((~advantages.flatten().isfinite()).nonzero()[0])
+            raise ValueError(
+                f"the advantage estimator returned {advantages.flatten()[index].item()} for completion {index}; "
+                "advantages must be finite"
+            )
+        for name, value in zip(statistics, values, strict=True):
+            self._metrics[mode][name].append(value)
+
+        # TRL has tabulated its own advantages; put those that are used in their place.
+        table = self._logs["advantages"]
+        for _ in range(min(advantages.numel(), len(table))):
+            table.pop()
+        table.extend(advantages.flatten().tolist())
+        for column, entries in self.completion_columns(rollout).items():
+            self._logs["extra"][column].extend(entries.flatten().tolist())
+
+    # --- Checkpoints: the rollout in flight, and the order of the prompts ---
+
+    def _get_train_sampler(self, dataset: Any = None) -> Any:
+        self._prompt_sampler = super()._get_train_sampler(dataset)
+        return self._prompt_sampler
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        if not self.args.save_only_model:
+            folder = f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
+            path = self._rollout_state_path(os.path.join(self._get_output_dir(trial=trial), folder))
+            os.makedirs(os.path.dirname(path), exist_ok=True)
+            torch.save(self._rollout_state(), f"{path}.partial")
+            os.replace(f"{path}.partial", path)
+        super()._save_checkpoint(model, trial)
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        super()._load_optimizer_and_scheduler(checkpoint)
+        if checkpoint is not None:
+            self._restore_prompt_order()
+            self._restore_rollout(self._rollout_state_path(checkpoint))
+
+    def _rollout_state_path(self, checkpoint: str) -> str:
+        return os.path.join(checkpoint, f"rollout_state_{self.accelerator.process_index}.pt")
+
+    def _rollout_state(self) -> dict[str, Any]:
+        in_flight = self._buffered_inputs if self._step % self._generate_every else None
+        return {
+            "num_processes": self.accelerator.num_processes,
+            "step": self._step,
+            "in_flight": in_flight,
+            "metrics": dict(self._metrics["train"]),
+        }
+
+    def _restore_rollout(self, path: str) -> None:
+        if not os.path.exists(path):
+            logger.warning(
+                "%s is missing, as in a checkpoint of another trainer: a rollout in flight is sampled anew", path
+            )
+            return
+        state = torch.load(path, map_location="cpu", weights_only=True)
+        if state["num_processes"] != self.accelerator.num_processes:
+            logger.warning(
+                "the checkpoint was written by %d processes and is resumed by %d: a rollout in flight is sampled anew",
+                state["num_processes"],
+                self.accelerator.num_processes,
+            )
+            return
+        self._step = state["step"]
+        self._buffered_inputs = send_to_device(state["in_flight"], self.accelerator.device)
+        for name, values in state["metrics"].items():
+            self._metrics["train"][name] = values
+
+    def _restore_prompt_order(self) -> None:
+        """TRL's sampler draws one permutation an epoch and forgets on resume how many it has drawn."""
+        if not isinstance(self.train_dataset, IterableDataset):  # a stream is shuffled by its epoch
+            for _ in range(int(self.state.epoch)):
+                next(iter(self._prompt_sampler))
+
+
+@dataclass
+class ScoringPass:
+    """What one scoring pass over the rollout gave, `(B, T)` each."""
+
+    for_trl: Tensor
+    log_probs: Tensor
+    entropies: Tensor
+
+
+@dataclass
+class RolloutParts:
+    """What passes by while TRL makes a rollout, of this rank's rows unless said."""
+
+    completion_ids: list[list[int]] | None = None
+    tool_mask: list[list[int]] | None = None
+    rewards_per_func: Tensor | None = None  # of all ranks
+    metric_inputs: dict[str, Any] = field(default_factory=dict)
+    passes: list[ScoringPass] = field(default_factory=list)
+    recorder: GenerationRecorder | None = None
+
+
+def check_prompt_column(dataset: Any, name: str) -> None:
+    for part in dataset.values() if isinstance(dataset, dict) else [dataset]:
+        columns = getattr(part, "column_names", None)
+        if columns is not None and "prompt" not in columns:
+            raise ValueError(f"{name} has no column 'prompt'; its columns are {list(columns)}")
+
+
+def check_accuracy_reward(name: str | None, reward_funcs: Any) -> None:
+    """Before any model is loaded; a reward model's name is known only afterwards."""
+    functions = reward_funcs if isinstance(reward_funcs, list) else [reward_funcs]
+    if name is None or any(isinstance(function, (str, nn.Module)) for function in functions):
+        return
+    known = [get_callable_name(function) for function in functions]
+    if name not in known:
+        raise ValueError(f"accuracy_reward={name!r} must be one of the reward functions {known}")
+
+
+def records_generation(entropy_source: str, args: GRPOConfig, trl_kwargs: Mapping[str, Any]) -> bool:
+    """Whether entropies are recorded while generating: each forward pass must be one sampled token of every row.
+
+    Raises:
+        ValueError: `entropy_source="generation"` where that does not hold.
+    """
+    obstacles = [
+        name
+        for name, present in {
+            "use_vllm": args.use_vllm,
+            "use_transformers_continuous_batching": args.use_transformers_continuous_batching,
+            **{name: trl_kwargs.get(name) for name in ("rollout_func", "tools", "environment_factory")},
+            **{name: (args.generation_kwargs or {}).get(name) for name in UNRECORDABLE_DECODING},
+        }.items()
+        if present
+    ]
+    if entropy_source == "generation" and obstacles:
+        raise ValueError(
+            f"entropy_source='generation' cannot be had with {', '.join(obstacles)}; it must be 'auto' or 'forward'"
+        )
+    return entropy_source != "forward" and not obstacles

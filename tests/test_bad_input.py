@@ -1,0 +1,244 @@
+"""Errors come before any model is loaded and name the field, the value and what is allowed."""
+
+import logging
+from importlib.util import find_spec
+
+import pytest
+import torch
+from datasets import Dataset
+from peft import LoraConfig
+from toy import OPTIONS, TASK, length_reward, make_trainer, prompts
+from trl import GRPOConfig
+
+from canon_trl import CANONConfig, CANONTrainer, requires_metrics
+from canon_trl.trainers.canon_config import PRESETS
+
+NO_MODEL = "a-model-that-does-not-exist"
+
+
+def config(**options):
+    return CANONConfig("out", **(OPTIONS | options))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (
+            {"advantage_estimator": "gropo"},
+            r"advantage_estimator='gropo' is unknown; choose one of \['canon', 'dr_grpo'",
+        ),
+        ({"advantage_estimator": "no.such:f"}, "advantage_estimator='no.such:f' cannot be imported"),
+        ({"advantage_estimator": "math:pi"}, "advantage_estimator='math:pi' is a float, not a function"),
+        (
+            {"canon_metric": "entropie"},
+            r"canon_metric='entropie' is unknown; choose one of \['entropy', 'length', 'random'",
+        ),
+        ({"canon_metric": "math:no"}, "canon_metric='math:no' cannot be imported"),
+        ({"canon_mu_schedule": "linear"}, r"canon_mu_schedule='linear' must be one of \['constant', 'inter_to_intra'"),
+        ({"canon_mu": 1.1}, r"canon_mu=1.1 must lie in \[0, 1\]"),
+        ({"canon_mu": float("nan")}, "canon_mu=nan must lie"),
+        ({"canon_alpha": 0.0}, "canon_alpha=0.0 must be positive"),
+        ({"canon_alpha": float("inf")}, "canon_alpha=inf must be positive and finite"),
+        ({"canon_alpha_group": "long"}, "canon_alpha_group='long' must be 'higher', 'lower' or None"),
+        ({"num_generations": 1}, "num_generations=1 must be at least 2"),
+        ({"entropy_source": "logits"}, r"entropy_source='logits' must be one of \('auto', 'generation', 'forward'\)"),
+        ({"canon_cosine_warmup_ratio": 1.0, "canon_mu_schedule": "cosine_inter_to_intra"}, r"must lie in \[0, 1\)"),
+        ({"canon_cosine_cycles": 0, "canon_mu_schedule": "cosine_inter_to_intra"}, "canon_cosine_cycles=0"),
+        (
+            {"canon_cosine_low": 0.7, "canon_mu_schedule": "cosine_intra_to_inter"},
+            "canon_cosine_low=0.7 and canon_cos",
+        ),
+        ({"canon_cosine_low": 0.1}, "canon_cosine_low: honoured only by canon_mu_schedule in"),
+        ({"canon_mu": 0.3, "canon_mu_schedule": "inter_to_intra"}, "canon_mu=0.3 is ignored by canon_mu_schedule"),
+        ({"advantage_estimator": "grpo", "canon_alpha": 0.9}, "canon_alpha: options of CANON"),
+        (
+            {"advantage_estimator": "grpo", "advantage_estimator_kwargs": {"epsilon": 1}},
+            r"has \['epsilon'\].*\['eps'\]",
+        ),
+        ({"advantage_estimator_kwargs": {"mu": 1}}, "must be empty for 'canon'"),
+        ({"scale_rewards": "group"}, "scale_rewards='group' is TRL's own scaling"),
+        ({"scale_rewards": True}, "scale_rewards='group' is TRL's own scaling"),
+        ({"scale_rewards": "batch", "advantage_estimator": "grpo"}, "scale_rewards='batch'"),
+        ({"multi_objective_aggregation": "normalize_then_sum"}, "multi_objective_aggregation='normalize_then_sum' is"),
+    ],
+    ids=lambda value: ", ".join(map(str, value)) if isinstance(value, dict) else "",
+)
+def test_config(options, message):
+    with pytest.raises(ValueError, match=message):
+        config(**options)
+
+
+def test_unknown_preset():
+    with pytest.raises(ValueError, match=r"preset 'dr_entropy' is unknown; choose one of \['dr_entropy_token_budget'"):
+        CANONConfig.from_preset("dr_entropy")
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_presets(name):
+    made = CANONConfig.from_preset(name, output_dir="out", use_cpu=True, bf16=False)
+    metric = {"dr_length_on_mean": "length", "dr_random": "random"}.get(name, "entropy")
+    schedule = {
+        "dr_entropy_token_budget_annel": "intra_to_inter",
+        "dr_entropy_token_budget_cosine_restart": "cosine_intra_to_inter",
+        "dr_entropy_token_budget_cosine_restart_r": "cosine_inter_to_intra",
+    }.get(name, "constant")
+    assert (made.canon_metric, made.canon_mu_schedule, made.canon_mu) == (metric, schedule, 1.0)
+    assert made.alpha_group() == ("higher" if metric == "length" else "lower")
+    assert (made.loss_type, made.scale_rewards, made.beta) == ("dr_grpo", "none", 0.0)
+    assert (made.epsilon, made.epsilon_high, made.num_generations, made.temperature) == (0.2, 0.28, 16, 1.0)
+
+
+def test_preset_overrides():
+    made = CANONConfig.from_preset("dr_length_on_mean", output_dir="out", bf16=False, canon_alpha=0.8, canon_mu=0.5)
+    assert (made.canon_metric, made.canon_alpha, made.canon_mu) == ("length", 0.8, 0.5)
+
+
+@pytest.mark.parametrize(
+    ("size", "message"),
+    [(2, "leaves a half of one response"), (3, "leaves a half of one response"), (5, "is odd"), (4, None), (6, None)],
+)
+def test_tiny_and_odd_groups_are_warned_about(size, message, caplog):
+    with caplog.at_level(logging.WARNING):
+        config(num_generations=size, per_device_train_batch_size=size, per_device_eval_batch_size=size)
+    assert (message in caplog.text) if message else (caplog.text == "")
+
+
+def build(trainer_options=None, **options):
+    """A trainer of a model that cannot be loaded: only an error before that is one of ours."""
+    arguments = {"reward_funcs": TASK.reward, "train_dataset": prompts(8)} | (trainer_options or {})
+    return CANONTrainer(NO_MODEL, args=config(**options), **arguments)
+
+
+@requires_metrics("entropie")
+def misspelt(rollout):
+    return rollout.rewards
+
+
+@pytest.mark.parametrize(
+    ("trainer_options", "options", "message"),
+    [
+        (
+            {"train_dataset": Dataset.from_dict({"question": ["1"]})},
+            {},
+            r"train_dataset has no column 'prompt'.*question",
+        ),
+        ({"eval_dataset": Dataset.from_dict({"q": ["1"]})}, {}, "eval_dataset has no column 'prompt'"),
+        ({"eval_dataset": {"a": Dataset.from_dict({"q": ["1"]})}}, {}, "eval_dataset has no column 'prompt'"),
+        (
+            {},
+            {"accuracy_reward": "correct"},
+            r"accuracy_reward='correct' must be one of the reward functions \['accuracy'\]",
+        ),
+        (
+            {"rollout_func": print},
+            {"entropy_source": "generation"},
+            "entropy_source='generation' cannot be had with rollo",
+        ),
+        ({}, {"entropy_source": "generation", "generation_kwargs": {"num_beams": 2}}, "cannot be had with num_beams"),
+        ({"advantage_estimator": misspelt}, {}, "requires_metrics='entropie' is unknown"),
+        ({"advantage_estimator": print}, {"canon_mu": 0.2}, r"\['canon_mu'\] would be ignored"),
+        ({"canon_metric": len}, {"canon_metric": "length"}, "canon_metric is given to the trainer and as args"),
+        (
+            {"canon_metric": len},
+            {"advantage_estimator": "grpo"},
+            "canon_metric is used by advantage_estimator='canon'",
+        ),
+    ],
+    ids=lambda value: ", ".join(map(str, value)) if isinstance(value, dict) else "",
+)
+def test_trainer(trainer_options, options, message):
+    with pytest.raises(ValueError, match=message):
+        build(trainer_options, **options)
+
+
+def test_a_config_of_trl_is_refused():
+    with pytest.raises(TypeError, match="args is a GRPOConfig; it must be a CANONConfig"):
+        CANONTrainer(NO_MODEL, TASK.reward, GRPOConfig("out", bf16=False), prompts(8))
+
+
+def test_the_model_comes_last():
+    with pytest.raises(OSError):
+        build()
+
+
+def too_few(completions, **kwargs):
+    return [1.0] * (len(completions) - 1)
+
+
+def not_finite(completions, **kwargs):
+    return [float(index) if index != 5 else float("nan") for index in range(len(completions))]
+
+
+def infinite(completions, **kwargs):
+    return [float("inf") if index >= 6 else 0.0 for index in range(len(completions))]
+
+
+@pytest.mark.parametrize(
+    ("metric", "message"),
+    [
+        (too_few, r"metric 'too_few' returned values of shape \(7,\) for 8 completions"),
+        (not_finite, "metric 'not_finite' is nan for completion 5; it must be finite"),
+        (infinite, "metric 'infinite' is inf for completion 6"),
+    ],
+)
+def test_metric_function(tmp_path, metric, message):
+    trainer = make_trainer(tmp_path, trainer_options={"canon_metric": metric}, save_strategy="steps", save_steps=1)
+    with pytest.raises(ValueError, match=message):
+        trainer.train()
+    assert not list(tmp_path.glob("checkpoint*")), "no half-written checkpoint"
+
+
+@pytest.mark.parametrize(
+    ("estimator", "message"),
+    [
+        (lambda rollout: rollout.rewards[:, :1], r"returned shape \(2, 1\); it must be \(2, 4\)"),
+        (lambda rollout: rollout.rewards.unsqueeze(-1), r"returned shape \(2, 4, 1\).* with T at least"),
+        (lambda rollout: rollout.rewards / 0, "returned (nan|inf) for completion 0; advantages must be finite"),
+    ],
+)
+def test_estimator_function(tmp_path, estimator, message):
+    trainer = make_trainer(tmp_path, trainer_options={"advantage_estimator": estimator})
+    with pytest.raises(ValueError, match=message):
+        trainer.train()
+
+
+def test_a_metric_that_was_not_declared(tmp_path):
+    trainer = make_trainer(
+        tmp_path, trainer_options={"advantage_estimator": lambda rollout: rollout.metrics["entropy"]}
+    )
+    with pytest.raises(KeyError, match=r"'entropy' was not computed.*decorate it with @requires_metrics\('entropy'\)"):
+        trainer.train()
+
+
+def above_one(completions, **kwargs):
+    return [2.0 + value for value in length_reward(completions)]
+
+
+def test_accuracy_schedules_need_a_reward_in_the_unit_interval(tmp_path):
+    trainer_options = {"reward_funcs": above_one}
+    trainer = make_trainer(tmp_path, trainer_options=trainer_options, canon_mu_schedule="inter_to_intra")
+    with pytest.raises(ValueError, match="reward 'above_one' gave .*; name a reward function in"):
+        trainer.train()
+    make_trainer(tmp_path, trainer_options=trainer_options, canon_mu=0.5).train()  # nobody reads the accuracy
+
+
+def test_too_many_cosine_cycles(tmp_path):
+    trainer = make_trainer(tmp_path, canon_mu_schedule="cosine_inter_to_intra", canon_cosine_cycles=9)
+    with pytest.raises(ValueError, match="cycles=9 must be at most the 2 steps that are left of total_steps=3"):
+        trainer.train()
+
+
+@pytest.mark.skipif(find_spec("vllm") is not None, reason="vllm is installed")
+def test_missing_vllm_is_named():
+    with pytest.raises(ImportError, match=r"use_vllm=True needs vllm; install canon-trl\[vllm\]"):
+        build(use_vllm=True)
+
+
+def test_lora_config_is_handed_on(tmp_path):
+    trainer = make_trainer(tmp_path, trainer_options={"peft_config": LoraConfig(r=2, target_modules=["q_proj"])})
+    trainable = {name.split(".")[-3] for name, value in trainer.model.named_parameters() if value.requires_grad}
+    assert trainable == {"lora_A", "lora_B"}
+    before = {name: value.clone() for name, value in trainer.model.named_parameters()}
+    trainer.train()
+    for name, value in trainer.model.named_parameters():
+        assert torch.equal(value, before[name]) == ("lora_" not in name), name

@@ -1,0 +1,85 @@
+"""Real processes that talk over gloo, and DeepSpeed on two of them."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from distributed.groups_across_ranks import METRICS, run_fixed
+from toy import TASK, assert_same_parameters
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+TESTS = Path(__file__).parent
+
+
+def launch(config: str, script: str, folder: Path) -> None:
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(TESTS / "configs" / config)]
+    command += ["--main_process_port", "0", str(TESTS / "distributed" / script), str(folder)]
+    environment = os.environ | {"PYTHONPATH": str(TESTS), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-6000:]
+
+
+@pytest.fixture(scope="module")
+def two_ranks(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("two_ranks")
+    launch("cpu_two_processes.yaml", "groups_across_ranks.py", folder)
+    return folder
+
+
+def ranks(folder, metric):
+    return [torch.load(folder / f"{metric}_{rank}.pt", weights_only=False) for rank in (0, 1)]
+
+
+@pytest.mark.parametrize("metric", METRICS)
+def test_two_processes_give_the_advantages_of_one(two_ranks, tmp_path, metric):
+    alone = run_fixed(tmp_path, metric, ranks=1)
+    first, second = [rank["fixed"] for rank in ranks(two_ranks, metric)]
+    for step in range(2):
+        for name, want in alone["rollouts"][step].items():
+            for got in (first["rollouts"][step][name], second["rollouts"][step][name]):
+                if name == "metrics":
+                    torch.testing.assert_close(got, want, atol=1e-5, rtol=0)
+                elif isinstance(want, torch.Tensor):
+                    torch.testing.assert_close(got, want, atol=0, rtol=0, equal_nan=True)
+                else:
+                    assert got == want, name
+        assert alone["advantages"][step].abs().max() > 0
+        assert torch.equal(torch.cat([first["local"][step], second["local"][step]]), alone["local"][step])
+
+
+@pytest.mark.parametrize("metric", METRICS)
+def test_ranks_agree_on_sampled_responses(two_ranks, metric):
+    first, second = [rank["sampled"] for rank in ranks(two_ranks, metric)]
+    assert len(first["advantages"]) == 2
+    for step, advantages in enumerate(first["advantages"]):
+        assert torch.equal(advantages, second["advantages"][step])
+        assert torch.equal(first["rollouts"][step]["metrics"][metric], second["rollouts"][step]["metrics"][metric])
+        assert torch.equal(torch.cat([first["local"][step], second["local"][step]]), advantages.flatten())
+    assert first["table"] == second["table"] == first["advantages"][-1].flatten().tolist()
+    assert_same_parameters(first["parameters"], second["parameters"])
+
+
+@pytest.mark.parametrize("metric", METRICS)
+def test_resume_on_two_ranks(two_ranks, metric):
+    for rank in ranks(two_ranks, metric):
+        assert_same_parameters(rank["resumed"], rank["sampled"]["parameters"])
+
+
+@pytest.mark.parametrize("stage", [2, 3])
+def test_zero(tmp_path, stage):
+    launch(f"zero{stage}_cpu.yaml", "zero.py", tmp_path)
+    report = json.loads((tmp_path / "report.json").read_text())
+    assert (report["stage"], report["processes"]) == (stage, 2)
+    assert report["log"]["canon/mu"] == 1.0
+    assert 0 < report["log"]["canon/metric_lower"] < report["log"]["canon/metric_higher"]
+    trained = AutoModelForCausalLM.from_pretrained(tmp_path / "model")
+    base = AutoModelForCausalLM.from_pretrained(TASK.model_path)
+    moved = [not torch.equal(a, b) for a, b in zip(trained.parameters(), base.parameters(), strict=True)]
+    assert all(moved)
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "model")
+    written = trained.generate(**tokenizer("7+8*3-9+4*6=", return_tensors="pt"), max_new_tokens=40)
+    assert "#" in tokenizer.decode(written[0])

@@ -1,0 +1,456 @@
+"""What reaches the estimator, the loss, the log and the completions table."""
+
+import math
+
+import pytest
+import torch
+from toy import TASK, length_reward, logged, make_trainer, parameters, prompts
+
+from canon_trl import requires_metrics
+from canon_trl.advantages import canon_advantage, dr_grpo_advantage, split_by_metric
+from canon_trl.metrics import random_metric
+
+
+def keep_rollouts(trainer):
+    """The rollouts that the estimator sees, with the advantages that reach the loss, one micro-batch an entry."""
+    rollouts, advantages, estimate, compute_loss = [], [], trainer._estimate_advantages, trainer._compute_loss
+
+    def keep_rollout(rollout):
+        rollouts.append(rollout)
+        return estimate(rollout)
+
+    def keep_advantages(model, inputs):
+        advantages.append(inputs["advantages"].clone())
+        return compute_loss(model, inputs)
+
+    trainer._estimate_advantages, trainer._compute_loss = keep_rollout, keep_advantages
+    return rollouts, advantages
+
+
+def keep_outputs(trainer):
+    """What TRL makes of every rollout, before it is shuffled into micro-batches."""
+    outputs, generate = [], trainer._generate_and_score_completions
+
+    def keep(inputs):
+        outputs.append(generate(inputs))
+        return outputs[-1]
+
+    trainer._generate_and_score_completions = keep
+    return outputs
+
+
+def count_forwards(trainer):
+    """Forward passes of the causal language model that are not decoding steps, split by whether gradients flow."""
+    calls = {"with_grad": 0, "without_grad": 0}
+
+    def count(module, args, kwargs, output):
+        if kwargs.get("fused_lm_head"):
+            calls["with_grad" if torch.is_grad_enabled() else "without_grad"] += 1
+
+    trainer.model.register_forward_hook(count, with_kwargs=True)
+    return calls
+
+
+def scored_entropy(trainer, output):
+    """Mean response entropy and surprisal by an independent pass over full logits."""
+    ids = torch.cat([output["prompt_ids"], output["completion_ids"]], dim=1)
+    attention = torch.cat([output["prompt_mask"], output["completion_mask"]], dim=1)
+    width = output["completion_ids"].shape[1]
+    trainer.model.eval()
+    with torch.no_grad():
+        logits = trainer.model(input_ids=ids, attention_mask=attention).logits[:, -width - 1 : -1]
+    trainer.model.train()
+    log_probs = (logits.float() / trainer.temperature).log_softmax(-1)
+    mask = output["completion_mask"]
+    entropy = -(log_probs.exp() * log_probs).sum(-1)
+    surprisal = -log_probs.gather(-1, output["completion_ids"].unsqueeze(-1)).squeeze(-1)
+    return (entropy * mask).sum(1) / mask.sum(1), (surprisal * mask).sum(1) / mask.sum(1)
+
+
+@requires_metrics("entropy", "surprisal", "length")
+def reading_estimator(rollout):
+    return dr_grpo_advantage(rollout.rewards)
+
+
+ONE_ROLLOUT = {"max_steps": 1, "learning_rate": 0.0}
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+@pytest.mark.parametrize(
+    ("options", "passes"),
+    [
+        pytest.param({"entropy_source": "generation"}, 0, id="recorded while generating"),
+        pytest.param({"entropy_source": "forward"}, 1, id="a pass of its own"),
+        pytest.param({"num_iterations": 2}, 1, id="TRL's own pass"),
+    ],
+)
+def test_entropy_and_surprisal_agree_with_a_scoring_pass(tmp_path, options, passes, temperature):
+    trainer = make_trainer(
+        tmp_path,
+        trainer_options={"advantage_estimator": reading_estimator},
+        temperature=temperature,
+        top_k=5,
+        **ONE_ROLLOUT,
+        **options,
+    )
+    rollouts, _ = keep_rollouts(trainer)
+    outputs = keep_outputs(trainer)
+    calls = count_forwards(trainer)
+    trainer.train()
+    entropy, surprisal = scored_entropy(trainer, outputs[0])
+    metrics = rollouts[0].metrics
+    torch.testing.assert_close(metrics["entropy"].flatten(), entropy, atol=2e-5, rtol=0)
+    torch.testing.assert_close(metrics["surprisal"].flatten(), surprisal, atol=2e-5, rtol=0)
+    assert torch.equal(metrics["length"].flatten(), outputs[0]["completion_mask"].sum(1).float())
+    assert calls == {"without_grad": passes, "with_grad": 1}
+
+
+def test_no_metric_no_cost(tmp_path):
+    trainer = make_trainer(tmp_path, advantage_estimator="dr_grpo", **ONE_ROLLOUT)
+    rollouts, _ = keep_rollouts(trainer)
+    calls = count_forwards(trainer)
+    trainer.train()
+    assert rollouts[0].metrics == {}
+    assert calls == {"without_grad": 0, "with_grad": 1}
+
+
+@pytest.mark.parametrize("options", [{}, {"num_iterations": 2}, {"entropy_source": "forward"}], ids=str)
+def test_masked_truncated_completions_keep_their_length_and_entropy(tmp_path, options):
+    """Masking them from the loss changes neither the metrics nor the advantages of anybody."""
+    kept = {}
+    for masked in (False, True):
+        trainer = make_trainer(
+            tmp_path,
+            trainer_options={"advantage_estimator": reading_estimator},
+            mask_truncated_completions=masked,
+            max_completion_length=8,
+            **ONE_ROLLOUT,
+            **options,
+        )
+        rollouts, _ = keep_rollouts(trainer)
+        outputs = keep_outputs(trainer)
+        trainer.train()
+        kept[masked] = rollouts[0], outputs[0]
+    (plain, plain_output), (masked, masked_output) = kept[False], kept[True]
+    truncated = masked_output["completion_mask"].sum(1) == 0
+    assert 0 < truncated.sum() < len(truncated), "the case needs both kinds"
+    assert torch.equal(masked.lengths, plain.lengths)
+    assert (masked.lengths.flatten()[truncated] == 8).all()
+    for name in ("entropy", "surprisal", "length"):
+        torch.testing.assert_close(masked.metrics[name], plain.metrics[name], atol=2e-5, rtol=0)
+    assert torch.equal(masked_output["advantages"], plain_output["advantages"])
+    if "old_per_token_logps" in masked_output:  # TRL's own tensor stays as TRL makes it
+        assert (masked_output["old_per_token_logps"][truncated] == 0).all()
+        assert math.isfinite(logged(trainer)[0]["loss"])
+
+
+def test_canon_advantages_reach_the_loss(tmp_path):
+    """All of them, once each, in whatever order TRL shuffles them."""
+    trainer = make_trainer(tmp_path, canon_mu=0.7, canon_alpha=0.9, gradient_accumulation_steps=2, max_steps=1)
+    rollouts, advantages = keep_rollouts(trainer)
+    trainer.train()
+    rollout = rollouts[0]
+    assert rollout.rewards.shape == (4, 4)
+    want = canon_advantage(rollout.rewards, rollout.metrics["entropy"], mu=0.7, alpha=0.9, alpha_group="lower")
+    assert torch.equal(torch.cat(advantages).sort().values, want.flatten().sort().values)
+
+
+def test_log_and_completions_table(tmp_path):
+    trainer = make_trainer(tmp_path, canon_metric="length", canon_mu=0.7, max_steps=1, log_completions=True)
+    rollouts, _ = keep_rollouts(trainer)
+    outputs = keep_outputs(trainer)
+    trainer.train()
+    rollout, entry = rollouts[0], logged(trainer)[0]
+    rewards, metric = rollout.rewards, rollout.metrics["length"]
+    want = canon_advantage(rewards, metric, mu=0.7)
+    higher = split_by_metric(metric)
+    high, low = [(rewards * half).sum(1) / half.sum(1) for half in (higher, ~higher)]
+    assert entry["canon/mu"] == pytest.approx(0.7)
+    assert entry["canon/reward_gap"] == pytest.approx((high - low).mean().item(), abs=1e-6)
+    wins = ((high > low).float() + 0.5 * (high == low).float()).mean().item()
+    assert entry["canon/higher_wins"] == pytest.approx(wins)
+    assert entry["canon/metric_higher"] == pytest.approx(metric[higher].mean().item(), rel=1e-6)
+    assert entry["canon/metric_lower"] == pytest.approx(metric[~higher].mean().item(), rel=1e-6)
+    relative = want.abs().sum() / dr_grpo_advantage(rewards).abs().sum()
+    assert entry["advantage/relative_to_dr_grpo"] == pytest.approx(relative.item(), rel=1e-6)
+    no_spread = (rewards.max(1).values == rewards.min(1).values).float().mean().item()
+    assert entry["groups/frac_no_spread"] == pytest.approx(no_spread)
+
+    import pandas
+
+    table = pandas.read_parquet(tmp_path / "completions" / "completions_00001.parquet")
+    assert table["advantage"].tolist() == want.flatten().tolist() == outputs[0]["advantages"].tolist()
+    assert table["metric/length"].tolist() == metric.flatten().tolist()
+    assert table["higher_half"].tolist() == higher.flatten().tolist()
+    assert table["accuracy"].tolist() == rewards.flatten().tolist()
+
+
+def some_unscored(completions, **kwargs):
+    return [None if index % 4 == 1 else float(len(text) % 2) for index, text in enumerate(completions)]
+
+
+def never_scored(completions, **kwargs):
+    return [None] * len(completions)
+
+
+def test_unscored_responses(tmp_path):
+    trainer = make_trainer(tmp_path, trainer_options={"reward_funcs": some_unscored}, max_steps=1)
+    rollouts, advantages = keep_rollouts(trainer)
+    outputs = keep_outputs(trainer)
+    trainer.train()
+    rollout = rollouts[0]
+    assert rollout.valid.tolist() == [[True, False, True, True]] * 2
+    assert rollout.rewards[:, 1].isnan().all()
+    assert (outputs[0]["advantages"].view(2, 4)[:, 1] == 0).all()
+    want = canon_advantage(rollout.rewards, rollout.metrics["entropy"], alpha_group="lower")
+    assert torch.equal(outputs[0]["advantages"], want.flatten())
+
+
+def test_nothing_scored_at_all(tmp_path):
+    trainer = make_trainer(
+        tmp_path,
+        trainer_options={"reward_funcs": never_scored},
+        canon_mu_schedule="inter_to_intra",
+        max_steps=1,
+        weight_decay=0.0,
+    )
+    before = parameters(trainer)
+    trainer.train()
+    entry = logged(trainer)[0]
+    assert entry["loss"] == 0.0
+    assert entry["canon/mu"] == 1.0  # accuracy counts as 0
+    assert entry["canon/reward_gap"] is None
+    assert all(torch.equal(before[name], value) for name, value in parameters(trainer).items())
+
+
+def test_equal_rewards_do_not_move_the_model(tmp_path):
+    trainer = make_trainer(
+        tmp_path, trainer_options={"reward_funcs": lambda completions, **kwargs: [0.1] * len(completions)}, max_steps=1
+    )
+    before = parameters(trainer)
+    trainer.train()
+    assert logged(trainer)[0]["groups/frac_no_spread"] == 1.0
+    assert all(torch.equal(before[name], value) for name, value in parameters(trainer).items())
+
+
+def test_several_rewards_with_weights_and_a_named_accuracy(tmp_path):
+    trainer = make_trainer(
+        tmp_path,
+        trainer_options={"reward_funcs": [length_reward, TASK.reward]},
+        reward_weights=[0.25, 2.0],
+        accuracy_reward="accuracy",
+        canon_mu_schedule="intra_to_inter",
+        max_steps=1,
+    )
+    rollouts, _ = keep_rollouts(trainer)
+    trainer.train()
+    rollout = rollouts[0]
+    assert rollout.reward_names == ("length_reward", "accuracy")
+    lengths, correct = rollout.rewards_per_func.unbind(-1)
+    torch.testing.assert_close(rollout.rewards, 0.25 * lengths + 2.0 * correct)
+    assert float(rollout.accuracy) == correct.mean().item()
+    assert logged(trainer)[0]["canon/mu"] == pytest.approx(correct.mean().item())
+
+
+def test_async_rewards(tmp_path):
+    async def slow_accuracy(completions, answer, **kwargs):
+        return TASK.reward(completions, answer)
+
+    trainer = make_trainer(tmp_path, trainer_options={"reward_funcs": slow_accuracy}, max_steps=1)
+    rollouts, _ = keep_rollouts(trainer)
+    trainer.train()
+    assert rollouts[0].reward_names == ("slow_accuracy",)
+    assert set(rollouts[0].rewards.flatten().tolist()) <= {0.0, 1.0}
+
+
+@pytest.mark.parametrize("generations", [1, 2])
+def test_evaluation_with_another_number_of_generations(tmp_path, generations):
+    trainer = make_trainer(
+        tmp_path,
+        trainer_options={"eval_dataset": TASK.dataset("test", 8, seed=0)},
+        num_generations_eval=generations,
+        canon_mu_schedule="cosine_inter_to_intra",
+        max_steps=-1,
+        num_train_epochs=1,
+    )
+    rollouts, _ = keep_rollouts(trainer)
+    scores = trainer.evaluate()
+    assert rollouts[0].rewards.shape == (8 // generations, generations)
+    assert rollouts[0].total_steps == 32  # 64 prompts, 2 a rollout
+    assert scores["eval_reward"] == pytest.approx(
+        sum(rollout.rewards.mean().item() for rollout in rollouts) / len(rollouts), rel=1e-6
+    )
+    if generations == 1:
+        assert scores["eval_loss"] == 0.0
+        assert scores["eval_canon/reward_gap"] is None
+
+
+def test_odd_groups(tmp_path):
+    trainer = make_trainer(tmp_path, num_generations=5, per_device_train_batch_size=10, canon_mu=0.5, max_steps=1)
+    rollouts, _ = keep_rollouts(trainer)
+    outputs = keep_outputs(trainer)
+    trainer.train()
+    higher = split_by_metric(rollouts[0].metrics["entropy"])
+    assert higher.sum(dim=1).tolist() == [3, 3]
+    want = canon_advantage(rollouts[0].rewards, rollouts[0].metrics["entropy"], mu=0.5)
+    assert torch.equal(outputs[0]["advantages"], want.flatten())
+
+
+def test_random_metric_is_a_function_of_seed_and_rollout(tmp_path):
+    trainer = make_trainer(tmp_path, canon_metric="random", max_steps=2, seed=7, data_seed=7)
+    rollouts, _ = keep_rollouts(trainer)
+    trainer.train()
+    for step, rollout in enumerate(rollouts):
+        assert torch.equal(rollout.metrics["random"], random_metric((2, 4), seed=7, step=step))
+    assert not torch.equal(rollouts[0].metrics["random"], rollouts[1].metrics["random"])
+
+
+@pytest.mark.parametrize(
+    ("options", "steps", "total"),
+    [
+        pytest.param({"max_steps": 3}, [0, 1, 2], 3, id="one update a rollout"),
+        pytest.param({"max_steps": 4, "num_iterations": 2}, [0, 1], 2, id="two updates a rollout"),
+        pytest.param({"max_steps": 5, "steps_per_generation": 2}, [0, 1, 2], 3, id="two halves of a rollout"),
+    ],
+)
+def test_the_rollout_counts_rollouts(tmp_path, options, steps, total):
+    trainer = make_trainer(tmp_path, **options)
+    rollouts, _ = keep_rollouts(trainer)
+    trainer.train()
+    assert [rollout.step for rollout in rollouts] == steps
+    assert {rollout.total_steps for rollout in rollouts} == {total}
+
+
+def test_token_level_estimator(tmp_path):
+    def last_half(rollout):
+        positions = torch.arange(rollout.width)
+        return dr_grpo_advantage(rollout.rewards).unsqueeze(-1) * (positions >= rollout.lengths.unsqueeze(-1) // 2)
+
+    trainer = make_trainer(tmp_path, trainer_options={"advantage_estimator": last_half}, max_steps=1)
+    rollouts, _ = keep_rollouts(trainer)
+    outputs = keep_outputs(trainer)
+    trainer.train()
+    lengths = rollouts[0].lengths.flatten()
+    want = dr_grpo_advantage(rollouts[0].rewards).flatten()
+    got = outputs[0]["advantages"]
+    assert got.shape == outputs[0]["completion_ids"].shape
+    for row in range(8):
+        half = lengths[row] // 2
+        assert (got[row, :half] == 0).all()
+        assert (got[row, half : lengths[row]] == want[row]).all()
+    mean = [want[row].item() * (1 - (length // 2) / length) for row, length in enumerate(lengths.tolist())]
+    assert list(trainer._logs["advantages"]) == pytest.approx(mean, abs=1e-6)
+
+
+def digits(completions, **kwargs):
+    """A metric of one's own: how many digits the response has."""
+    return [sum(character.isdigit() for character in text) for text in completions]
+
+
+def longest_doubt(entropies, mask):
+    return (entropies * mask).max(dim=1).values
+
+
+@pytest.mark.parametrize("metric", [digits, longest_doubt])
+@pytest.mark.parametrize("by_path", [False, True])
+def test_own_metric(tmp_path, metric, by_path):
+    trainer_options, options = {"canon_metric": metric}, {}
+    if by_path:
+        trainer_options, options = {}, {"canon_metric": f"{__name__}:{metric.__name__}"}
+    trainer = make_trainer(tmp_path, trainer_options=trainer_options, max_steps=1, **options)
+    rollouts, _ = keep_rollouts(trainer)
+    outputs = keep_outputs(trainer)
+    trainer.train()
+    name = options.get("canon_metric", metric.__name__)
+    if metric is digits:
+        texts = trainer.processing_class.batch_decode(outputs[0]["completion_ids"], skip_special_tokens=True)
+        assert rollouts[0].metrics[name].flatten().tolist() == digits(texts)
+    want = canon_advantage(rollouts[0].rewards, rollouts[0].metrics[name])
+    assert torch.equal(outputs[0]["advantages"], want.flatten())
+
+
+def best_only(rollout, *, bonus=1.0):
+    best = rollout.rewards == rollout.rewards.amax(dim=1, keepdim=True)
+    return bonus * (best.float() - best.float().mean(dim=1, keepdim=True))
+
+
+def test_own_estimator_by_import_path_with_options(tmp_path):
+    path = f"{__name__}:best_only"
+    trainer = make_trainer(tmp_path, advantage_estimator=path, advantage_estimator_kwargs={"bonus": 3.0}, max_steps=1)
+    rollouts, _ = keep_rollouts(trainer)
+    outputs = keep_outputs(trainer)
+    trainer.train()
+    assert torch.equal(outputs[0]["advantages"], best_only(rollouts[0], bonus=3.0).flatten())
+
+
+def rollout_with_tool(prompts, trainer):
+    """Writes `1#1`, of which a tool wrote the last character but one."""
+    tokenizer = trainer.processing_class
+    prompt_ids = tokenizer(prompts)["input_ids"]
+    completion_ids = [tokenizer("1" * (1 + row % 3) + "#1")["input_ids"] for row in range(len(prompts))]
+    return {
+        "prompt_ids": prompt_ids,
+        "completion_ids": completion_ids,
+        "logprobs": [[-float(row + 1)] * len(ids) for row, ids in enumerate(completion_ids)],
+        "env_mask": [[1] * (len(ids) - 2) + [0, 1] for ids in completion_ids],
+    }
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_tool_tokens_count_in_no_metric(tmp_path, masked):
+    trainer = make_trainer(
+        tmp_path,
+        trainer_options={"advantage_estimator": reading_estimator, "rollout_func": rollout_with_tool},
+        mask_truncated_completions=masked,  # none of them ends with an end-of-sequence token
+        **ONE_ROLLOUT,
+    )
+    rollouts, _ = keep_rollouts(trainer)
+    outputs = keep_outputs(trainer)
+    trainer.train()
+    lengths = [1 + row % 3 + 1 for row in range(8)]  # the ones, and the digit after '#'
+    assert rollouts[0].lengths.flatten().tolist() == lengths
+    assert rollouts[0].metrics["length"].flatten().tolist() == lengths
+    assert rollouts[0].metrics["surprisal"].flatten().tolist() == [float(row + 1) for row in range(8)]
+    output = outputs[0]
+    written = torch.arange(output["completion_ids"].shape[1]) < torch.tensor(lengths).unsqueeze(1) + 1
+    model_tokens = written.clone()
+    for row, length in enumerate(lengths):
+        model_tokens[row, length - 1] = False
+    ids = torch.cat([output["prompt_ids"], output["completion_ids"]], dim=1)
+    attention = torch.cat([output["prompt_mask"], written.long()], dim=1)
+    with torch.no_grad():
+        logits = trainer.model(input_ids=ids, attention_mask=attention).logits[:, -written.shape[1] - 1 : -1]
+    token_entropy = torch.distributions.Categorical(logits=logits).entropy()
+    want = (token_entropy * model_tokens).sum(1) / model_tokens.sum(1)
+    torch.testing.assert_close(rollouts[0].metrics["entropy"].flatten(), want, atol=2e-5, rtol=0)
+
+
+def test_reference_model_pass_is_not_taken_for_the_policy(tmp_path):
+    trainer = make_trainer(
+        tmp_path,
+        trainer_options={"advantage_estimator": reading_estimator},
+        beta=0.1,
+        num_iterations=2,
+        **ONE_ROLLOUT,
+    )
+    rollouts, _ = keep_rollouts(trainer)
+    outputs = keep_outputs(trainer)
+    with torch.no_grad():
+        for value in trainer.ref_model.parameters():
+            value.mul_(0.5)
+    trainer.train()
+    entropy, _ = scored_entropy(trainer, outputs[0])
+    torch.testing.assert_close(rollouts[0].metrics["entropy"].flatten(), entropy, atol=2e-5, rtol=0)
+
+
+def test_prompts_may_repeat_within_a_batch(tmp_path):
+    """Groups are made by position, so equal prompts stay two groups."""
+    twice = prompts(1)
+    trainer = make_trainer(
+        tmp_path,
+        trainer_options={"train_dataset": twice.select([0] * 8)},
+        max_steps=1,
+    )
+    rollouts, _ = keep_rollouts(trainer)
+    trainer.train()
+    assert rollouts[0].rewards.shape == (2, 4)

@@ -1,0 +1,85 @@
+"""With TRL's own estimators chosen, training is TRL's training bit for bit."""
+
+import pytest
+import torch
+from toy import assert_same_parameters, length_reward, logged, make_trainer, parameters
+from trl import GRPOConfig, GRPOTrainer
+
+from canon_trl.tasks import TASKS
+
+TRL_OPTIONS = {"loss_type": "dr_grpo", "epsilon_high": 0.28}
+BATCHES = [
+    pytest.param({"per_device_train_batch_size": 4 * n, "gradient_accumulation_steps": 4 // n}, id=f"{n}x{4 // n}")
+    for n in (1, 2)
+]
+REWARDS = {
+    "one": {"reward_funcs": TASKS["arithmetic"].reward},
+    "two": {"reward_funcs": [TASKS["arithmetic"].reward, length_reward]},
+}
+ESTIMATORS = {
+    "grpo": ({"scale_rewards": "group"}, {"advantage_estimator_kwargs": {"eps": 1e-4}}),
+    "dr_grpo": ({"scale_rewards": "none"}, {}),
+}
+
+
+def train(folder, **options):
+    trainer = make_trainer(folder, **options)
+    advantages = []
+    compute_loss = trainer._compute_loss
+
+    def keep_advantages(model, inputs):
+        advantages.append(inputs["advantages"].clone())
+        return compute_loss(model, inputs)
+
+    trainer._compute_loss = keep_advantages
+    trainer.train()
+    return trainer, torch.cat(advantages)
+
+
+def assert_same_training(ours, theirs):
+    (our_trainer, our_advantages), (their_trainer, their_advantages) = ours, theirs
+    assert their_advantages.abs().max() > 0
+    assert torch.equal(our_advantages, their_advantages)
+    for our_log, their_log in zip(logged(our_trainer), logged(their_trainer), strict=True):
+        assert their_log.items() <= our_log.items()
+    assert_same_parameters(parameters(our_trainer), parameters(their_trainer))
+    initial = parameters(make_trainer(our_trainer.args.output_dir))
+    assert any(not torch.equal(initial[name], value) for name, value in parameters(our_trainer).items())
+
+
+@pytest.mark.parametrize("rewards", REWARDS)
+@pytest.mark.parametrize("estimator", ESTIMATORS)
+@pytest.mark.parametrize("batch", BATCHES)
+def test_trl_estimators(tmp_path, estimator, batch, rewards):
+    trl_options, our_options = ESTIMATORS[estimator]
+    weights = {"reward_weights": [1.0, 0.3]} if rewards == "two" else {}
+    shared = {"trainer_options": REWARDS[rewards], **batch, **weights, **TRL_OPTIONS}
+    theirs = train(tmp_path, trainer_class=GRPOTrainer, config_class=GRPOConfig, **shared, **trl_options)
+    ours = train(tmp_path, advantage_estimator=estimator, **shared, **our_options)
+    assert_same_training(ours, theirs)
+
+
+@pytest.mark.parametrize("options", [{"num_iterations": 2}, {"steps_per_generation": 2}], ids=lambda o: next(iter(o)))
+def test_several_updates_a_rollout(tmp_path, options):
+    theirs = train(
+        tmp_path, trainer_class=GRPOTrainer, config_class=GRPOConfig, scale_rewards="none", **TRL_OPTIONS, **options
+    )
+    ours = train(tmp_path, advantage_estimator="dr_grpo", **options)
+    assert_same_training(ours, theirs)
+
+
+@pytest.mark.parametrize("metric", ["entropy", "length", "random"])
+@pytest.mark.parametrize("batch", BATCHES)
+def test_canon_with_mu_one_half_is_dr_grpo(tmp_path, metric, batch):
+    # With 0/1 rewards and groups of four every mean is a multiple of 1/4, so that even rounding agrees.
+    theirs = train(
+        tmp_path, trainer_class=GRPOTrainer, config_class=GRPOConfig, scale_rewards="none", **TRL_OPTIONS, **batch
+    )
+    ours = train(tmp_path, canon_metric=metric, canon_mu=0.5, **batch)
+    assert_same_training(ours, theirs)
+
+
+def test_canon_differs_from_dr_grpo(tmp_path):
+    _, canon = train(tmp_path, canon_mu=1.0)
+    _, dr_grpo = train(tmp_path, advantage_estimator="dr_grpo")
+    assert not torch.equal(canon[:8], dr_grpo[:8])

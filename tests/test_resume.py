@@ -1,0 +1,79 @@
+"""A run that is resumed from any checkpoint continues bit for bit as if it had never stopped."""
+
+import shutil
+
+import pytest
+import torch
+from toy import assert_same_parameters, logged, make_trainer, parameters, prompts
+
+CASES = {
+    "entropy": {},
+    "random metric": {"canon_metric": "random", "canon_mu": 0.7},
+    "constant": {"canon_metric": "length", "canon_alpha": 0.9},
+    "inter_to_intra": {"canon_mu_schedule": "inter_to_intra"},
+    "intra_to_inter": {"canon_mu_schedule": "intra_to_inter"},
+    "cosine_inter_to_intra": {"canon_mu_schedule": "cosine_inter_to_intra", "canon_cosine_cycles": 1},
+    "cosine_intra_to_inter": {"canon_mu_schedule": "cosine_intra_to_inter", "canon_cosine_cycles": 1},
+    "two updates on a rollout": {"num_iterations": 2},
+    "a rollout in two parts, twice": {"num_iterations": 2, "steps_per_generation": 2, "canon_metric": "random"},
+    "two rollouts a step": {"steps_per_generation": 1, "gradient_accumulation_steps": 2},
+    "logs across steps": {"num_iterations": 2, "logging_steps": 3},
+    "reference model": {"num_iterations": 2, "beta": 0.05},
+}
+
+
+def train(folder, steps=6, resume=None, **options):
+    options = {"max_steps": steps, "save_strategy": "steps", "save_steps": 1} | options
+    trainer = make_trainer(folder, **options)
+    trainer.train(resume_from_checkpoint=resume)
+    return trainer
+
+
+def assert_resumes(tmp_path, steps, at, **options):
+    whole = train(tmp_path / "whole", **options)
+    for step in at:
+        folder = tmp_path / f"from_{step}"
+        shutil.copytree(tmp_path / "whole" / f"checkpoint-{step}", folder / f"checkpoint-{step}")
+        # Nothing but the checkpoint may carry over: disturb every global random state.
+        torch.manual_seed(step)
+        resumed = train(folder, resume=str(folder / f"checkpoint-{step}"), **options)
+        assert resumed.state.global_step == steps
+        assert_same_parameters(parameters(resumed), parameters(whole))
+        if options.get("logging_steps", 1) == 1:
+            assert logged(resumed) == logged(whole)
+        else:
+            # transformers averages the loss over the steps since the resume; everything else is the whole interval's.
+            without_loss = [
+                [{k: v for k, v in entry.items() if k != "loss"} for entry in logged(t)] for t in (resumed, whole)
+            ]
+            assert without_loss[0] == without_loss[1]
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_resume_in_the_middle(tmp_path, case):
+    assert_resumes(tmp_path, 6, at=[3], **CASES[case])
+
+
+def test_resume_at_any_step(tmp_path):
+    options = {"num_iterations": 2, "steps_per_generation": 2, "canon_mu_schedule": "inter_to_intra"}
+    assert_resumes(tmp_path, 6, at=[1, 2, 3, 4, 5], **options)
+
+
+def test_resume_in_a_later_epoch(tmp_path):
+    """The prompts of the second epoch come in an order of their own."""
+    trainer_options = {"train_dataset": prompts(6)}  # three rollouts an epoch
+    options = {"trainer_options": trainer_options, "steps": 7, "max_steps": 7}
+    assert_resumes(tmp_path, at=[3, 4], **options)
+
+
+def test_a_checkpoint_of_another_trainer_is_resumed_with_a_warning(tmp_path, caplog):
+    train(tmp_path, steps=3, num_iterations=2)
+    (tmp_path / "checkpoint-1" / "rollout_state_0.pt").unlink()
+    train(tmp_path, steps=3, num_iterations=2, resume=str(tmp_path / "checkpoint-1"))
+    assert "a rollout in flight is sampled anew" in caplog.text
+
+
+def test_only_the_model_is_saved_if_so_asked(tmp_path):
+    train(tmp_path, steps=1, save_only_model=True)
+    assert not (tmp_path / "checkpoint-1" / "rollout_state_0.pt").exists()
+    assert (tmp_path / "checkpoint-1" / "model.safetensors").exists()

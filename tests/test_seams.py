@@ -1,0 +1,144 @@
+"""The private members of TRL that the hook wraps. When a release of TRL moves one, this fails first and names it."""
+
+import inspect
+from collections import deque
+
+import pytest
+import torch
+from toy import make_trainer
+from trl import GRPOTrainer
+
+SIGNATURES = {
+    "_generate": ["self", "prompts"],
+    "_calculate_rewards": ["self", "inputs", "prompts", "completions", "completion_ids_list"],
+    "_generate_and_score_completions": ["self", "inputs"],
+    "_get_train_sampler": ["self", "dataset"],
+    "_save_checkpoint": ["self", "model", "trial"],
+    "_load_optimizer_and_scheduler": ["self", "checkpoint"],
+    "_prepare_inputs": ["self", "generation_batch"],
+}
+
+
+@pytest.mark.parametrize("member", SIGNATURES)
+def test_signature(member):
+    assert list(inspect.signature(getattr(GRPOTrainer, member)).parameters) == SIGNATURES[member], member
+
+
+def test_scoring_signature():
+    parameters = list(inspect.signature(GRPOTrainer._get_per_token_logps_and_entropies).parameters)
+    assert parameters[:7] == [
+        "self",
+        "model",
+        "input_ids",
+        "attention_mask",
+        "logits_to_keep",
+        "batch_size",
+        "compute_entropy",
+    ], "_get_per_token_logps_and_entropies"
+
+
+class Observed(GRPOTrainer):
+    """Plain TRL that notes what passes the seams."""
+
+    def _generate(self, prompts):
+        self.generated = super()._generate(prompts)
+        return self.generated
+
+    def _calculate_rewards(self, inputs, prompts, completions, completion_ids_list):
+        self.rewarded = super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)
+        self.completion_ids_list = completion_ids_list
+        return self.rewarded
+
+    def _get_per_token_logps_and_entropies(self, model, *args, **kwargs):
+        scored = super()._get_per_token_logps_and_entropies(model, *args, **kwargs)
+        self.scored.append((model, args, kwargs, scored))
+        return scored
+
+    def _generate_and_score_completions(self, inputs):
+        self.scored = []
+        self.output = super()._generate_and_score_completions(inputs)
+        self.scored_in_rollout = list(self.scored)
+        self.advantages_logged = list(self._logs["advantages"])
+        return self.output
+
+
+@pytest.fixture(scope="module")
+def observed(tmp_path_factory):
+    from trl import GRPOConfig
+
+    trainer = make_trainer(
+        tmp_path_factory.mktemp("seams"),
+        trainer_class=Observed,
+        config_class=GRPOConfig,
+        max_steps=1,
+        num_iterations=2,
+        mask_truncated_completions=True,
+    )
+    trainer.train()
+    return trainer
+
+
+def test_generate_returns_completion_ids_and_tool_mask(observed):
+    assert observed.generated[1] == observed.completion_ids_list, "_generate()[1]"
+    assert observed.generated[2] is None, "_generate()[2]"
+
+
+def test_rewards_are_rows_by_functions(observed):
+    assert observed.rewarded.shape == (8, 1), "_calculate_rewards"
+
+
+def test_output_of_a_rollout(observed):
+    output = observed.output
+    rows, width = output["completion_ids"].shape
+    assert rows == 8
+    for key in ("prompt_ids", "prompt_mask", "completion_mask", "old_per_token_logps"):
+        assert output[key].shape[0] == rows, key
+    assert output["advantages"].shape == (rows,), "advantages"
+    assert output["old_per_token_logps"].shape == (rows, width), "old_per_token_logps"
+
+
+def test_the_policy_pass_is_called_as_expected(observed):
+    (model, args, kwargs, scored), *more = observed.scored_in_rollout
+    assert not more, "one scoring pass"
+    assert model is observed.model
+    input_ids, attention_mask, logits_to_keep = args
+    assert logits_to_keep == observed.output["completion_ids"].shape[1]
+    assert input_ids.shape == attention_mask.shape
+    assert "compute_entropy" not in kwargs
+    log_probs, entropies, aux_loss = scored
+    assert log_probs is observed.output["old_per_token_logps"], "the pass is known by its log-probabilities"
+    assert entropies is None and aux_loss is None
+    truncated = observed.output["completion_mask"].sum(dim=1) == 0
+    assert truncated.any()
+    assert (log_probs[truncated] == 0).all(), "masked positions are 0"
+
+
+def test_logs_and_metrics(observed):
+    assert isinstance(observed._logs["advantages"], deque), "_logs['advantages']"
+    assert observed._logs["advantages"].maxlen == observed.args.generation_batch_size
+    assert observed.advantages_logged == observed.output["advantages"].tolist()
+    assert isinstance(observed._logs["extra"]["new"], deque), "_logs['extra']"
+    assert isinstance(observed._metrics["train"]["new"], list), "_metrics"
+
+
+def test_position_in_the_rollout(observed):
+    assert observed._step == 1, "_step"
+    assert len(observed._buffered_inputs) == observed.args.steps_per_generation, "_buffered_inputs"
+    assert isinstance(observed._buffered_inputs[0], dict)
+
+
+def test_the_loss_takes_advantages_per_token(observed):
+    inputs = observed._buffered_inputs[0]
+    whole = observed._compute_loss(observed.model, inputs)
+    widened = inputs["advantages"].unsqueeze(1).expand_as(inputs["completion_ids"])
+    spread = observed._compute_loss(observed.model, inputs | {"advantages": widened})
+    torch.testing.assert_close(whole, spread)
+
+
+def test_a_sampler_draws_one_order_an_epoch(observed):
+    sampler = observed._get_train_sampler()
+    first, second = list(sampler), list(sampler)
+    assert first != second
+    again = observed._get_train_sampler()
+    next(iter(again))
+    assert list(again) == second, "_get_train_sampler"

@@ -1,0 +1,70 @@
+"""Small, real training runs on the embedded task."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from datasets import Dataset
+from transformers import AutoModelForCausalLM, PreTrainedModel
+
+from canon_trl import CANONConfig, CANONTrainer
+from canon_trl.tasks import TASKS
+
+TASK = TASKS["arithmetic"]
+
+OPTIONS = {
+    "max_steps": 3,
+    "num_generations": 4,
+    "per_device_train_batch_size": 8,
+    "per_device_eval_batch_size": 8,
+    "max_completion_length": 12,
+    "learning_rate": 1e-3,
+    "bf16": False,
+    "gradient_checkpointing": False,
+    "use_cpu": True,
+    "logging_steps": 1,
+    "save_strategy": "no",
+    "report_to": [],
+    "disable_tqdm": True,
+}
+
+
+def prompts(size: int = 64) -> Dataset:
+    return TASK.dataset("train", size, seed=0)
+
+
+def base_model() -> PreTrainedModel:
+    return AutoModelForCausalLM.from_pretrained(TASK.model_path)
+
+
+def make_trainer(
+    folder: Path | str,
+    trainer_class: type = CANONTrainer,
+    config_class: type = CANONConfig,
+    trainer_options: dict[str, Any] | None = None,
+    **options: Any,
+) -> Any:
+    arguments = {"reward_funcs": TASK.reward, "train_dataset": prompts()} | (trainer_options or {})
+    config = config_class(str(folder), **(OPTIONS | options))
+    return trainer_class(str(TASK.model_path), args=config, **arguments)
+
+
+def parameters(trainer: Any) -> dict[str, torch.Tensor]:
+    return {name: value.detach().clone() for name, value in trainer.model.named_parameters()}
+
+
+def logged(trainer: Any) -> list[dict[str, float]]:
+    """The log of every step, without what depends on the clock."""
+    steps = [entry for entry in trainer.state.log_history if "loss" in entry]
+    return [{key: value for key, value in entry.items() if "time" not in key} for entry in steps]
+
+
+def assert_same_parameters(got: dict[str, torch.Tensor], want: dict[str, torch.Tensor]) -> None:
+    assert got.keys() == want.keys()
+    different = [name for name in want if not torch.equal(got[name], want[name])]
+    assert not different, f"{len(different)} of {len(want)} parameters differ, the first is {different[0]}"
+
+
+def length_reward(completions: list[str], **kwargs: Any) -> list[float]:
+    """Graded and unlike 0/1 accuracy."""
+    return [len(completion) / 16 for completion in completions]
