@@ -1,0 +1,156 @@
+"""Left-to-right arithmetic modulo 10: problems, three styles of solution, and the 0/1 reward.
+
+A prompt is six operands from 1 to 9 joined by five operators from `+ - *` and closed by `=`, for example
+`7+8*3-9+4*6=`. It is worked out strictly from left to right, with the running value reduced modulo 10 after every
+operator. The answer is the digit that follows the first `#` of a completion.
+"""
+
+from __future__ import annotations
+
+import operator
+import random
+import re
+import zlib
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+
+OPERATORS: dict[str, Callable[[int, int], int]] = {"+": operator.add, "-": operator.sub, "*": operator.mul}
+NUM_OPERATORS = 5
+SPLITS = ("train", "test")
+MAX_DATASET_SIZE = 1_000_000  # under a tenth of the smaller split, so drawing distinct prompts never stalls
+
+_PROMPT = re.compile(rf"[1-9](?:[-+*][1-9]){{{NUM_OPERATORS}}}=")
+
+
+def running_values(prompt: str, perturb: Callable[[int], int] | None = None) -> list[int]:
+    """Work out a prompt: the running value modulo 10 after each operator, the last one being the answer.
+
+    `perturb` maps every value to the one that is written down and carried into the next step; it is how a solution
+    with mistakes is made.
+    """
+    if not _PROMPT.fullmatch(prompt):
+        raise ValueError(
+            f"prompt must be {NUM_OPERATORS + 1} digits from 1 to 9 joined by + - or * and closed by '=', "
+            f"got {prompt!r}"
+        )
+    values = []
+    value = int(prompt[0])
+    for symbol, operand in zip(prompt[1:-1:2], prompt[2:-1:2], strict=True):
+        value = OPERATORS[symbol](value, int(operand)) % 10
+        if perturb is not None:
+            value = perturb(value)
+        values.append(value)
+    return values
+
+
+def _write_direct(prompt: str, values: list[int]) -> str:
+    return f"#{values[-1]}"
+
+
+def _write_running(prompt: str, values: list[int]) -> str:
+    return "".join(map(str, values)) + f"#{values[-1]}"
+
+
+def _write_verbose(prompt: str, values: list[int]) -> str:
+    before = [int(prompt[0]), *values[:-1]]
+    steps = [
+        f"{left}{symbol}{right}={value}"
+        for left, symbol, right, value in zip(before, prompt[1:-1:2], prompt[2:-1:2], values, strict=True)
+    ]
+    return ";".join(steps) + f"#{values[-1]}"
+
+
+@dataclass(frozen=True)
+class Style:
+    """One way of writing a solution, and how often and how reliably the base model is taught to use it."""
+
+    share: float  # of the pretraining examples
+    noise: float  # probability that a step's value is replaced by a uniformly random digit
+    write: Callable[[str, list[int]], str]  # (prompt, running values) -> completion
+    pattern: re.Pattern[str]  # the completions of this style
+
+
+STYLES: dict[str, Style] = {
+    # No noise: the model can't do five steps within one token, and is right only now and then all the same.
+    "direct": Style(0.40, 0.0, _write_direct, re.compile(r"#\d")),
+    "running": Style(0.35, 0.10, _write_running, re.compile(rf"\d{{{NUM_OPERATORS}}}#\d")),
+    "verbose": Style(
+        0.25, 0.05, _write_verbose, re.compile(rf"(?:\d[-+*]\d=\d;){{{NUM_OPERATORS - 1}}}\d[-+*]\d=\d#\d")
+    ),
+}
+
+
+def solution(prompt: str, style: str, rng: random.Random | None = None) -> str:
+    """Write a prompt's solution in one style: exact without `rng`, with that style's rate of mistakes with it."""
+    if style not in STYLES:
+        raise ValueError(f"style must be one of {sorted(STYLES)}, got {style!r}")
+    chosen = STYLES[style]
+    if rng is None:
+        return chosen.write(prompt, running_values(prompt))
+    return chosen.write(
+        prompt, running_values(prompt, lambda value: rng.randrange(10) if rng.random() < chosen.noise else value)
+    )
+
+
+def style_of(completion: str) -> str | None:
+    """Tell which style a completion is written in, or None if it has the form of none of them."""
+    return next((name for name, style in STYLES.items() if style.pattern.fullmatch(completion)), None)
+
+
+def split_of(prompt: str) -> str:
+    """Tell which split a prompt belongs to: about nine in ten are "train", the others "test".
+
+    The split is a function of the prompt's text alone, so no prompt can be in both, whatever the seeds.
+    """
+    return "test" if zlib.crc32(prompt.encode()) % 10 == 0 else "train"
+
+
+def draw_prompts(split: str, rng: random.Random) -> Iterator[str]:
+    """Draw prompts of one split without end, uniformly and with replacement."""
+    if split not in SPLITS:
+        raise ValueError(f"split must be one of {list(SPLITS)}, got {split!r}")
+    symbols = list(OPERATORS)
+    while True:
+        operands = [str(rng.randint(1, 9)) for _ in range(NUM_OPERATORS + 1)]
+        prompt = operands[0] + "".join(rng.choice(symbols) + operand for operand in operands[1:]) + "="
+        if split_of(prompt) == split:
+            yield prompt
+
+
+def dataset(split: str, size: int, seed: int = 0) -> Dataset:
+    """Build `size` distinct prompts of a split with their answers, both as strings; a seed fixes the rows.
+
+    A smaller dataset with the same split and seed is a prefix of a larger one.
+    """
+    if size not in range(1, MAX_DATASET_SIZE + 1):
+        raise ValueError(f"size must be a whole number from 1 to {MAX_DATASET_SIZE}, got {size!r}")
+    # Here rather than at the top, so that the reward and the problems can be had without loading datasets.
+    from datasets import Dataset
+
+    prompts: dict[str, None] = {}  # a set that keeps the order of drawing
+    for prompt in draw_prompts(split, random.Random(seed)):
+        prompts[prompt] = None
+        if len(prompts) == size:
+            break
+    return Dataset.from_dict(
+        {"prompt": list(prompts), "answer": [str(running_values(prompt)[-1]) for prompt in prompts]}
+    )
+
+
+def accuracy(completions: list[str] | list[list[Mapping[str, Any]]], answer: list[str], **kwargs: Any) -> list[float]:
+    """Reward 1.0 where everything after a completion's first `#` is exactly its answer, else 0.0.
+
+    Nothing is stripped: a space or a second `#` after the answer makes it wrong. Conversational completions are
+    judged by their last message. TRL's other columns arrive in `kwargs` and are not used.
+    """
+    rewards = []
+    for completion, wanted in zip(completions, answer, strict=True):
+        text = completion if isinstance(completion, str) else completion[-1]["content"]
+        _, mark, found = text.partition("#")
+        rewards.append(1.0 if mark and found == wanted else 0.0)
+    return rewards

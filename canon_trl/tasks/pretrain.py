@@ -1,0 +1,179 @@
+"""Make the arithmetic task's base model: `python -m canon_trl.tasks.pretrain --output DIR [--seed 0 --steps 1100]`.
+
+Supervised training from scratch on noisy solutions in three styles leaves a model that samples every style and is
+right about half of the time: something for reinforcement learning to improve. The same seed on the same machine gives
+the same bytes; `main` fixes the number of threads because sums over another number of threads round differently.
+"""
+
+import argparse
+import random
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+
+import torch
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
+from tqdm.auto import tqdm
+from transformers import (
+    GenerationConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+    Qwen3Config,
+    Qwen3ForCausalLM,
+    get_cosine_schedule_with_warmup,
+)
+
+from canon_trl.tasks import arithmetic
+
+NUM_THREADS = 2
+BATCH_SIZE = 128
+LEARNING_RATE = 3e-3
+MAX_LENGTH = 128  # tokens; the longest prompt with its solution has 44
+MAX_NEW_TOKENS = 40
+IGNORED_LABEL = -100  # what transformers' loss leaves out
+
+
+def build_tokenizer() -> PreTrainedTokenizerFast:
+    """Build the tokenizer: one token a character, 21 symbols, padding on the left as generation needs it."""
+    symbols = ["<pad>", "<bos>", "<eos>", "<unk>", *"0123456789+-*=;# "]
+    tokenizer = Tokenizer(models.WordLevel({symbol: i for i, symbol in enumerate(symbols)}, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), behavior="isolated")
+    tokenizer.decoder = decoders.Fuse()  # without it, decoding puts a space between any two characters
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        pad_token="<pad>",
+        bos_token="<bos>",
+        eos_token="<eos>",
+        unk_token="<unk>",
+        padding_side="left",
+        model_max_length=MAX_LENGTH,
+        # The default also has token_type_ids, which the model's generate() refuses.
+        model_input_names=["input_ids", "attention_mask"],
+        clean_up_tokenization_spaces=False,
+    )
+
+
+def build_model(tokenizer: PreTrainedTokenizerFast) -> Qwen3ForCausalLM:
+    """Build the untrained model, 429k float32 parameters, from torch's current random state."""
+    special = {
+        "pad_token_id": tokenizer.pad_token_id,
+        "bos_token_id": tokenizer.bos_token_id,
+        "eos_token_id": tokenizer.eos_token_id,
+    }
+    config = Qwen3Config(
+        vocab_size=len(tokenizer),
+        hidden_size=128,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=4,
+        head_dim=32,
+        intermediate_size=384,
+        max_position_embeddings=MAX_LENGTH,
+        tie_word_embeddings=True,
+        dtype="float32",
+        **special,
+    )
+    model = Qwen3ForCausalLM(config)
+    # Samples the model's own distribution: every filter is set to the value that changes nothing.
+    model.generation_config = GenerationConfig(do_sample=True, temperature=1.0, top_k=0, top_p=1.0, **special)
+    return model
+
+
+def draw_batch(rng: random.Random, tokenizer: PreTrainedTokenizerFast) -> tuple[torch.Tensor, torch.Tensor]:
+    """Draw one batch of training-split prompts with noisy solutions: input ids and labels, both (B, T)."""
+    prompts = list(islice(arithmetic.draw_prompts("train", rng), BATCH_SIZE))
+    shares = [style.share for style in arithmetic.STYLES.values()]
+    styles = rng.choices(list(arithmetic.STYLES), weights=shares, k=BATCH_SIZE)
+    texts = [
+        prompt + arithmetic.solution(prompt, style, rng) + tokenizer.eos_token
+        for prompt, style in zip(prompts, styles, strict=True)
+    ]
+    # Not padded by the tokenizer, which would remember the side and write it to its file.
+    rows = [torch.tensor(ids) for ids in tokenizer(texts).input_ids]
+    input_ids = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=tokenizer.pad_token_id)
+    labels = input_ids.masked_fill(input_ids == tokenizer.pad_token_id, IGNORED_LABEL)
+    labels[:, : len(prompts[0])] = IGNORED_LABEL  # all prompts have the same length; only solutions are learnt
+    return input_ids, labels
+
+
+def pretrain(*, seed: int = 0, steps: int = 1100) -> tuple[Qwen3ForCausalLM, PreTrainedTokenizerFast]:
+    """Train the base model from scratch; sets torch's global seed."""
+    if steps < 1:
+        raise ValueError(f"steps must be at least 1, got {steps}")
+    torch.manual_seed(seed)
+    rng = random.Random(seed)
+    tokenizer = build_tokenizer()
+    model = build_model(tokenizer).train()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE)
+    scheduler = get_cosine_schedule_with_warmup(optimizer, num_warmup_steps=steps // 20, num_training_steps=steps)
+    progress = tqdm(range(steps), desc="pretraining", unit="step")
+    for _ in progress:
+        input_ids, labels = draw_batch(rng, tokenizer)
+        # No attention mask: padding is on the right, where a causal model's real tokens can't see it.
+        loss = model(input_ids=input_ids, labels=labels, use_cache=False).loss
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        scheduler.step()
+        optimizer.zero_grad()
+        progress.set_postfix(loss=f"{loss.item():.3f}", refresh=False)
+    return model.eval(), tokenizer
+
+
+def sample(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, prompts: list[str], *, seed: int = 0
+) -> list[str]:
+    """Sample one completion a prompt, as the model's generation config says; sets torch's global seed."""
+    torch.manual_seed(seed)
+    inputs = tokenizer(prompts, padding=True, return_tensors="pt").to(model.device)
+    output = model.generate(**inputs, max_new_tokens=MAX_NEW_TOKENS)
+    return tokenizer.batch_decode(output[:, inputs.input_ids.shape[1] :], skip_special_tokens=True)
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What a model does on held-out prompts; all numbers are shares from 0 to 1."""
+
+    accuracy: float
+    style_shares: dict[str, float]  # what is missing from a sum of 1 was in none of the styles
+    style_accuracies: dict[str, float]  # of the styles that occurred
+
+
+def evaluate(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, *, size: int, seed: int = 0) -> Evaluation:
+    """Sample one completion for each of `size` held-out prompts and measure accuracy and styles."""
+    data = arithmetic.dataset("test", size, seed)
+    completions = sample(model, tokenizer, list(data["prompt"]), seed=seed)
+    rewards = arithmetic.accuracy(completions, list(data["answer"]))
+    styles = [arithmetic.style_of(completion) for completion in completions]
+    counts = Counter(styles)
+    right = Counter(style for style, reward in zip(styles, rewards, strict=True) if reward == 1.0)
+    return Evaluation(
+        accuracy=sum(rewards) / size,
+        style_shares={style: counts[style] / size for style in arithmetic.STYLES},
+        style_accuracies={style: right[style] / counts[style] for style in arithmetic.STYLES if counts[style]},
+    )
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Train, save to `--output` and print what the saved model does on held-out prompts."""
+    parser = argparse.ArgumentParser(prog="python -m canon_trl.tasks.pretrain", description="Make the base model.")
+    parser.add_argument("--output", type=Path, required=True, help="folder for the model and its tokenizer")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--steps", type=int, default=1100, help=f"of {BATCH_SIZE} examples each")
+    args = parser.parse_args(argv)
+    torch.set_num_threads(NUM_THREADS)
+    torch.use_deterministic_algorithms(True)
+    model, tokenizer = pretrain(seed=args.seed, steps=args.steps)
+    model.save_pretrained(args.output)
+    tokenizer.save_pretrained(args.output)
+
+    result = evaluate(model, tokenizer, size=2048)
+    print(f"accuracy on held-out prompts at temperature 1: {result.accuracy:.3f}")
+    for style, share in result.style_shares.items():
+        print(f"{style}: {share:.3f} of the samples, {result.style_accuracies.get(style, float('nan')):.3f} right")
+
+
+if __name__ == "__main__":
+    main()

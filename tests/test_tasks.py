@@ -1,0 +1,252 @@
+"""The embedded task: its arithmetic, its reward, and the model that ships with it."""
+
+import json
+import random
+import re
+import zlib
+from itertools import islice
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from canon_trl.tasks import TASKS, arithmetic, pretrain
+
+TASK = TASKS["arithmetic"]
+
+# 7+8 = 15 -> 5;  5*3 = 15 -> 5;  5-9 = -4 -> 6;  6+4 = 10 -> 0;  0*6 = 0
+PROMPT = "7+8*3-9+4*6="
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return AutoTokenizer.from_pretrained(TASK.model_path)
+
+
+@pytest.fixture(scope="module")
+def model():
+    return AutoModelForCausalLM.from_pretrained(TASK.model_path).eval()
+
+
+@pytest.fixture(scope="module")
+def evaluation(model, tokenizer):
+    return pretrain.evaluate(model, tokenizer, size=256)
+
+
+class TestProblems:
+    @pytest.mark.parametrize(
+        ("prompt", "values"),
+        [
+            (PROMPT, [5, 5, 6, 0, 0]),
+            # 9-2 = 7;  7*4 = 28 -> 8;  8+7 = 15 -> 5;  5-8 = -3 -> 7;  7*3 = 21 -> 1
+            ("9-2*4+7-8*3=", [7, 8, 5, 7, 1]),
+            # 1-9 = -8 -> 2;  2-9 = -7 -> 3;  and so on, one up each time
+            ("1-9-9-9-9-9=", [2, 3, 4, 5, 6]),
+            # 2*3 = 6;  6*4 = 24 -> 4;  4*5 = 20 -> 0;  0 stays 0
+            ("2*3*4*5*6*7=", [6, 4, 0, 0, 0]),
+            # by precedence this would be 1+2*3+... = 7+...; from left to right 1+2 = 3;  3*3 = 9;  9+1 = 10 -> 0;
+            # 0+1 = 1;  1+1 = 2
+            ("1+2*3+1+1+1=", [3, 9, 0, 1, 2]),
+        ],
+    )
+    def test_running_values_by_hand(self, prompt, values):
+        assert arithmetic.running_values(prompt) == values
+
+    def test_a_wrong_step_is_carried_forward(self):
+        # each value one too high: 15 -> 5 -> 6;  6*3 = 18 -> 9;  9-9 = 0 -> 1;  1+4 = 5 -> 6;  6*6 = 36 -> 6 -> 7
+        assert arithmetic.running_values(PROMPT, lambda value: (value + 1) % 10) == [6, 9, 1, 6, 7]
+
+    @pytest.mark.parametrize("prompt", ["", "7+8=", "7+8*3-9+4*6", "7+8*3-9+4*6=0", "0+8*3-9+4*6=", "7/8*3-9+4*6="])
+    def test_a_malformed_prompt_is_refused(self, prompt):
+        with pytest.raises(ValueError, match=re.escape(f"got {prompt!r}")):
+            arithmetic.running_values(prompt)
+
+
+class TestStyles:
+    @pytest.mark.parametrize(
+        ("style", "text"),
+        [("direct", "#0"), ("running", "55600#0"), ("verbose", "7+8=5;5*3=5;5-9=6;6+4=0;0*6=0#0")],
+    )
+    def test_text_without_noise(self, style, text):
+        assert arithmetic.solution(PROMPT, style) == text
+        assert arithmetic.style_of(text) == style
+
+    @pytest.mark.parametrize(("style", "tokens"), [("direct", 3), ("running", 8), ("verbose", 32)])
+    def test_length_with_eos(self, tokenizer, style, tokens):
+        text = arithmetic.solution(PROMPT, style) + tokenizer.eos_token
+        assert len(tokenizer(text).input_ids) == tokens
+
+    @pytest.mark.parametrize("text", ["", "0", "#", "#10", "5560#0", "55600#", "7+8=5#5", "55600#0 "])
+    def test_other_texts_have_no_style(self, text):
+        assert arithmetic.style_of(text) is None
+
+    # A step drawn anew is right by chance in one case of ten, so a noise of 0.10 leaves 0.09 of the first steps wrong.
+    @pytest.mark.parametrize(("style", "wrong"), [("running", 0.09), ("verbose", 0.045)])
+    def test_noise_rate(self, style, wrong):
+        rng = random.Random(0)
+        position = {"running": 0, "verbose": len("7+8=")}[style]
+        texts = [arithmetic.solution(PROMPT, style, rng) for _ in range(10_000)]
+        assert sum(text[position] != "5" for text in texts) / len(texts) == pytest.approx(wrong, abs=0.01)
+
+    def test_a_noisy_verbose_solution_continues_from_its_own_values(self):
+        rng = random.Random(0)
+        for _ in range(200):
+            steps, answer = arithmetic.solution(PROMPT, "verbose", rng).split("#")
+            steps = steps.split(";")
+            assert [step[0] for step in steps[1:]] + [answer] == [step[-1] for step in steps]
+
+    def test_shares_sum_to_one(self):
+        assert sum(style.share for style in arithmetic.STYLES.values()) == pytest.approx(1.0)
+
+    def test_an_unknown_style_is_refused(self):
+        with pytest.raises(ValueError, match=r"style must be one of \['direct', 'running', 'verbose'\], got 'terse'"):
+            arithmetic.solution(PROMPT, "terse")
+
+
+class TestDataset:
+    def test_columns(self):
+        data = TASK.dataset("train", 100, 0)
+        assert data.column_names == ["prompt", "answer"]
+        assert len(data) == len(set(data["prompt"])) == 100
+        for row in data:
+            assert row["answer"] == str(arithmetic.running_values(row["prompt"])[-1])
+
+    def test_splits_are_disjoint_whatever_the_seed(self):
+        for seed in range(3):
+            assert {zlib.crc32(p.encode()) % 10 for p in TASK.dataset("test", 500, seed)["prompt"]} == {0}
+            assert 0 not in {zlib.crc32(p.encode()) % 10 for p in TASK.dataset("train", 500, seed)["prompt"]}
+
+    def test_same_seed_same_data(self):
+        first = TASK.dataset("train", 50, 7)
+        assert first.to_dict() == TASK.dataset("train", 50, 7).to_dict()
+        assert first.to_dict() != TASK.dataset("train", 50, 8).to_dict()
+        assert TASK.dataset("train", 20, 7)["prompt"][:] == first["prompt"][:20]
+
+    def test_rows_do_not_change_between_releases(self):
+        assert TASK.dataset("train", 3)["prompt"][:] == ["4*9-3*5*3*2=", "3*5+2-2-6-8=", "4+9*8+8+9*5="]
+        assert TASK.dataset("test", 3).to_dict() == {
+            # 7-7 = 0;  0-1 = 9;  9-5 = 4;  4-9 = 5;  5*8 = 0
+            # 9*9 = 1;  1-1 = 0;  0+2 = 2;  2-9 = 3;  3*2 = 6
+            # 7*8 = 6;  6+7 = 3;  3-4 = 9;  9*1 = 9;  9*1 = 9
+            "prompt": ["7-7-1-5-9*8=", "9*9-1+2-9*2=", "7*8+7-4*1*1="],
+            "answer": ["0", "6", "9"],
+        }
+
+    @pytest.mark.parametrize("size", [0, -1, 2.5, 1_000_001])
+    def test_an_impossible_size_is_refused(self, size):
+        with pytest.raises(ValueError, match=f"size must be a whole number from 1 to 1000000, got {size}"):
+            TASK.dataset("train", size)
+
+    def test_an_unknown_split_is_refused(self):
+        with pytest.raises(ValueError, match=r"split must be one of \['train', 'test'\], got 'validation'"):
+            TASK.dataset("validation", 1)
+
+
+class TestReward:
+    @pytest.mark.parametrize(
+        ("completion", "reward"),
+        [
+            ("#5", 1.0),
+            ("55600#5", 1.0),
+            ("anything at all#5", 1.0),
+            ("#4", 0.0),
+            ("5", 0.0),
+            ("", 0.0),
+            ("#", 0.0),
+            ("#5#5", 0.0),
+            ("#4#5", 0.0),
+            ("# 5", 0.0),
+            ("#5 ", 0.0),
+            (" #5", 1.0),
+            ("#5;", 0.0),
+            ("#55", 0.0),
+            ("#05", 0.0),
+        ],
+    )
+    def test_exact_match_after_the_first_mark(self, completion, reward):
+        assert TASK.reward([completion], answer=["5"]) == [reward]
+        conversation = [{"role": "assistant", "content": completion}]
+        assert TASK.reward([conversation], answer=["5"]) == [reward]
+
+    def test_called_as_trl_does(self):
+        rewards = TASK.reward(
+            prompts=[PROMPT] * 3, completions=["#0", "#1", "0"], completion_ids=[[17], [17], [4]], answer=["0"] * 3
+        )
+        assert rewards == [1.0, 0.0, 0.0]
+        assert TASK.reward.__name__ == "accuracy"
+
+
+class TestTokenizer:
+    def test_round_trip(self, tokenizer):
+        for text in (PROMPT, "7+8=5;5*3=5;5-9=6;6+4=0;0*6=0#0", "5 5  #1"):
+            assert tokenizer.decode(tokenizer(text).input_ids) == text
+        assert len(tokenizer) == 21
+
+    def test_left_padding_for_generation(self, tokenizer):
+        batch = tokenizer(["7+8=", "7="], padding=True)
+        assert set(batch) == {"input_ids", "attention_mask"}
+        assert batch["attention_mask"] == [[1, 1, 1, 1], [0, 0, 1, 1]]
+        assert batch["input_ids"][1][:2] == [tokenizer.pad_token_id] * 2
+
+    def test_special_tokens_agree(self, tokenizer, model):
+        for owner in (tokenizer, model.config, model.generation_config):
+            assert (owner.pad_token_id, owner.bos_token_id, owner.eos_token_id) == (0, 1, 2)
+
+
+class TestShippedModel:
+    def test_size(self, model):
+        assert model.num_parameters() == 429_440
+        assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
+        assert (TASK.model_path / "model.safetensors").stat().st_size < 3_000_000
+
+    def test_samples_the_plain_distribution(self, model):
+        config = model.generation_config
+        assert (config.do_sample, config.temperature, config.top_k, config.top_p) == (True, 1.0, 0, 1.0)
+
+    def test_accuracy_leaves_room_both_ways(self, evaluation):
+        assert 0.35 <= evaluation.accuracy <= 0.6
+
+    def test_every_style_is_sampled(self, evaluation):
+        assert set(evaluation.style_shares) == {"direct", "running", "verbose"}
+        assert min(evaluation.style_shares.values()) > 0.1
+        assert sum(evaluation.style_shares.values()) > 0.97
+
+    def test_longer_solutions_are_right_more_often(self, evaluation):
+        right = evaluation.style_accuracies
+        assert right["direct"] < right["running"] < right["verbose"]
+
+
+class TestPretraining:
+    def test_same_seed_same_weights(self):
+        first, _ = pretrain.pretrain(seed=0, steps=3)
+        second, _ = pretrain.pretrain(seed=0, steps=3)
+        other, _ = pretrain.pretrain(seed=1, steps=3)
+        weights = second.state_dict()
+        assert all(torch.equal(weight, weights[name]) for name, weight in first.state_dict().items())
+        assert not torch.equal(other.lm_head.weight, first.lm_head.weight)
+
+    def test_only_training_prompts_and_only_solutions_are_learnt(self, tokenizer):
+        input_ids, labels = pretrain.draw_batch(random.Random(0), tokenizer)
+        prompts = list(islice(arithmetic.draw_prompts("train", random.Random(0)), 128))
+        assert input_ids.shape == labels.shape == (128, 44)
+        for prompt, ids, label in zip(prompts, input_ids, labels, strict=True):
+            assert arithmetic.split_of(prompt) == "train"
+            text = tokenizer.decode(ids, skip_special_tokens=True)
+            learnt = tokenizer.decode(label[label != -100])
+            assert text.startswith(prompt)
+            assert learnt == text.removeprefix(prompt) + "<eos>"
+
+    def test_the_shipped_files_are_those_that_the_script_writes(self, tmp_path):
+        # tokenizer and configuration only: the weights take minutes
+        built = pretrain.build_tokenizer()
+        built.save_pretrained(tmp_path)
+        pretrain.build_model(built).save_pretrained(tmp_path)
+        assert {path.name for path in tmp_path.iterdir()} == {path.name for path in TASK.model_path.iterdir()}
+        for name in ("config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json"):
+            saved, shipped = (json.loads((folder / name).read_text()) for folder in (tmp_path, TASK.model_path))
+            # the release of transformers that wrote a file says nothing about the model
+            assert saved | {"transformers_version": None} == shipped | {"transformers_version": None}
+
+    def test_no_steps_is_refused(self):
+        with pytest.raises(ValueError, match="steps must be at least 1, got 0"):
+            pretrain.pretrain(steps=0)
