@@ -1,0 +1,137 @@
+"""Every recipe parses, validates and says what it promises; the script refuses what it cannot do."""
+
+import importlib.util
+from pathlib import Path
+
+import datasets
+import pytest
+import yaml
+from trl.rewards import accuracy_reward
+
+ROOT = Path(__file__).parents[1]
+RECIPES = sorted((ROOT / "examples" / "configs").glob("*.yaml"))
+PAPER = {
+    "canon_inter": {"canon_metric": "entropy", "canon_mu": 1.0, "canon_mu_schedule": "constant"},
+    "canon_intra": {"canon_metric": "entropy", "canon_mu": 0.0, "canon_mu_schedule": "constant"},
+    "inter_to_intra": {"canon_metric": "entropy", "canon_mu_schedule": "inter_to_intra"},
+    "intra_to_inter": {"canon_metric": "entropy", "canon_mu_schedule": "intra_to_inter"},
+    "cosine_inter_to_intra": {"canon_metric": "entropy", "canon_mu_schedule": "cosine_inter_to_intra"},
+    "cosine_intra_to_inter": {"canon_metric": "entropy", "canon_mu_schedule": "cosine_intra_to_inter"},
+    "canon_eff": {"canon_metric": "length", "canon_alpha": 0.9, "canon_mu": 1.0},
+    "vllm_server": {"canon_metric": "entropy", "canon_mu": 1.0},
+}
+
+
+@pytest.fixture(scope="module")
+def script():
+    spec = importlib.util.spec_from_file_location("train_canon", ROOT / "examples" / "train_canon.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def parse(script, path, *flags):
+    # bf16 is refused on a machine without it, before anything else is looked at
+    return script.parse(["--config", str(path), "--use_cpu", "true", *flags])
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_recipe_parses(script, path):
+    arguments, training, model = parse(script, path)
+    functions = script.reward_functions(arguments, training)
+    assert functions and all(callable(function) for function in functions)
+    given = yaml.safe_load(path.read_text())
+    for name, value in given.items():
+        holder = next(part for part in (arguments, training, model) if hasattr(part, name))
+        if name != "report_to":
+            assert getattr(holder, name) == value, name
+
+
+@pytest.mark.parametrize("name", PAPER)
+def test_the_papers_setting(script, name):
+    path = ROOT / "examples" / "configs" / f"qwen2.5_math_7b_{name}.yaml"
+    arguments, training, model = parse(script, path)
+    for option, value in PAPER[name].items():
+        assert getattr(training, option) == value, option
+    gpus, responses = 8, 16
+    a_step = gpus * training.per_device_train_batch_size * training.gradient_accumulation_steps
+    a_rollout = gpus * training.per_device_train_batch_size * training.steps_per_generation
+    assert a_rollout == 512 * responses
+    assert a_rollout // a_step == 16
+    assert training.num_generations == responses
+    assert (training.learning_rate, training.warmup_steps, training.weight_decay) == (1e-6, 5, 0.1)
+    assert (training.epsilon, training.epsilon_high, training.beta) == (0.2, 0.28, 0.0)
+    assert (training.max_completion_length, training.vllm_max_model_length) == (8192, 2048 + 8192)
+    assert (training.temperature, training.loss_type, training.scale_rewards) == (1.0, "dr_grpo", "none")
+    assert model.model_name_or_path == "Qwen/Qwen2.5-Math-7B"
+    assert script.reward_functions(arguments, training) == [accuracy_reward]
+
+
+def test_no_arguments_is_the_embedded_task(script):
+    arguments, training, model = script.parse([])
+    assert (arguments.task, model.model_name_or_path) == ("arithmetic", None)
+    assert (training.max_steps, training.canon_metric) == (80, "entropy")
+    assert script.parse(["--canon_metric", "length"])[1].canon_metric == "length"
+
+
+@pytest.mark.parametrize(
+    ("flags", "error", "message"),
+    [
+        (["--task", "poetry"], ValueError, r"task='poetry' must be one of \['arithmetic'\]"),
+        (["--task", "arithmetic", "--dataset_name", "x"], ValueError, "give exactly one of them"),
+        (["--dataset_name", "x", "--model_name_or_path", "m"], ValueError, "reward_funcs is empty"),
+        (["--dataset_name", "x", "--reward_funcs", "accuracy_reward"], ValueError, "model_name_or_path is missing"),
+        (["--canon_mu", "2"], ValueError, r"canon_mu=2.0 must lie in \[0, 1\]"),
+    ],
+)
+def test_bad_flags(script, flags, error, message):
+    with pytest.raises(error, match=message):
+        script.parse([*flags, "--use_cpu", "true"])
+
+
+def test_unknown_reward(script):
+    arguments, training, _ = script.parse(["--task", "arithmetic", "--use_cpu", "true", "--reward_funcs", "accurate"])
+    with pytest.raises(ValueError, match="reward_funcs has 'accurate'; choose from"):
+        script.reward_functions(arguments, training)
+
+
+def test_rewards_by_path_and_model(script):
+    names = ["canon_trl.tasks.arithmetic:accuracy", "model:some/reward-model", "soft_overlong_punishment"]
+    flags = ["--task", "arithmetic", "--use_cpu", "true", "--max_completion_length", "256"]
+    arguments, training, _ = script.parse([*flags, "--soft_overlong_cache", "128", "--reward_funcs", *names])
+    accuracy, reward_model, overlong = script.reward_functions(arguments, training)
+    assert accuracy(["#1"], answer=["1"]) == [1.0]
+    assert reward_model == "some/reward-model"
+    # linear from 0 at 256 - 128 tokens to -1 at 256
+    assert overlong(completion_ids=[[0] * 100, [0] * 192, [0] * 300]) == [0.0, -0.5, -1.0]
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "csv", "parquet", "folder"])
+def test_local_datasets(script, tmp_path, kind):
+    rows = datasets.Dataset.from_dict({"question": ["What is 1 + 1?"], "target": ["2"]})
+    path = tmp_path / (kind if kind == "folder" else f"data.{kind}")
+    if kind == "folder":
+        path.mkdir()
+        rows.to_json(path / "train.jsonl")
+    else:
+        getattr(rows, {"jsonl": "to_json", "csv": "to_csv", "parquet": "to_parquet"}[kind])(path)
+    columns = ["--prompt_column", "question", "--answer_column", "target", "--system_prompt", "Be brief."]
+    flags = ["--dataset_name", str(path), "--model_name_or_path", "m", "--reward_funcs", "accuracy_reward"]
+    arguments, *_ = script.parse([*flags, *columns, "--use_cpu", "true"])
+    train, held_out = script.load_data(arguments, wants_eval=False)
+    assert held_out is None
+    assert train[0]["prompt"] == [
+        {"role": "system", "content": "Be brief."},
+        {"role": "user", "content": "What is 1 + 1?"},
+    ]
+    assert train[0]["solution"] == "2"
+
+
+def test_a_missing_column_is_named(script, tmp_path):
+    datasets.Dataset.from_dict({"question": ["q"], "answer": ["a"]}).to_json(tmp_path / "data.jsonl")
+    flags = ["--dataset_name", str(tmp_path / "data.jsonl"), "--model_name_or_path", "m"]
+    arguments, *_ = script.parse([*flags, "--reward_funcs", "accuracy_reward", "--use_cpu", "true"])
+    with pytest.raises(
+        ValueError, match=r"prompt_column='prompt' is not in .*data.jsonl; its columns are \['question'"
+    ):
+        script.load_data(arguments, wants_eval=False)
