@@ -8,4 +8,4 @@ from canon_trl.trainers import CANONConfig, CANONTrainer, PluggableGRPOTrainer
 
 __version__ = version("canon-trl")
 
-__all__ = ["CANONConfig", "CANONTrainer", "PluggableGRPOTrainer", "Rollout", "requires_metrics", "__version__"]
+__all__ = ["CANONConfig", "CANONTrainer", "PluggableGRPOTrainer", "Rollout", "__version__", "requires_metrics"]

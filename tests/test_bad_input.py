@@ -217,7 +217,7 @@ def above_one(completions, **kwargs):
 def test_accuracy_schedules_need_a_reward_in_the_unit_interval(tmp_path):
     trainer_options = {"reward_funcs": above_one}
     trainer = make_trainer(tmp_path, trainer_options=trainer_options, canon_mu_schedule="inter_to_intra")
-    with pytest.raises(ValueError, match="reward 'above_one' gave .*; name a reward function in"):
+    with pytest.raises(ValueError, match=r"reward 'above_one' gave .*; name a reward function in"):
         trainer.train()
     make_trainer(tmp_path, trainer_options=trainer_options, canon_mu=0.5).train()  # nobody reads the accuracy
 

@@ -195,7 +195,7 @@ def never_scored(completions, **kwargs):
 
 def test_unscored_responses(tmp_path):
     trainer = make_trainer(tmp_path, trainer_options={"reward_funcs": some_unscored}, max_steps=1)
-    rollouts, advantages = keep_rollouts(trainer)
+    rollouts, _ = keep_rollouts(trainer)
     outputs = keep_outputs(trainer)
     trainer.train()
     rollout = rollouts[0]

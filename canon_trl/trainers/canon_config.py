@@ -174,7 +174,7 @@ class CANONConfig(GRPOConfig):
         },
     )
 
-    _VALID_DICT_FIELDS = GRPOConfig._VALID_DICT_FIELDS + ["advantage_estimator_kwargs"]
+    _VALID_DICT_FIELDS = [*GRPOConfig._VALID_DICT_FIELDS, "advantage_estimator_kwargs"]
 
     def __post_init__(self) -> None:
         self._check_groups()

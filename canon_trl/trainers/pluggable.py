@@ -84,8 +84,8 @@ class PluggableGRPOTrainer(GRPOTrainer):
     def __init__(
         self,
         model: Any,
-        reward_funcs: Any = None,
-        args: GRPOConfig | None = None,
+        reward_funcs: Any,
+        args: GRPOConfig,
         train_dataset: Any = None,
         eval_dataset: Any = None,
         *,

@@ -1,0 +1,191 @@
+"""The metadata, the pinned versions, the launch configurations and the Slurm script agree with what they run on."""
+
+import os
+import re
+import subprocess
+import sys
+import tomllib
+from importlib.resources import files
+from pathlib import Path
+
+import pytest
+import yaml
+from accelerate.commands.config.config_args import ClusterConfig, load_config_from_file
+from accelerate.commands.launch import launch_command_parser
+from packaging.requirements import Requirement
+from trl import TrlParser
+from trl.scripts.vllm_serve import ScriptArguments as VLLMServeArguments
+
+import canon_trl
+
+ROOT = Path(__file__).parents[1]
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+SLURM_SCRIPT = "examples/slurm/multi_node_vllm.slurm"
+
+# distributed_type, num_machines, num_processes, mixed_precision
+LAUNCH = {
+    "accelerate_configs/cpu.yaml": ("NO", 1, 1, "no"),
+    "accelerate_configs/single_gpu.yaml": ("NO", 1, 1, "bf16"),
+    "accelerate_configs/multi_gpu.yaml": ("MULTI_GPU", 1, 8, "bf16"),
+    "accelerate_configs/zero2.yaml": ("DEEPSPEED", 1, 8, "bf16"),
+    "accelerate_configs/zero3.yaml": ("DEEPSPEED", 1, 8, "bf16"),
+    "accelerate_configs/fsdp2.yaml": ("FSDP", 1, 8, "bf16"),
+    "accelerate_configs/multi_node_zero3.yaml": ("DEEPSPEED", 2, 16, "bf16"),
+    "tests/configs/cpu_two_processes.yaml": ("MULTI_GPU", 1, 2, "no"),
+    "tests/configs/zero2_cpu.yaml": ("DEEPSPEED", 1, 2, "no"),
+    "tests/configs/zero3_cpu.yaml": ("DEEPSPEED", 1, 2, "no"),
+}
+ZERO_2 = {"zero_stage": 2}
+ZERO_3 = {"zero_stage": 3, "zero3_init_flag": True, "zero3_save_16bit_model": True}
+DEEPSPEED = {
+    "accelerate_configs/zero2.yaml": ZERO_2,
+    "accelerate_configs/zero3.yaml": ZERO_3,
+    "accelerate_configs/multi_node_zero3.yaml": {"deepspeed_multinode_launcher": "standard", **ZERO_3},
+    "tests/configs/zero2_cpu.yaml": ZERO_2,
+    "tests/configs/zero3_cpu.yaml": ZERO_3,
+}
+
+
+def load(config: str) -> ClusterConfig:
+    return load_config_from_file(str(ROOT / config))
+
+
+def pins() -> dict[str, str]:
+    lines = [line for line in (ROOT / "constraints.txt").read_text().splitlines() if not line.startswith("#")]
+    return {normalise(name): version for name, version in (line.split("==") for line in lines)}
+
+
+def normalise(name: str) -> str:
+    return re.sub(r"[-_.]+", "-", name).lower()
+
+
+def requirements(*extras: str) -> list[Requirement]:
+    listed = [
+        *PROJECT["dependencies"],
+        *(line for extra in extras for line in PROJECT["optional-dependencies"][extra]),
+    ]
+    return [requirement for requirement in map(Requirement, listed) if requirement.name != PROJECT["name"]]
+
+
+def test_no_launch_config_is_left_out():
+    folders = (ROOT / "accelerate_configs", ROOT / "tests" / "configs")
+    assert {str(path.relative_to(ROOT)) for folder in folders for path in folder.iterdir()} == set(LAUNCH)
+
+
+@pytest.mark.parametrize("config", LAUNCH)
+def test_launch_config_parses(config):
+    loaded = load(config)
+    found = (loaded.distributed_type.value, loaded.num_machines, loaded.num_processes, loaded.mixed_precision)
+    assert found == LAUNCH[config]
+    assert loaded.use_cpu == (loaded.mixed_precision == "no")
+    assert loaded.deepspeed_config == DEEPSPEED.get(config, {})
+
+
+@pytest.mark.parametrize("config", LAUNCH)
+def test_launch_config_starts_with_when_to_use_it(config):
+    comment, _ = (ROOT / config).read_text().split("compute_environment:")
+    lines = comment.splitlines()
+    assert len(lines) >= 2
+    assert all(line.startswith("#") for line in lines)
+
+
+def test_fsdp2_shards_as_zero3_and_saves_whole_checkpoints():
+    fsdp = load("accelerate_configs/fsdp2.yaml").fsdp_config
+    assert fsdp["fsdp_version"] == 2
+    assert fsdp["fsdp_reshard_after_forward"] is True
+    assert fsdp["fsdp_state_dict_type"] == "FULL_STATE_DICT"
+
+
+def test_version_is_stated_once():
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    assert canon_trl.__version__ == PROJECT["version"] == citation["version"]
+
+
+def test_type_annotations_are_published():
+    assert (files("canon_trl") / "py.typed").is_file()
+
+
+def test_pins_are_exact_public_versions():
+    # A local version such as 2.13.0+cpu exists on one package index alone.
+    assert len(pins()) > 100
+    for name, version in pins().items():
+        assert re.fullmatch(r"\d+(\.\d+)*((a|b|rc|\.post)\d+)?", version), f"{name}=={version}"
+
+
+@pytest.mark.parametrize("requirement", requirements("deepspeed", "math", "test", "dev"), ids=str)
+def test_pin_satisfies_the_requirement(requirement):
+    assert requirement.specifier.contains(pins()[normalise(requirement.name)])
+
+
+def test_trl_is_held_to_the_minor_release_that_was_tested():
+    (trl,) = (requirement for requirement in requirements() if requirement.name == "trl")
+    assert [trl.specifier.contains(version) for version in ("1.15.9", "1.16.0", "1.16.9", "1.17.0")] == [
+        False,
+        True,
+        True,
+        False,
+    ]
+    assert pins()["trl"].startswith("1.16.")
+
+
+@pytest.mark.parametrize("path", ["pyproject.toml", "constraints.txt", ".pre-commit-config.yaml"])
+def test_no_package_index_is_named(path):
+    named = re.findall(
+        r"\w+://|--(?:extra-)?index-url|--find-links|\b[\w-]+\.(?:org|com|io|net)\b", (ROOT / path).read_text()
+    )
+    assert named == []
+
+
+def test_slurm_script_is_valid_bash():
+    subprocess.run(["bash", "-n", SLURM_SCRIPT], cwd=ROOT, check=True)
+
+
+def test_slurm_script_splits_the_nodes_between_trainers_and_server(tmp_path):
+    """Slurm and the two programs that it starts are played by scripts that write down their arguments."""
+    programs = tmp_path / "bin"
+    programs.mkdir()
+    (programs / "activate").write_text(f"PATH={programs}:$PATH")
+    write_down = f'printf "%s\\n" "$@" >{tmp_path}/$(basename "$0")'
+    for name, body in {
+        "scontrol": "printf '%s\\n' node1 node2 node3",
+        "srun": 'while [[ $1 == --* ]]; do echo "$1"; shift; done; SLURM_NODEID=1 exec "$@"',
+        "python": f'exec "{sys.executable}" "$@"',
+        "trl": write_down,
+        "accelerate": write_down,
+    }.items():
+        (programs / name).write_text(f"#!/bin/bash\n{body}\n")
+        (programs / name).chmod(0o755)
+
+    environment = {"VENV": str(tmp_path), "SLURM_JOB_NODELIST": "node[1-3]", "SLURM_CPUS_PER_TASK": "64"}
+    steps = subprocess.run(
+        ["bash", SLURM_SCRIPT, "--max_steps", "5"],
+        cwd=ROOT,
+        env={**os.environ, **environment},
+        check=True,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    ).stdout.split()
+    assert sorted(step for step in steps if step.startswith("--nodelist")) == [
+        "--nodelist=node1,node2",
+        "--nodelist=node3",
+    ]
+
+    command, *flags = (tmp_path / "trl").read_text().splitlines()
+    assert command == "vllm-serve"
+    (server,) = TrlParser(VLLMServeArguments).parse_args_into_dataclasses(flags)
+    assert (server.model, server.max_model_len, server.port) == ("Qwen/Qwen2.5-Math-7B", 10240, 8000)
+    assert (server.tensor_parallel_size, server.data_parallel_size) == (4, 1)
+
+    command, *flags = (tmp_path / "accelerate").read_text().splitlines()
+    assert command == "launch"
+    launch = launch_command_parser().parse_args(flags)
+    assert launch.config_file == "accelerate_configs/multi_node_zero3.yaml"
+    assert (launch.num_machines, launch.num_processes, launch.machine_rank) == (2, 16, 1)
+    assert (launch.main_process_ip, launch.main_process_port) == ("node1", 29500)
+    assert launch.training_script == "examples/train_canon.py"
+    assert launch.training_script_args == [
+        *("--config", "examples/configs/qwen2.5_math_7b_vllm_server.yaml"),
+        *("--use_vllm", "--vllm_mode", "server", "--vllm_server_host", "node3", "--vllm_server_port", "8000"),
+        *("--vllm_server_timeout", "1800", "--max_steps", "5"),
+    ]
