@@ -4,21 +4,11 @@ from importlib.resources import files
 
 import pytest
 import torch
+from observe import keep_rollouts
 from toy import TASK, logged, make_trainer, prompts
 from transformers import AutoTokenizer, Qwen3Config, Qwen3ForSequenceClassification, TrainerCallback
 
 from canon_trl.advantages import canon_advantage
-
-
-def kept_rollouts(trainer):
-    rollouts, estimate = [], trainer._estimate_advantages
-
-    def keep(rollout):
-        rollouts.append(rollout)
-        return estimate(rollout)
-
-    trainer._estimate_advantages = keep
-    return rollouts
 
 
 @pytest.fixture
@@ -44,7 +34,7 @@ def test_reward_model_beside_a_function(tmp_path, reward_model):
         canon_mu_schedule="inter_to_intra",
         max_steps=1,
     )
-    rollouts = kept_rollouts(trainer)
+    rollouts, _ = keep_rollouts(trainer)
     trainer.train()
     rollout = rollouts[0]
     assert rollout.reward_names == ("judge", "accuracy")
@@ -118,7 +108,7 @@ def test_environment_that_owns_the_reward(tmp_path):
         },
         max_steps=1,
     )
-    rollouts = kept_rollouts(trainer)
+    rollouts, _ = keep_rollouts(trainer)
     trainer.train()
     assert rollouts[0].reward_names == ("Counter",)
     want = canon_advantage(rollouts[0].rewards, rollouts[0].metrics["entropy"])

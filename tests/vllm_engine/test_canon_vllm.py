@@ -1,0 +1,121 @@
+"""CANON on the real vLLM engine, colocated, with a real pretrained language model."""
+
+import pytest
+import torch
+from datasets import Dataset
+from observe import count_forwards, keep_outputs, keep_rollouts, scored_entropy
+from toy import OPTIONS, logged, parameters
+
+from canon_trl import CANONConfig, CANONTrainer, requires_metrics
+from canon_trl.advantages import canon_advantage, dr_grpo_advantage
+
+DATA = Dataset.from_dict(
+    {"prompt": [[{"role": "user", "content": f"What is {number} + {number + 1}?"}] for number in range(8)]}
+)
+VLLM = {
+    "use_vllm": True,
+    "vllm_mode": "colocate",
+    "vllm_max_model_length": 128,
+    "max_completion_length": 16,
+    "model_init_kwargs": {"dtype": "float32"},
+    "max_steps": 1,
+    "learning_rate": 1e-4,
+}
+
+
+def varied(completions, **kwargs):
+    return [float(len(completion[0]["content"]) % 3) / 2 for completion in completions]
+
+
+def make(model, folder, trainer_options=None, **options):
+    config = CANONConfig(str(folder), **(OPTIONS | VLLM | options))
+    return CANONTrainer(str(model), varied, config, DATA, **(trainer_options or {}))
+
+
+@pytest.fixture(scope="module")
+def run(smollm2, tmp_path_factory):
+    """Two rollouts of CANON by entropy."""
+    trainer = make(smollm2, tmp_path_factory.mktemp("run"), max_steps=2)
+    rollouts, _ = keep_rollouts(trainer)
+    outputs = keep_outputs(trainer)
+    calls = count_forwards(trainer)
+    before = parameters(trainer)
+    entropies, generate = [], trainer._generate_and_score_completions
+
+    def score_now(inputs):
+        output = generate(inputs)
+        entropies.append(scored_entropy(trainer, output))
+        return output
+
+    trainer._generate_and_score_completions = score_now
+    trainer.train()
+    return trainer, rollouts, outputs, calls, before, entropies
+
+
+def test_entropy_comes_from_trls_own_scoring_pass(run):
+    _, rollouts, _, calls, _, entropies = run
+    # A rollout: TRL's one pass for the importance-sampling correction, no other. A step: one pass with gradients.
+    assert calls == {"without_grad": 2, "with_grad": 2}
+    for rollout, (entropy, _) in zip(rollouts, entropies, strict=True):
+        torch.testing.assert_close(rollout.metrics["entropy"].flatten(), entropy, atol=1e-4, rtol=0)
+
+
+def test_advantages_and_log(run):
+    trainer, rollouts, outputs, *_ = run
+    for rollout, output in zip(rollouts, outputs, strict=True):
+        want = canon_advantage(rollout.rewards, rollout.metrics["entropy"])
+        assert torch.equal(output["advantages"], want.flatten())
+    assert [entry["canon/mu"] for entry in logged(trainer)] == [1.0, 1.0]
+    gaps = [entry["canon/metric_higher"] - entry["canon/metric_lower"] for entry in logged(trainer)]
+    assert min(gaps) > 0
+
+
+def test_every_parameter_moves(run):
+    trainer, *_, before, _ = run
+    unmoved = [name for name, value in parameters(trainer).items() if torch.equal(value, before[name])]
+    assert not unmoved
+
+
+def test_weights_reach_the_sampler(run, smollm2):
+    """The second rollout is sampled from the updated weights: the trainer's log-probabilities are the sampler's."""
+    trainer, _, outputs, _, before, _ = run
+    output = outputs[1]
+    mask = output["completion_mask"].bool()
+    apart = (output["old_per_token_logps"] - output["sampling_per_token_logps"])[mask].abs().max()
+    after_first_step = {name: value.clone() for name, value in trainer.model.state_dict().items()}
+    trainer.model.load_state_dict(before, strict=False)
+    _, stale_surprisal = scored_entropy(trainer, output)
+    trainer.model.load_state_dict(after_first_step)
+    sampled = (-output["sampling_per_token_logps"] * mask).sum(1) / mask.sum(1)
+    assert apart < 1e-2
+    assert (stale_surprisal - sampled).abs().max() > 10 * apart
+
+
+@requires_metrics("surprisal", "length")
+def reading_estimator(rollout):
+    return dr_grpo_advantage(rollout.rewards)
+
+
+def test_surprisal_is_the_samplers_own(smollm2, tmp_path):
+    trainer = make(smollm2, tmp_path, {"advantage_estimator": reading_estimator})
+    rollouts, _ = keep_rollouts(trainer)
+    outputs = keep_outputs(trainer)
+    trainer.train()
+    mask = outputs[0]["completion_mask"]
+    want = -(outputs[0]["sampling_per_token_logps"] * mask).sum(1) / mask.sum(1)
+    torch.testing.assert_close(rollouts[0].metrics["surprisal"].flatten(), want, atol=1e-6, rtol=1e-6)
+    assert torch.equal(rollouts[0].lengths.flatten(), mask.sum(1))
+
+
+def test_without_importance_sampling_correction_a_pass_is_run(smollm2, tmp_path):
+    trainer = make(smollm2, tmp_path, vllm_importance_sampling_correction=False)
+    rollouts, _ = keep_rollouts(trainer)
+    calls = count_forwards(trainer)
+    trainer.train()
+    assert calls == {"without_grad": 1, "with_grad": 1}
+    assert (rollouts[0].metrics["entropy"] > 0).all()
+
+
+def test_recording_while_vllm_generates_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="entropy_source='generation' cannot be had with use_vllm"):
+        make("a-model-that-does-not-exist", tmp_path, entropy_source="generation")
