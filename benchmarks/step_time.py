@@ -15,6 +15,7 @@ import tempfile
 import time
 from typing import Any
 
+import torch
 from datasets import Dataset
 from transformers import TrainerCallback
 from trl import GRPOConfig, GRPOTrainer
@@ -86,11 +87,13 @@ def main() -> None:
     parser.add_argument("--pairs", type=int, default=7)
     parser.add_argument("--metrics", nargs="+", default=["entropy", "length"])
     parser.add_argument("--cpu", action="store_true")
+    parser.add_argument("--threads", type=int, default=1, help="more than one is noisy on a CPU that is shared")
     parser.add_argument("--bf16", action="store_true")
     parser.add_argument("--vllm", action="store_true")
     parser.add_argument("--json", help="also write the numbers to this file")
     options = parser.parse_args()
 
+    torch.set_num_threads(options.threads)
     data = TASK.dataset("train", 512)
     baseline = make("GRPOTrainer", options, data)
     results = {}

@@ -26,7 +26,7 @@ def main(folder: Path) -> None:
     resumed = CANONTrainer(str(TASK.model_path), TASK.reward, config, prompts())
     resumed.train(resume_from_checkpoint=str(folder / "checkpoint-2"))
     assert resumed.state.global_step == 3
-    torch.distributed.destroy_process_group()
+    resumed.end()
 
 
 if __name__ == "__main__":
