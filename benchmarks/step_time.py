@@ -4,8 +4,8 @@
     python benchmarks/step_time.py --model DIR --vllm                # any causal language model, sampled by vLLM
 
 Both trainers sample the same number of responses of the same, fixed length and take the same optimiser step; they run
-in turn, A B A B, in one process. Reported is the ratio of their median step times for every pair, the first pair being
-a warm-up that is not counted.
+step by step in turn, A B A B, in one process, so that a machine that slows down slows both. Reported is the median of
+the ratios of the pairs with its quartiles; the first pair is a warm-up that is not counted.
 """
 
 import argparse
@@ -26,15 +26,12 @@ from canon_trl.tasks import TASKS
 TASK = TASKS["arithmetic"]
 
 
-class StepTimes(TrainerCallback):
-    def __init__(self) -> None:
-        self.seconds: list[float] = []
-
+class StepTime(TrainerCallback):
     def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.start = time.perf_counter()
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self.seconds.append(time.perf_counter() - self.start)
+        self.seconds = time.perf_counter() - self.start
 
 
 def varied_reward(completions: list[str], **kwargs: Any) -> list[float]:
@@ -51,8 +48,8 @@ def make(kind: str, options: argparse.Namespace, data: Dataset) -> GRPOTrainer:
         "bf16": options.bf16,
         "use_cpu": options.cpu,
         "gradient_checkpointing": False,
-        "max_steps": options.steps,
-        "logging_steps": options.steps,
+        "max_steps": 1,
+        "logging_steps": 1,
         "save_strategy": "no",
         "report_to": [],
         "disable_tqdm": True,
@@ -70,11 +67,11 @@ def make(kind: str, options: argparse.Namespace, data: Dataset) -> GRPOTrainer:
 
 
 def step_seconds(trainer: GRPOTrainer) -> float:
-    times = StepTimes()
-    trainer.add_callback(times)
+    timer = StepTime()
+    trainer.add_callback(timer)
     trainer.train()
-    trainer.remove_callback(times)
-    return statistics.median(times.seconds)
+    trainer.remove_callback(timer)
+    return timer.seconds
 
 
 def main() -> None:
@@ -83,8 +80,7 @@ def main() -> None:
     parser.add_argument("--responses", type=int, default=64)
     parser.add_argument("--group", type=int, default=16)
     parser.add_argument("--tokens", type=int, default=40)
-    parser.add_argument("--steps", type=int, default=3, help="steps of one half of a pair")
-    parser.add_argument("--pairs", type=int, default=7)
+    parser.add_argument("--pairs", type=int, default=31)
     parser.add_argument("--metrics", nargs="+", default=["entropy", "length"])
     parser.add_argument("--cpu", action="store_true")
     parser.add_argument("--threads", type=int, default=1, help="more than one is noisy on a CPU that is shared")
@@ -100,10 +96,10 @@ def main() -> None:
     for kind in options.metrics:
         ours = make(kind, options, data)
         pairs = [(step_seconds(ours), step_seconds(baseline)) for _ in range(options.pairs + 1)][1:]
-        ratios = sorted(a / b for a, b in pairs)
-        results[kind] = {"median": statistics.median(ratios), "ratios": ratios, "seconds": pairs}
-        spread = f"{ratios[0]:.3f} to {ratios[-1]:.3f} in {len(ratios)} pairs"
-        print(f"CANON by {kind:18} / GRPOTrainer: {results[kind]['median']:.3f} ({spread})", flush=True)
+        lower, median, upper = statistics.quantiles([a / b for a, b in pairs], n=4)
+        results[kind] = {"median": median, "quartiles": [lower, upper], "seconds": pairs}
+        spread = f"quartiles {lower:.3f} to {upper:.3f}, {len(pairs)} pairs"
+        print(f"CANON by {kind:18} / GRPOTrainer: {median:.3f} ({spread})", flush=True)
     if options.json:
         with open(options.json, "w") as file:
             json.dump(vars(options) | {"results": results}, file, indent=1)
