@@ -55,7 +55,7 @@ def make(kind: str, options: argparse.Namespace, data: Dataset) -> GRPOTrainer:
         "disable_tqdm": True,
     }
     if options.vllm:
-        shared |= {"use_vllm": True, "vllm_mode": "colocate", "vllm_max_model_length": options.tokens + 128}
+        shared |= {"use_vllm": True, "vllm_mode": "colocate", "vllm_max_model_length": options.tokens + 64}
         shared |= {"vllm_gpu_memory_utilization": 0.3, "generation_kwargs": {"ignore_eos": True}}
     else:
         shared |= {"generation_kwargs": {"min_new_tokens": options.tokens}}
