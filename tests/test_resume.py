@@ -2,6 +2,7 @@
 
 import shutil
 
+import pandas
 import pytest
 import torch
 from toy import assert_same_parameters, logged, make_trainer, parameters, prompts
@@ -64,6 +65,25 @@ def test_resume_in_a_later_epoch(tmp_path):
     trainer_options = {"train_dataset": prompts(6)}  # three rollouts an epoch
     options = {"trainer_options": trainer_options, "steps": 7, "max_steps": 7}
     assert_resumes(tmp_path, at=[3, 4], **options)
+
+
+def test_the_completions_table_of_the_rollout_in_flight(tmp_path):
+    options = {"num_iterations": 2, "log_completions": True}
+    train(tmp_path / "whole", steps=2, **options)
+    shutil.copytree(tmp_path / "whole" / "checkpoint-1", tmp_path / "resumed" / "checkpoint-1")
+    train(tmp_path / "resumed", steps=2, resume=str(tmp_path / "resumed" / "checkpoint-1"), **options)
+    whole, resumed = [
+        pandas.read_parquet(tmp_path / run / "completions" / "completions_00002.parquet")
+        for run in ("whole", "resumed")
+    ]
+    assert len(whole) == 8
+    pandas.testing.assert_frame_equal(resumed, whole)
+
+
+def test_another_batch_is_resumed_with_a_warning(tmp_path, caplog):
+    train(tmp_path, steps=3, num_iterations=2)
+    train(tmp_path, steps=3, num_iterations=3, resume=str(tmp_path / "checkpoint-1"))
+    assert "'num_iterations': 3}: a rollout in flight is sampled anew" in caplog.text
 
 
 def test_a_checkpoint_of_another_trainer_is_resumed_with_a_warning(tmp_path, caplog):

@@ -30,7 +30,7 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from trl import GRPOConfig, GRPOTrainer
 from trl.models.utils import disable_gradient_checkpointing
-from trl.trainer.utils import get_callable_name
+from trl.trainer.utils import get_callable_name, strip_images_from_messages
 
 from canon_trl.advantages import AdvantageEstimator, dr_grpo_advantage
 from canon_trl.advantages.groups import has_spread
@@ -41,6 +41,10 @@ from canon_trl.trainers.generation_recorder import GenerationRecorder
 logger = logging.getLogger(__name__)
 
 RESERVED_COLUMNS = ("prompt", "completion", "completion_ids")
+
+# The completions table: `_logs` holds texts and columns by name; images are not saved.
+TABLE_TEXTS = ("prompt", "completion")
+TABLE_COLUMNS = ("rewards", "extra")
 
 # Inputs of the model beside the tokens, as `_generate_and_score_completions` hands them to the loss.
 MULTIMODAL_INPUTS = (
@@ -401,12 +405,25 @@ class PluggableGRPOTrainer(GRPOTrainer):
         return os.path.join(checkpoint, f"rollout_state_{self.accelerator.process_index}.pt")
 
     def _rollout_state(self) -> dict[str, Any]:
-        in_flight = self._buffered_inputs if self._step % self._generate_every else None
+        """Tensors, numbers and text only, so that it can be loaded without running code from the file."""
+        texts = {name: [strip_images_from_messages(text) for text in self._logs[name]] for name in TABLE_TEXTS}
+        columns = {name: {column: list(rows) for column, rows in self._logs[name].items()} for name in TABLE_COLUMNS}
+        return {
+            "sampling": self._sampling(),
+            "step": self._step,
+            "in_flight": self._buffered_inputs if self._step % self._generate_every else None,
+            "metrics": dict(self._metrics["train"]),
+            "table": texts | {"advantages": list(self._logs["advantages"])},
+            "table_columns": columns,
+        }
+
+    def _sampling(self) -> dict[str, int]:
+        """What the parts of a rollout in flight depend on."""
         return {
             "num_processes": self.accelerator.num_processes,
-            "step": self._step,
-            "in_flight": in_flight,
-            "metrics": dict(self._metrics["train"]),
+            "per_device_train_batch_size": self.args.per_device_train_batch_size,
+            "steps_per_generation": self.args.steps_per_generation,
+            "num_iterations": self.num_iterations,
         }
 
     def _restore_rollout(self, path: str) -> None:
@@ -416,17 +433,21 @@ class PluggableGRPOTrainer(GRPOTrainer):
             )
             return
         state = torch.load(path, map_location="cpu", weights_only=True)
-        if state["num_processes"] != self.accelerator.num_processes:
+        if state["sampling"] != self._sampling():
             logger.warning(
-                "the checkpoint was written by %d processes and is resumed by %d: a rollout in flight is sampled anew",
-                state["num_processes"],
-                self.accelerator.num_processes,
+                "the checkpoint was written with %s and is resumed with %s: a rollout in flight is sampled anew",
+                state["sampling"],
+                self._sampling(),
             )
             return
         self._step = state["step"]
         self._buffered_inputs = send_to_device(state["in_flight"], self.accelerator.device)
-        for name, values in state["metrics"].items():
-            self._metrics["train"][name] = values
+        self._metrics["train"].update(state["metrics"])
+        for name, rows in state["table"].items():
+            self._logs[name].extend(rows)
+        for name, columns in state["table_columns"].items():
+            for column, rows in columns.items():
+                self._logs[name][column].extend(rows)
 
     def _restore_prompt_order(self) -> None:
         """TRL's sampler draws one permutation an epoch and forgets on resume how many it has drawn."""
