@@ -18,7 +18,6 @@ import os
 from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, field
-from importlib.util import find_spec
 from typing import Any
 
 import torch
@@ -30,12 +29,18 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from trl import GRPOConfig, GRPOTrainer
 from trl.models.utils import disable_gradient_checkpointing
-from trl.trainer.utils import get_callable_name, strip_images_from_messages
+from trl.trainer.utils import strip_images_from_messages
 
 from canon_trl.advantages import AdvantageEstimator, dr_grpo_advantage
 from canon_trl.advantages.groups import has_spread
 from canon_trl.metrics import RANDOM, ResponseMetric, measure, random_metric, token_inputs
 from canon_trl.rollout import ResponseMetrics, Rollout
+from canon_trl.trainers.before_loading import (
+    check_accuracy_reward,
+    check_prompt_column,
+    check_vllm,
+    records_generation,
+)
 from canon_trl.trainers.generation_recorder import GenerationRecorder
 
 logger = logging.getLogger(__name__)
@@ -59,9 +64,6 @@ MULTIMODAL_INPUTS = (
     "mm_token_type_ids",
     "image_position_ids",
 )
-
-# Ways of decoding in which one forward pass is not one sampled token a row.
-UNRECORDABLE_DECODING = ("num_beams", "prompt_lookup_num_tokens", "assistant_early_exit", "prefill_chunk_size")
 
 
 class PluggableGRPOTrainer(GRPOTrainer):
@@ -104,8 +106,7 @@ class PluggableGRPOTrainer(GRPOTrainer):
             check_prompt_column(train_dataset, "train_dataset")
             check_prompt_column(eval_dataset, "eval_dataset")
             check_accuracy_reward(accuracy_reward, reward_funcs)
-        if args.use_vllm and find_spec("vllm") is None:
-            raise ImportError("use_vllm=True needs vllm; install canon-trl[vllm]")
+        check_vllm(args)
         self._records_generation = records_generation(entropy_source, args, trl_kwargs)
         self._advantage_estimator = advantage_estimator
         self._response_metrics = dict(metrics)
@@ -475,43 +476,3 @@ class RolloutParts:
     metric_inputs: dict[str, Any] = field(default_factory=dict)
     passes: list[ScoringPass] = field(default_factory=list)
     recorder: GenerationRecorder | None = None
-
-
-def check_prompt_column(dataset: Any, name: str) -> None:
-    for part in dataset.values() if isinstance(dataset, dict) else [dataset]:
-        columns = getattr(part, "column_names", None)
-        if columns is not None and "prompt" not in columns:
-            raise ValueError(f"{name} has no column 'prompt'; its columns are {list(columns)}")
-
-
-def check_accuracy_reward(name: str | None, reward_funcs: Any) -> None:
-    """Before any model is loaded; a reward model's name is known only afterwards."""
-    functions = reward_funcs if isinstance(reward_funcs, list) else [reward_funcs]
-    if name is None or any(isinstance(function, (str, nn.Module)) for function in functions):
-        return
-    known = [get_callable_name(function) for function in functions]
-    if name not in known:
-        raise ValueError(f"accuracy_reward={name!r} must be one of the reward functions {known}")
-
-
-def records_generation(entropy_source: str, args: GRPOConfig, trl_kwargs: Mapping[str, Any]) -> bool:
-    """Whether entropies are recorded while generating: each forward pass must be one sampled token of every row.
-
-    Raises:
-        ValueError: `entropy_source="generation"` where that does not hold.
-    """
-    obstacles = [
-        name
-        for name, present in {
-            "use_vllm": args.use_vllm,
-            "use_transformers_continuous_batching": args.use_transformers_continuous_batching,
-            **{name: trl_kwargs.get(name) for name in ("rollout_func", "tools", "environment_factory")},
-            **{name: (args.generation_kwargs or {}).get(name) for name in UNRECORDABLE_DECODING},
-        }.items()
-        if present
-    ]
-    if entropy_source == "generation" and obstacles:
-        raise ValueError(
-            f"entropy_source='generation' cannot be had with {', '.join(obstacles)}; it must be 'auto' or 'forward'"
-        )
-    return entropy_source != "forward" and not obstacles
