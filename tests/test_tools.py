@@ -6,9 +6,8 @@ import pytest
 import torch
 from datasets import Dataset
 from observe import keep_outputs, keep_rollouts
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-from toy import OPTIONS
-from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
+from toy import OPTIONS, byte_tokenizer
+from transformers import Qwen3Config, Qwen3ForCausalLM
 
 from canon_trl import CANONConfig, CANONTrainer, requires_metrics
 from canon_trl.advantages import dr_grpo_advantage
@@ -19,13 +18,7 @@ CALL = '<tool_call>\n{"name": "add", "arguments": {"a": 1, "b": 2}}\n</tool_call
 @pytest.fixture
 def tokenizer():
     """Bytes, and the special tokens of Qwen3's chat template."""
-    letters = {letter: index for index, letter in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
-    backend = Tokenizer(models.BPE(vocab=letters, merges=[]))
-    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    backend.decoder = decoders.ByteLevel()
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="<|im_end|>", pad_token="<|endoftext|>")
-    tokenizer.add_tokens(["<|im_start|>", "<tool_call>", "</tool_call>", "<tool_response>", "</tool_response>"])
-    tokenizer.padding_side = "left"
+    tokenizer = byte_tokenizer("<|im_start|>", "<tool_call>", "</tool_call>", "<tool_response>", "</tool_response>")
     tokenizer.chat_template = (files("trl") / "chat_templates" / "qwen3.jinja").read_text()
     return tokenizer
 

@@ -5,7 +5,8 @@ from typing import Any
 
 import torch
 from datasets import Dataset
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 
 from canon_trl import CANONConfig, CANONTrainer
 from canon_trl.tasks import TASKS
@@ -68,3 +69,17 @@ def assert_same_parameters(got: dict[str, torch.Tensor], want: dict[str, torch.T
 def length_reward(completions: list[str], **kwargs: Any) -> list[float]:
     """Graded and unlike 0/1 accuracy."""
     return [len(completion) / 16 for completion in completions]
+
+
+def byte_tokenizer(
+    *added: str, eos_token: str = "<|im_end|>", pad_token: str = "<|endoftext|>"
+) -> PreTrainedTokenizerFast:
+    """A token a byte, for texts that the embedded task's tokenizer cannot write."""
+    letters = {letter: index for index, letter in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
+    backend = Tokenizer(models.BPE(vocab=letters, merges=[]))
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, eos_token=eos_token, pad_token=pad_token)
+    tokenizer.add_tokens(list(added))
+    tokenizer.padding_side = "left"
+    return tokenizer

@@ -1,0 +1,78 @@
+"""A vision-language model: prompts with images, scored by a pass of the hook's own and while generating."""
+
+import pytest
+import torch
+from datasets import Dataset
+from observe import keep_outputs, keep_rollouts
+from PIL import Image
+from toy import OPTIONS, byte_tokenizer
+from transformers import (
+    CLIPImageProcessor,
+    CLIPVisionConfig,
+    LlavaConfig,
+    LlavaForConditionalGeneration,
+    LlavaProcessor,
+    Qwen3Config,
+)
+
+from canon_trl import CANONConfig, CANONTrainer
+
+TEMPLATE = (
+    "{% for message in messages %}{% if message['content'] is string %}{{ message['content'] }}{% else %}"
+    "{% for part in message['content'] %}{% if part['type'] == 'image' %}<image>{% else %}{{ part['text'] }}{% endif %}"
+    "{% endfor %}{% endif %}{% endfor %}"
+)
+
+
+@pytest.fixture
+def processor():
+    tokenizer = byte_tokenizer("<image>")
+    images = CLIPImageProcessor(size={"shortest_edge": 16}, crop_size={"height": 16, "width": 16})
+    return LlavaProcessor(
+        image_processor=images,
+        tokenizer=tokenizer,
+        patch_size=8,
+        vision_feature_select_strategy="default",
+        chat_template=TEMPLATE,
+        image_token="<image>",
+        num_additional_image_tokens=1,
+    )
+
+
+@pytest.fixture
+def model(processor):
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+    vision = CLIPVisionConfig(image_size=16, patch_size=8, **sizes)
+    vocabulary = len(processor.tokenizer)
+    text = Qwen3Config(vocab_size=vocabulary, num_key_value_heads=1, head_dim=8, **sizes)
+    image_token = processor.tokenizer.convert_tokens_to_ids("<image>")
+    return LlavaForConditionalGeneration(
+        LlavaConfig(vision_config=vision, text_config=text, image_token_index=image_token)
+    )
+
+
+def graded(completions, **kwargs):
+    return [float(index % 4) for index in range(len(completions))]
+
+
+def test_images_and_both_sources_of_entropy(tmp_path, processor, model):
+    colours = [(255, 0, 0), (0, 0, 255)]
+    data = Dataset.from_dict(
+        {
+            "prompt": [[{"role": "user", "content": "colour?"}]] * 2,
+            "image": [Image.new("RGB", (16, 16), colour) for colour in colours],
+        }
+    )
+    entropies = {}
+    for source in ("generation", "forward"):
+        config = CANONConfig(
+            str(tmp_path), **(OPTIONS | {"max_steps": 1, "learning_rate": 0.0}), entropy_source=source
+        )
+        trainer = CANONTrainer(model, graded, config, data, processing_class=processor)
+        rollouts, _ = keep_rollouts(trainer)
+        outputs = keep_outputs(trainer)
+        trainer.train()
+        assert "pixel_values" in outputs[0]
+        entropies[source] = rollouts[0].metrics["entropy"]
+    torch.testing.assert_close(entropies["generation"], entropies["forward"], atol=2e-5, rtol=0)
