@@ -17,11 +17,10 @@ from transformers import (
 
 from canon_trl import CANONConfig, CANONTrainer
 
-TEMPLATE = (
-    "{% for message in messages %}{% if message['content'] is string %}{{ message['content'] }}{% else %}"
-    "{% for part in message['content'] %}{% if part['type'] == 'image' %}<image>{% else %}{{ part['text'] }}{% endif %}"
-    "{% endfor %}{% endif %}{% endfor %}"
-)
+TEMPLATE = """
+{%- for message in messages %}{% if message['content'] is string %}{{ message['content'] }}{% else %}
+{%- for part in message['content'] %}{{ '<image>' if part['type'] == 'image' else part['text'] }}{% endfor %}
+{%- endif %}{% endfor %}"""
 
 
 @pytest.fixture
