@@ -77,6 +77,8 @@ def test_zero(tmp_path, stage):
     assert report["log"]["canon/mu"] == 1.0
     assert 0 < report["log"]["canon/metric_lower"] < report["log"]["canon/metric_higher"]
     trained = AutoModelForCausalLM.from_pretrained(tmp_path / "model")
+    resumed = AutoModelForCausalLM.from_pretrained(tmp_path / "resumed")
+    assert_same_parameters(dict(resumed.named_parameters()), dict(trained.named_parameters()))
     base = AutoModelForCausalLM.from_pretrained(TASK.model_path)
     moved = [not torch.equal(a, b) for a, b in zip(trained.parameters(), base.parameters(), strict=True)]
     assert all(moved)
