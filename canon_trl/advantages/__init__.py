@@ -8,6 +8,7 @@ where the method is token-level.
 import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 from torch import Tensor
 
@@ -75,7 +76,9 @@ def requires_metrics(*names: str) -> Callable[[AdvantageEstimator], AdvantageEst
 
 
 def required_metrics(estimator: AdvantageEstimator) -> tuple[str, ...]:
-    """The metrics that the estimator declared with [`requires_metrics`]."""
+    """The metrics that the estimator declared with [`requires_metrics`], also within `functools.partial`."""
+    if isinstance(estimator, partial) and not hasattr(estimator, "required_metrics"):
+        return required_metrics(estimator.func)
     return getattr(estimator, "required_metrics", ())
 
 
@@ -96,7 +99,7 @@ def get_estimator(name: str) -> AdvantageEstimator:
 
 
 def check_options(estimator: AdvantageEstimator, options: dict[str, object], *, field: str) -> None:
-    """Refuse options that the estimator does not take.
+    """Refuse options that the estimator does not take, and the lack of one that it needs.
 
     Raises:
         ValueError: names the options, and those that the estimator takes.
@@ -104,9 +107,13 @@ def check_options(estimator: AdvantageEstimator, options: dict[str, object], *, 
     wrapped = isinstance(estimator, OnRollout)
     parameters = list(inspect.signature(estimator.function if wrapped else estimator).parameters.values())
     parameters = parameters[len(estimator.fields) if wrapped else 1 :]
+    named = [p for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
+    missing = [p.name for p in named if p.default is p.empty and p.name not in options]
+    if missing:
+        raise ValueError(f"{field} lacks {missing}, which the estimator needs")
     if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
         return
-    known = [parameter.name for parameter in parameters]
+    known = [parameter.name for parameter in named]
     unknown = sorted(set(options) - set(known))
     if unknown:
         raise ValueError(f"{field} has {unknown}, which the estimator does not take; it takes {known}")

@@ -19,7 +19,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from canon_trl.advantages.groups import as_float, group_mean, is_scored, zero_invalid
+from canon_trl.advantages.groups import as_float, group_mean, has_spread, is_scored, zero_invalid
 
 AlphaGroup = Literal["higher", "lower"]
 
@@ -57,8 +57,9 @@ def inter_group_advantage(
         alpha_group="higher"    i in H: alpha * r_i - m(L)      i in L: r_i - alpha * m(H)
         alpha_group="lower"     i in H: r_i - alpha * m(L)      i in L: alpha * r_i - m(H)
 
-    With alpha = 1 and equal halves the advantages of a group sum to zero. With alpha other than 1, equal rewards get
-    advantages other than zero, as in the reference implementation.
+    With alpha = 1 and equal halves the advantages of a group sum to zero, and those of equal rewards are exactly 0,
+    where a computed mean would leave a rounding residue that Adam scales up to a whole step. With alpha other than 1,
+    equal rewards get advantages other than zero, as in the reference implementation.
 
     Args:
         rewards: `(P, G)`; NaN marks an invalid response.
@@ -85,7 +86,10 @@ def inter_group_advantage(
     scored = as_float(rewards)
     scaled = torch.where(tilted, alpha * scored, scored)
     other_mean = torch.where(higher, group_mean(scaled, lower), group_mean(scaled, higher))
-    return zero_invalid(scaled - other_mean, valid & ~other_mean.isnan(), like=rewards)
+    comparable = valid & ~other_mean.isnan()
+    if alpha == 1:
+        comparable &= has_spread(scored, valid)
+    return zero_invalid(scaled - other_mean, comparable, like=rewards)
 
 
 def intra_group_advantage(rewards: Tensor, higher: Tensor, *, valid: Tensor | None = None) -> Tensor:
@@ -99,13 +103,14 @@ def intra_group_advantage(rewards: Tensor, higher: Tensor, *, valid: Tensor | No
         valid: `(P, G)` bool, the responses that take part; default those with a reward.
 
     Returns:
-        `(P, G)`; 0 for invalid responses and for a response that is alone in its half.
+        `(P, G)`; 0 for invalid responses and, exactly, where all rewards of the half are equal.
     """
     valid = _valid(rewards, valid)
     higher, lower = valid & higher, valid & ~higher
     scored = as_float(rewards)
     own_mean = torch.where(higher, group_mean(scored, higher), group_mean(scored, lower))
-    return zero_invalid(scored - own_mean, valid, like=rewards)
+    comparable = torch.where(higher, has_spread(scored, higher), has_spread(scored, lower))
+    return zero_invalid(scored - own_mean, valid & comparable, like=rewards)
 
 
 def canon_advantage(

@@ -3,7 +3,9 @@
 All compare a response with the mean reward of the responses to the same prompt; they differ in what they divide by.
 Shapes: `rewards` is `(P, G)`, one prompt group a row; NaN marks a response that no reward function could score. It
 leaves the mean and gets advantage 0, as does a group with fewer than two scored responses. (The reference
-implementations hand back the raw reward of a group of one, a case that training never meets.)
+implementations hand back the raw reward of a group of one, a case that training never meets.) A group whose rewards
+are all equal, decided by equality, gets exactly 0: seven rewards of 0.1 have a float32 mean that is not quite 0.1, and
+what is left over would be scaled up to an advantage by a deviation near zero, or to a whole step by Adam.
 """
 
 from torch import Tensor
@@ -16,8 +18,7 @@ def grpo_advantage(rewards: Tensor, *, eps: float = 1e-6) -> Tensor:
 
         A_i = (r_i - mean(r)) / (std(r) + eps)        std: sample standard deviation, divisor n - 1
 
-    A group without spread (all rewards equal, decided by equality) gets exactly 0; implementations that divide anyway
-    turn the rounding residue of the mean into an advantage. `eps` is 1e-6 in verl and 1e-4 in TRL.
+    `eps` is 1e-6 in verl and 1e-4 in TRL.
 
     Returns:
         `(P, G)` in the dtype of `rewards`.
@@ -38,7 +39,7 @@ def dr_grpo_advantage(rewards: Tensor) -> Tensor:
     """
     scored = as_float(rewards)
     valid = is_scored(scored)
-    return zero_invalid(scored - group_mean(scored, valid), valid, like=rewards)
+    return zero_invalid(scored - group_mean(scored, valid), valid & has_spread(scored, valid), like=rewards)
 
 
 def rloo_advantage(rewards: Tensor) -> Tensor:
@@ -53,4 +54,4 @@ def rloo_advantage(rewards: Tensor) -> Tensor:
     valid = is_scored(scored)
     count = valid.sum(dim=-1, keepdim=True)
     leave_one_out = count / (count - 1) * (scored - group_mean(scored, valid))
-    return zero_invalid(leave_one_out, valid & (count > 1), like=rewards)
+    return zero_invalid(leave_one_out, valid & has_spread(scored, valid), like=rewards)

@@ -2,7 +2,7 @@
 
 from torch import Tensor
 
-from canon_trl.advantages.groups import as_float, is_scored, zero_invalid
+from canon_trl.advantages.groups import as_float, has_spread, is_scored, zero_invalid
 
 
 def opo_advantage(rewards: Tensor, lengths: Tensor) -> Tensor:
@@ -15,13 +15,13 @@ def opo_advantage(rewards: Tensor, lengths: Tensor) -> Tensor:
         lengths: `(P, G)` in tokens, the true length also of a response that is masked as truncated.
 
     Returns:
-        `(P, G)` in the dtype of `rewards`; 0 for unscored responses and in groups with fewer than two scored
-        responses or without a token. (The reference gives the raw reward in the first case, NaN in the second.)
+        `(P, G)` in the dtype of `rewards`; 0 for unscored responses and in groups with equal rewards, fewer than two
+        scored responses or without a token. (The reference gives the raw reward in the first case, NaN in the second.)
     """
     scored = as_float(rewards)
     valid = is_scored(scored)
     weights = as_float(lengths).masked_fill(~valid, 0.0)
     total = weights.sum(dim=-1, keepdim=True)
     baseline = (weights * scored.nan_to_num()).sum(dim=-1, keepdim=True) / total
-    comparable = (valid.sum(dim=-1, keepdim=True) > 1) & (total > 0)
+    comparable = has_spread(scored, valid) & (total > 0)
     return zero_invalid(scored - baseline, valid & comparable, like=rewards)

@@ -2,7 +2,7 @@
 
 from torch import Tensor
 
-from canon_trl.advantages.groups import as_float, group_mean, is_scored, zero_invalid
+from canon_trl.advantages.groups import as_float, group_mean, has_spread, is_scored, zero_invalid
 
 
 def reinforce_pp_baseline_advantage(rewards: Tensor, lengths: Tensor) -> Tensor:
@@ -25,7 +25,7 @@ def reinforce_pp_baseline_advantage(rewards: Tensor, lengths: Tensor) -> Tensor:
     """
     scored = as_float(rewards)
     valid = is_scored(scored) & (is_scored(scored).sum(dim=-1, keepdim=True) > 1)
-    centred = (scored - group_mean(scored, valid)).masked_fill(~valid, 0.0)
+    centred = (scored - group_mean(scored, valid)).masked_fill(~(valid & has_spread(scored, valid)), 0.0)
     tokens = as_float(lengths).masked_fill(~valid, 0.0)
     count = tokens.sum()
     deviation = centred - (tokens * centred).sum() / (count + 1e-8)
