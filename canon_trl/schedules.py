@@ -74,14 +74,14 @@ def cosine_restarts(step: int, *, total_steps: int, warmup_steps: int, cycles: i
     Raises:
         ValueError: a cycle would be shorter than one step.
     """
-    if step < warmup_steps:
-        return high * (step + 1) / warmup_steps
     cycle_length = (total_steps - warmup_steps) // cycles
     if cycle_length < 1:
         raise ValueError(
             f"cycles={cycles} must be at most the {total_steps - warmup_steps} steps that are left of "
             f"total_steps={total_steps} after warmup_steps={warmup_steps}"
         )
+    if step < warmup_steps:
+        return high * (step + 1) / warmup_steps
     phase = (step - warmup_steps) % cycle_length / cycle_length
     return low + (high - low) * (1 + math.cos(math.pi * phase)) / 2
 

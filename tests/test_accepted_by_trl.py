@@ -5,6 +5,7 @@ from importlib.resources import files
 import pytest
 import torch
 from observe import keep_rollouts
+from peft import LoraConfig
 from toy import TASK, logged, make_trainer, prompts
 from transformers import AutoTokenizer, Qwen3Config, Qwen3ForSequenceClassification, TrainerCallback
 
@@ -113,3 +114,13 @@ def test_environment_that_owns_the_reward(tmp_path):
     assert rollouts[0].reward_names == ("Counter",)
     want = canon_advantage(rollouts[0].rewards, rollouts[0].metrics["entropy"])
     assert list(trainer._logs["advantages"]) == want.flatten().tolist()
+
+
+def test_lora(tmp_path):
+    trainer = make_trainer(tmp_path, trainer_options={"peft_config": LoraConfig(r=2, target_modules=["q_proj"])})
+    trainable = {name.split(".")[-3] for name, value in trainer.model.named_parameters() if value.requires_grad}
+    assert trainable == {"lora_A", "lora_B"}
+    before = {name: value.clone() for name, value in trainer.model.named_parameters()}
+    trainer.train()
+    for name, value in trainer.model.named_parameters():
+        assert torch.equal(value, before[name]) == ("lora_" not in name), name

@@ -4,16 +4,19 @@ import logging
 from importlib.util import find_spec
 
 import pytest
-import torch
 from datasets import Dataset
-from peft import LoraConfig
 from toy import OPTIONS, TASK, length_reward, make_trainer, prompts
 from trl import GRPOConfig
 
 from canon_trl import CANONConfig, CANONTrainer, requires_metrics
+from canon_trl.metrics import METRICS
 from canon_trl.trainers.canon_config import PRESETS
 
 NO_MODEL = "a-model-that-does-not-exist"
+
+
+def with_bonus(rollout, *, bonus):
+    return rollout.rewards * bonus
 
 
 def config(**options):
@@ -49,6 +52,15 @@ def config(**options):
             "canon_cosine_low=0.7 and canon_cos",
         ),
         ({"canon_cosine_low": 0.1}, "canon_cosine_low: honoured only by canon_mu_schedule in"),
+        ({"canon_mu": 0.0, "canon_alpha": 0.9}, "canon_alpha=0.9 acts in the inter-group comparison, which has no w"),
+        (
+            {"canon_mu_schedule": "cosine_inter_to_intra", "canon_cosine_cycles": 9},
+            "cycles=9 must be at most the 2 steps that are left of total_steps=3 after warmup_steps=1",
+        ),
+        (
+            {"advantage_estimator": f"{__name__}:with_bonus"},
+            r"advantage_estimator_kwargs lacks \['bonus'\], which the estimator needs",
+        ),
         ({"canon_mu": 0.3, "canon_mu_schedule": "inter_to_intra"}, "canon_mu=0.3 is ignored by canon_mu_schedule"),
         ({"advantage_estimator": "grpo", "canon_alpha": 0.9}, "canon_alpha: options of CANON"),
         (
@@ -83,7 +95,7 @@ def test_presets(name):
         "dr_entropy_token_budget_cosine_restart_r": "cosine_inter_to_intra",
     }.get(name, "constant")
     assert (made.canon_metric, made.canon_mu_schedule, made.canon_mu) == (metric, schedule, 1.0)
-    assert made.alpha_group() == ("higher" if metric == "length" else "lower")
+    assert made.alpha_group(METRICS.get(metric)) == ("higher" if metric == "length" else "lower")
     assert (made.loss_type, made.scale_rewards, made.beta) == ("dr_grpo", "none", 0.0)
     assert (made.epsilon, made.epsilon_high, made.num_generations, made.temperature) == (0.2, 0.28, 16, 1.0)
 
@@ -135,6 +147,8 @@ def misspelt(rollout):
             "entropy_source='generation' cannot be had with rollo",
         ),
         ({}, {"entropy_source": "generation", "generation_kwargs": {"num_beams": 2}}, "cannot be had with num_beams"),
+        ({}, {"entropy_source": "forward", "canon_metric": "length"}, "entropy_source='forward' would be ignored"),
+        ({}, {"entropy_source": "generation", "advantage_estimator": "grpo"}, "'generation' would be ignored"),
         ({"advantage_estimator": misspelt}, {}, "requires_metrics='entropie' is unknown"),
         ({"advantage_estimator": print}, {"canon_mu": 0.2}, r"\['canon_mu'\] would be ignored"),
         ({"canon_metric": len}, {"canon_metric": "length"}, "canon_metric is given to the trainer and as args"),
@@ -182,10 +196,29 @@ def infinite(completions, **kwargs):
     ],
 )
 def test_metric_function(tmp_path, metric, message):
-    trainer = make_trainer(tmp_path, trainer_options={"canon_metric": metric}, save_strategy="steps", save_steps=1)
+    trainer = make_trainer(tmp_path, trainer_options={"canon_metric": metric})
     with pytest.raises(ValueError, match=message):
         trainer.train()
-    assert not list(tmp_path.glob("checkpoint*")), "no half-written checkpoint"
+
+
+def test_an_error_leaves_no_half_written_checkpoint(tmp_path):
+    """A metric that breaks in the second rollout: the checkpoint of the first one is whole, and no other is there."""
+    calls = []
+
+    def breaks_later(completions):
+        calls.append(len(completions))
+        return [1.0] * len(completions) if len(calls) == 1 else [float("nan")] * len(completions)
+
+    saving = {"save_strategy": "steps", "save_steps": 1, "num_iterations": 2, "max_steps": 4}
+    trainer = make_trainer(tmp_path, trainer_options={"canon_metric": breaks_later}, **saving)
+    with pytest.raises(ValueError, match="metric 'breaks_later' is nan for completion 0"):
+        trainer.train()
+    assert sorted(path.name for path in tmp_path.glob("checkpoint*")) == ["checkpoint-1", "checkpoint-2"]
+    assert not list(tmp_path.rglob("*.partial"))
+    calls.clear()
+    trainer = make_trainer(tmp_path, trainer_options={"canon_metric": lambda mask: mask.sum(1)}, **saving)
+    trainer.train(resume_from_checkpoint=str(tmp_path / "checkpoint-1"))
+    assert trainer.state.global_step == 4
 
 
 @pytest.mark.parametrize(
@@ -222,23 +255,23 @@ def test_accuracy_schedules_need_a_reward_in_the_unit_interval(tmp_path):
     make_trainer(tmp_path, trainer_options=trainer_options, canon_mu=0.5).train()  # nobody reads the accuracy
 
 
-def test_too_many_cosine_cycles(tmp_path):
-    trainer = make_trainer(tmp_path, canon_mu_schedule="cosine_inter_to_intra", canon_cosine_cycles=9)
-    with pytest.raises(ValueError, match="cycles=9 must be at most the 2 steps that are left of total_steps=3"):
+def test_too_many_cosine_cycles_for_the_dataset(tmp_path):
+    """Without max_steps the dataset decides how many rollouts there are; the first one finds out, not the last."""
+    trainer = make_trainer(
+        tmp_path,
+        trainer_options={"train_dataset": prompts(8)},
+        max_steps=-1,
+        num_train_epochs=1,
+        canon_mu_schedule="cosine_inter_to_intra",
+        canon_cosine_warmup_ratio=0.5,
+        canon_cosine_cycles=3,
+    )
+    with pytest.raises(ValueError, match="cycles=3 must be at most the 2 steps that are left of total_steps=4"):
         trainer.train()
+    assert trainer.state.global_step == 0
 
 
 @pytest.mark.skipif(find_spec("vllm") is not None, reason="vllm is installed")
 def test_missing_vllm_is_named():
     with pytest.raises(ImportError, match=r"use_vllm=True needs vllm; install canon-trl\[vllm\]"):
         build(use_vllm=True)
-
-
-def test_lora_config_is_handed_on(tmp_path):
-    trainer = make_trainer(tmp_path, trainer_options={"peft_config": LoraConfig(r=2, target_modules=["q_proj"])})
-    trainable = {name.split(".")[-3] for name, value in trainer.model.named_parameters() if value.requires_grad}
-    assert trainable == {"lora_A", "lora_B"}
-    before = {name: value.clone() for name, value in trainer.model.named_parameters()}
-    trainer.train()
-    for name, value in trainer.model.named_parameters():
-        assert torch.equal(value, before[name]) == ("lora_" not in name), name

@@ -9,7 +9,7 @@ from toy import TASK, length_reward, logged, make_trainer, parameters, prompts
 
 from canon_trl import requires_metrics
 from canon_trl.advantages import canon_advantage, dr_grpo_advantage, split_by_metric
-from canon_trl.metrics import random_metric
+from canon_trl.metrics import length, random_metric
 
 
 @requires_metrics("entropy", "surprisal", "length")
@@ -89,15 +89,26 @@ def test_masked_truncated_completions_keep_their_length_and_entropy(tmp_path, op
         assert math.isfinite(logged(trainer)[0]["loss"])
 
 
+def row_tokens(batch):
+    return torch.cat([batch["prompt_ids"], batch["completion_ids"]], dim=1).tolist()
+
+
 def test_canon_advantages_reach_the_loss(tmp_path):
     """All of them, once each, in whatever order TRL shuffles them."""
     trainer = make_trainer(tmp_path, canon_mu=0.7, canon_alpha=0.9, gradient_accumulation_steps=2, max_steps=1)
     rollouts, advantages = keep_rollouts(trainer)
+    outputs, micro_batches = keep_outputs(trainer), []
+    compute_loss = trainer._compute_loss
+    trainer._compute_loss = lambda model, inputs: (micro_batches.append(inputs), compute_loss(model, inputs))[1]
     trainer.train()
     rollout = rollouts[0]
     assert rollout.rewards.shape == (4, 4)
     want = canon_advantage(rollout.rewards, rollout.metrics["entropy"], mu=0.7, alpha=0.9, alpha_group="lower")
-    assert torch.equal(torch.cat(advantages).sort().values, want.flatten().sort().values)
+    # A row of a micro-batch is known by its tokens.
+    trained = [ids for micro_batch in micro_batches for ids in row_tokens(micro_batch)]
+    assert sorted(zip(trained, torch.cat(advantages).tolist(), strict=True)) == sorted(
+        zip(row_tokens(outputs[0]), want.flatten().tolist(), strict=True)
+    )
 
 
 def test_log_and_completions_table(tmp_path):
@@ -168,13 +179,22 @@ def test_nothing_scored_at_all(tmp_path):
     assert all(torch.equal(before[name], value) for name, value in parameters(trainer).items())
 
 
-def test_equal_rewards_do_not_move_the_model(tmp_path):
+@pytest.mark.parametrize("size", [4, 16])
+@pytest.mark.parametrize("estimator", ["canon", "dr_grpo", "grpo", "rloo"])
+def test_equal_rewards_do_not_move_the_model(tmp_path, size, estimator):
     trainer = make_trainer(
-        tmp_path, trainer_options={"reward_funcs": lambda completions, **kwargs: [0.1] * len(completions)}, max_steps=1
+        tmp_path,
+        trainer_options={"reward_funcs": lambda completions, **kwargs: [0.1] * len(completions)},
+        advantage_estimator=estimator,
+        num_generations=size,
+        per_device_train_batch_size=2 * size,
+        max_steps=1,
     )
     before = parameters(trainer)
     trainer.train()
-    assert logged(trainer)[0]["groups/frac_no_spread"] == 1.0
+    entry = logged(trainer)[0]
+    assert entry["groups/frac_no_spread"] == 1.0
+    assert entry["advantage/relative_to_dr_grpo"] is None
     assert all(torch.equal(before[name], value) for name, value in parameters(trainer).items())
 
 
@@ -192,6 +212,7 @@ def test_several_rewards_with_weights_and_a_named_accuracy(tmp_path):
     rollout = rollouts[0]
     assert rollout.reward_names == ("length_reward", "accuracy")
     lengths, correct = rollout.rewards_per_func.unbind(-1)
+    assert lengths.unique().numel() > 1 and correct.unique().numel() == 2, "the case needs both rewards"
     torch.testing.assert_close(rollout.rewards, 0.25 * lengths + 2.0 * correct)
     assert float(rollout.accuracy) == correct.mean().item()
     assert logged(trainer)[0]["canon/mu"] == pytest.approx(correct.mean().item())
@@ -256,6 +277,18 @@ def test_random_metric_is_a_function_of_seed_and_rollout(tmp_path):
         pytest.param({"max_steps": 3}, [0, 1, 2], 3, id="one update a rollout"),
         pytest.param({"max_steps": 4, "num_iterations": 2}, [0, 1], 2, id="two updates a rollout"),
         pytest.param({"max_steps": 5, "steps_per_generation": 2}, [0, 1, 2], 3, id="two halves of a rollout"),
+        pytest.param(
+            {"max_steps": 2, "steps_per_generation": 1, "gradient_accumulation_steps": 2},
+            [0, 1, 2, 3],
+            4,
+            id="two rollouts an update",
+        ),
+        pytest.param(
+            {"max_steps": 3, "steps_per_generation": 3, "gradient_accumulation_steps": 2},
+            [0, 1],
+            2,
+            id="a rollout ends within an update",
+        ),
     ],
 )
 def test_the_rollout_counts_rollouts(tmp_path, options, steps, total):
@@ -359,8 +392,8 @@ def test_tool_tokens_count_in_no_metric(tmp_path, masked):
     output = outputs[0]
     written = torch.arange(output["completion_ids"].shape[1]) < torch.tensor(lengths).unsqueeze(1) + 1
     model_tokens = written.clone()
-    for row, length in enumerate(lengths):
-        model_tokens[row, length - 1] = False
+    for row, count in enumerate(lengths):
+        model_tokens[row, count - 1] = False
     ids = torch.cat([output["prompt_ids"], output["completion_ids"]], dim=1)
     attention = torch.cat([output["prompt_mask"], written.long()], dim=1)
     with torch.no_grad():
@@ -399,3 +432,112 @@ def test_prompts_may_repeat_within_a_batch(tmp_path):
     rollouts, _ = keep_rollouts(trainer)
     trainer.train()
     assert rollouts[0].rewards.shape == (2, 4)
+
+
+@pytest.mark.parametrize("name", ["random", "accuracy"])
+def test_a_metric_of_ones_own_may_have_any_name(tmp_path, name):
+    """Also that of the random metric, and that of what is checked beside the metrics."""
+
+    def metric(completion_ids):
+        return [float(len(ids)) for ids in completion_ids]
+
+    metric.__name__ = name
+    trainer = make_trainer(
+        tmp_path, trainer_options={"canon_metric": metric}, canon_mu_schedule="inter_to_intra", max_steps=1
+    )
+    rollouts, _ = keep_rollouts(trainer)
+    trainer.train()
+    assert torch.equal(rollouts[0].metrics[name], rollouts[0].lengths.float())
+
+
+def test_alpha_tilts_the_longer_half_for_length_by_any_name(tmp_path):
+    for options, trainer_options in [
+        ({"canon_metric": "length"}, {}),
+        ({"canon_metric": "canon_trl.metrics:length"}, {}),
+        ({}, {"canon_metric": length}),
+    ]:
+        trainer = make_trainer(
+            tmp_path, trainer_options=trainer_options, canon_alpha=0.5, max_steps=1, learning_rate=0.0, **options
+        )
+        rollouts, _ = keep_rollouts(trainer)
+        outputs = keep_outputs(trainer)
+        trainer.train()
+        want = canon_advantage(rollouts[0].rewards, rollouts[0].lengths, alpha=0.5, alpha_group="higher")
+        assert torch.equal(outputs[0]["advantages"], want.flatten())
+
+
+def test_nan_reward_counts_as_unscored(tmp_path):
+    def sometimes_nan(completions, **kwargs):
+        return [float("nan") if index % 4 == 1 else float(len(text) % 2) for index, text in enumerate(completions)]
+
+    seen = {}
+    for reward in (sometimes_nan, some_unscored):
+        trainer = make_trainer(tmp_path, trainer_options={"reward_funcs": reward}, max_steps=1)
+        outputs = keep_outputs(trainer)
+        trainer.train()
+        seen[reward] = outputs[0]["advantages"]
+    assert torch.equal(seen[sometimes_nan], seen[some_unscored])
+    assert seen[some_unscored].abs().max() > 0
+
+
+def test_a_rollout_func_may_score_with_the_trainer(tmp_path):
+    calls = []
+
+    def scoring_rollout(prompts, trainer):
+        written = rollout_with_tool(prompts, trainer)
+        ids = torch.tensor([written["prompt_ids"][0] + written["completion_ids"][0]])
+        scored = trainer._get_per_token_logps_and_entropies(trainer.model, ids, torch.ones_like(ids), 2)
+        calls.append(scored[0].shape)
+        return written
+
+    trainer = make_trainer(tmp_path, trainer_options={"rollout_func": scoring_rollout}, **ONE_ROLLOUT)
+    trainer.train()
+    assert calls == [(1, 2)]
+
+
+def test_token_level_advantages_are_logged_over_the_tokens_of_the_model(tmp_path):
+    """A tool's token lies within the response: the mean is over those that the model wrote."""
+
+    def position(rollout):
+        return torch.arange(1.0, rollout.width + 1).expand(*rollout.rewards.shape, -1)
+
+    trainer = make_trainer(
+        tmp_path,
+        trainer_options={"advantage_estimator": position, "rollout_func": rollout_with_tool},
+        **ONE_ROLLOUT,
+    )
+    trainer.train()
+    # 1..k written, the tool's at k + 1, one more of the model at k + 2
+    want = [(sum(range(1, k + 1)) + k + 2) / (k + 1) for k in (1 + row % 3 for row in range(8))]
+    assert list(trainer._logs["advantages"]) == pytest.approx(want, rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    "generation_kwargs",
+    [{"guidance_scale": 1.5}, {"num_beams": 2}, {"cache_implementation": "static"}],
+    ids=str,
+)
+def test_entropy_is_scored_where_it_cannot_be_recorded(tmp_path, generation_kwargs):
+    trainer = make_trainer(tmp_path, generation_kwargs=generation_kwargs, **ONE_ROLLOUT)
+    assert not trainer._records_generation
+
+
+def test_one_beam_is_recorded(tmp_path):
+    trainer = make_trainer(tmp_path, generation_kwargs={"num_beams": 1}, **ONE_ROLLOUT)
+    calls = count_forwards(trainer)
+    trainer.train()
+    assert calls == {"without_grad": 0, "with_grad": 1}
+
+
+def test_what_was_recorded_must_be_what_was_written(tmp_path):
+    """A rewritten completion has other tokens than the logits were sampled for."""
+    trainer = make_trainer(tmp_path, **ONE_ROLLOUT)
+    generate = trainer._generate_single_turn
+
+    def rewritten(*args):
+        completion_ids, log_probs = generate(*args)
+        return [ids[::-1] for ids in completion_ids], log_probs
+
+    trainer._generate_single_turn = rewritten
+    with pytest.raises(RuntimeError, match="cannot be attributed; set entropy_source='forward'"):
+        trainer.train()

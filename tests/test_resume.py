@@ -2,9 +2,11 @@
 
 import shutil
 
+import numpy
 import pandas
 import pytest
 import torch
+from observe import keep_rollouts
 from toy import assert_same_parameters, logged, make_trainer, parameters, prompts
 
 CASES = {
@@ -80,10 +82,37 @@ def test_the_completions_table_of_the_rollout_in_flight(tmp_path):
     pandas.testing.assert_frame_equal(resumed, whole)
 
 
+def test_numbers_of_numpy_in_the_completions_table(tmp_path):
+    def with_columns(completions, log_extra, **kwargs):
+        log_extra("letters", [numpy.int64(len(text)) for text in completions])
+        log_extra("share", list(numpy.linspace(0, 1, len(completions))))
+        return [float(len(text) % 2) for text in completions]
+
+    options = {"num_iterations": 2, "log_completions": True, "trainer_options": {"reward_funcs": with_columns}}
+    train(tmp_path, steps=2, **options)
+    resumed = train(tmp_path, steps=2, resume=str(tmp_path / "checkpoint-1"), **options)
+    assert list(resumed._logs["extra"]["share"]) == pytest.approx(numpy.linspace(0, 1, 8).tolist())
+
+
+def test_the_table_is_saved_only_where_it_is_written(tmp_path):
+    train(tmp_path, steps=1)
+    state = torch.load(tmp_path / "checkpoint-1" / "rollout_state_0.pt", weights_only=True)
+    assert (state["table"], state["table_columns"]) == ({}, {})
+
+
 def test_another_batch_is_resumed_with_a_warning(tmp_path, caplog):
     train(tmp_path, steps=3, num_iterations=2)
     train(tmp_path, steps=3, num_iterations=3, resume=str(tmp_path / "checkpoint-1"))
-    assert "'num_iterations': 3}: a rollout in flight is sampled anew" in caplog.text
+    assert "a rollout in flight is sampled anew" in caplog.text
+
+
+def test_rollouts_are_counted_on_where_one_is_sampled_anew(tmp_path):
+    train(tmp_path, steps=4, num_iterations=2, canon_metric="random")
+    options = {"max_steps": 4, "canon_metric": "random"}  # one update a rollout: two updates were two rollouts
+    trainer = make_trainer(tmp_path, **options)
+    rollouts, _ = keep_rollouts(trainer)
+    trainer.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
+    assert [rollout.step for rollout in rollouts] == [2, 3]
 
 
 def test_a_checkpoint_of_another_trainer_is_resumed_with_a_warning(tmp_path, caplog):

@@ -8,8 +8,16 @@ from torch import nn
 from trl import GRPOConfig
 from trl.trainer.utils import get_callable_name
 
-# Ways of decoding in which one forward pass is not one sampled token a row.
-UNRECORDABLE_DECODING = ("num_beams", "prompt_lookup_num_tokens", "assistant_early_exit", "prefill_chunk_size")
+# Ways of decoding in which one forward pass is not one sampled token a row, by the values that switch them off; a
+# cache that is not dynamic lets generate compile the forward pass, past any hook.
+RECORDABLE_DECODING: dict[str, tuple] = {
+    "num_beams": (None, 1),
+    "guidance_scale": (None, 1, 1.0),
+    "prompt_lookup_num_tokens": (None,),
+    "assistant_early_exit": (None,),
+    "prefill_chunk_size": (None,),
+    "cache_implementation": (None, "dynamic"),
+}
 
 
 def check_vllm(args: GRPOConfig) -> None:
@@ -40,13 +48,14 @@ def records_generation(entropy_source: str, args: GRPOConfig, trl_kwargs: Mappin
     Raises:
         ValueError: `entropy_source="generation"` where that does not hold.
     """
+    decoding = {"cache_implementation": args.cache_implementation} | (args.generation_kwargs or {})
     obstacles = [
         name
         for name, present in {
             "use_vllm": args.use_vllm,
             "use_transformers_continuous_batching": args.use_transformers_continuous_batching,
             **{name: trl_kwargs.get(name) for name in ("rollout_func", "tools", "environment_factory")},
-            **{name: (args.generation_kwargs or {}).get(name) for name in UNRECORDABLE_DECODING},
+            **{name: decoding.get(name) not in off for name, off in RECORDABLE_DECODING.items()},
         }.items()
         if present
     ]

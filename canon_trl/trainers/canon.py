@@ -48,7 +48,7 @@ class CANONTrainer(PluggableGRPOTrainer):
         model, reward_funcs, args, train_dataset, eval_dataset, **trl_kwargs: as for [`~trl.GRPOTrainer`], with a
             [`CANONConfig`] as `args`.
         advantage_estimator: a function `Rollout -> (P, G)` in place of the one that `args.advantage_estimator` names;
-            it is called with `args.advantage_estimator_kwargs`.
+            options are bound to it with `functools.partial`.
         canon_metric: a metric in place of the one that `args.canon_metric` names, see `canon_trl.metrics`.
 
     Raises:
@@ -115,13 +115,14 @@ class CANONTrainer(PluggableGRPOTrainer):
             )
         self._metric_name = args.canon_metric if metric is None else get_callable_name(metric)
         self._mu_schedule = args.mu_schedule()
-        alpha_group = args.alpha_group()
+        resolved = metric or find_metric(self._metric_name, field="canon_metric")
+        alpha_group = args.alpha_group(resolved)
 
         def estimator(rollout: Rollout) -> Tensor:
             options = {"mu": self._mu(rollout), "alpha": args.canon_alpha, "alpha_group": alpha_group}
             return canon_estimator(rollout, metric=self._metric_name, **options)
 
-        return estimator, {self._metric_name: metric or find_metric(self._metric_name, field="canon_metric")}
+        return estimator, {self._metric_name: resolved}
 
     def _other(
         self, args: CANONConfig, given: AdvantageEstimator | None, metric: ResponseMetric | None

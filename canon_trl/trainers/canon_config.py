@@ -8,7 +8,7 @@ from typing import Any
 from trl import GRPOConfig
 
 from canon_trl.advantages import check_options, get_estimator
-from canon_trl.metrics import RANDOM, get_metric
+from canon_trl.metrics import METRICS, RANDOM, ResponseMetric, get_metric
 from canon_trl.schedules import SCHEDULES
 
 logger = logging.getLogger(__name__)
@@ -215,9 +215,14 @@ class CANONConfig(GRPOConfig):
             )
         return partial(schedule)
 
-    def alpha_group(self) -> str:
-        """The half whose rewards alpha multiplies, by metric where it is not set."""
-        return self.canon_alpha_group or ("higher" if self.canon_metric == "length" else "lower")
+    def alpha_group(self, metric: ResponseMetric | None) -> str:
+        """The half whose rewards alpha multiplies; where it is not set, that of the metric in use."""
+        return self.canon_alpha_group or ("higher" if metric is METRICS["length"] else "lower")
+
+    def rollouts(self) -> int:
+        """Rollouts in `max_steps` optimiser steps, the last one perhaps in part."""
+        generate_every = self.steps_per_generation * self.num_iterations
+        return -(-self.max_steps * self.gradient_accumulation_steps // generate_every)
 
     def changed_canon_fields(self) -> list[str]:
         """The `canon_*` fields that differ from their defaults."""
@@ -279,6 +284,11 @@ class CANONConfig(GRPOConfig):
             raise ValueError(
                 f"canon_mu={self.canon_mu} is ignored by canon_mu_schedule={self.canon_mu_schedule!r}; set only one"
             )
+        if self.canon_alpha != 1 and self.canon_mu_schedule == "constant" and self.canon_mu == 0:
+            raise ValueError(
+                f"canon_alpha={self.canon_alpha} acts in the inter-group comparison, which has no weight with "
+                "canon_mu=0.0; leave it at 1.0"
+            )
         cosine = [name for name in changed if name.startswith("canon_cosine_")]
         if cosine and self.canon_mu_schedule not in COSINE_SCHEDULES:
             raise ValueError(
@@ -297,6 +307,8 @@ class CANONConfig(GRPOConfig):
                 raise ValueError(
                     f"canon_cosine_low={low!r} and canon_cosine_high={high!r} must satisfy 0 <= low <= high <= 1"
                 )
+            if self.max_steps > 0:  # else the length of the dataset decides, and the schedule checks it
+                self.mu_schedule()(0, self.rollouts(), 0.0)
         if self.advantage_estimator == "canon":
             self._warn_about_halves()
 

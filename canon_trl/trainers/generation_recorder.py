@@ -28,6 +28,7 @@ class GenerationRecorder:
         self._want_log_probs = log_probs
         self._entropies: list[Tensor] = []
         self._log_probs: list[Tensor] = []
+        self._fed: list[Tensor] = []
         self._next_token_log_probs: Tensor | None = None
 
     def __enter__(self) -> "GenerationRecorder":
@@ -42,9 +43,12 @@ class GenerationRecorder:
     @torch.no_grad()
     def _record(self, model: nn.Module, args: tuple, kwargs: dict, output: object) -> None:
         logits = output.logits[:, -1].float() / self._temperature
+        if self._entropies:  # every step but the first is fed the token that was sampled last
+            input_ids = kwargs["input_ids"] if "input_ids" in kwargs else args[0]
+            self._fed.append(input_ids[:, -1])
         if self._want_log_probs:
-            if self._next_token_log_probs is not None:
-                self._log_probs.append(self._of_token(kwargs["input_ids"][:, -1]))
+            if self._fed:
+                self._log_probs.append(self._of_token(self._fed[-1]))
             self._next_token_log_probs = logits.log_softmax(dim=-1)
             probs = self._next_token_log_probs.exp()
         else:
@@ -55,31 +59,41 @@ class GenerationRecorder:
     def _of_token(self, tokens: Tensor) -> Tensor:
         return self._next_token_log_probs.gather(-1, tokens.unsqueeze(-1)).squeeze(-1)
 
-    def entropies(self, completion_ids: Tensor, longest: int) -> Tensor:
+    def entropies(self, completion_ids: Tensor, written: Tensor) -> Tensor:
         """Token entropies in nats, `(B, T)`; padding holds arbitrary values.
 
         Args:
             completion_ids: `(B, T)`, the padded completions.
-            longest: tokens of the longest completion, without the padding.
+            written: `(B, T)` bool, false on the padding.
 
         Raises:
             RuntimeError: what was recorded does not fit the completions.
         """
-        return self._aligned(self._entropies, completion_ids, longest)
+        self._check(completion_ids, written)
+        return self._padded(self._entropies, completion_ids)
 
-    def log_probs(self, completion_ids: Tensor, longest: int) -> Tensor:
+    def log_probs(self, completion_ids: Tensor, written: Tensor) -> Tensor:
         """Log-probabilities of the sampled tokens, `(B, T)`; otherwise as [`entropies`]."""
+        self._check(completion_ids, written)
         last = self._of_token(completion_ids[:, min(len(self._log_probs), completion_ids.shape[1] - 1)])
-        return self._aligned([*self._log_probs, last], completion_ids, longest)
+        return self._padded([*self._log_probs, last], completion_ids)
 
-    def _aligned(self, steps: list[Tensor], completion_ids: Tensor, longest: int) -> Tensor:
-        rows, width = completion_ids.shape
-        # More steps than tokens are those in which this rank waited for others to finish.
-        if len(steps) < longest or steps[0].shape[0] != rows:
+    def _check(self, completion_ids: Tensor, written: Tensor) -> None:
+        rows, steps = completion_ids.shape[0], len(self._entropies)
+        attributable = steps > 0 and self._entropies[0].shape[0] == rows and not written[:, steps:].any()
+        if attributable and self._fed:
+            # More steps than tokens are those in which this rank waited for others to finish.
+            fed = torch.stack(self._fed, dim=1)[:, : completion_ids.shape[1]]
+            width = fed.shape[1]
+            attributable = bool((fed == completion_ids[:, :width])[written[:, :width]].all())
+        if not attributable:
             raise RuntimeError(
-                f"generation ran {len(steps)} decoding steps of {steps[0].shape[0] if steps else 0} rows for {rows} "
-                f"completions of up to {longest} tokens, so its logits cannot be attributed; set "
-                "entropy_source='forward'"
+                f"generation ran {steps} decoding steps that do not write the {rows} completions token by token, so "
+                "its logits cannot be attributed; set entropy_source='forward'"
             )
+
+    @staticmethod
+    def _padded(steps: list[Tensor], completion_ids: Tensor) -> Tensor:
+        width = completion_ids.shape[1]
         decoded = torch.stack(steps[:width], dim=1)
         return nn.functional.pad(decoded, (0, width - decoded.shape[1]))

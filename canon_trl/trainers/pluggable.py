@@ -15,6 +15,7 @@ still happens, and copies none. What it relies on in TRL 1.16, checked by `tests
 import logging
 import math
 import os
+from collections import deque
 from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, field
@@ -33,7 +34,7 @@ from trl.trainer.utils import strip_images_from_messages
 
 from canon_trl.advantages import AdvantageEstimator, dr_grpo_advantage
 from canon_trl.advantages.groups import has_spread
-from canon_trl.metrics import RANDOM, ResponseMetric, measure, random_metric, token_inputs
+from canon_trl.metrics import ResponseMetric, measure, random_metric, token_inputs
 from canon_trl.rollout import ResponseMetrics, Rollout
 from canon_trl.trainers.before_loading import (
     check_accuracy_reward,
@@ -113,7 +114,14 @@ class PluggableGRPOTrainer(GRPOTrainer):
         named = set().union(*(token_inputs(metric) for metric in metrics.values() if metric is not None))
         self._scored_inputs = named & {"entropies", "log_probs"}
         self._needs_accuracy = needs_accuracy
+        if entropy_source != "auto" and not self._scored_inputs:
+            raise ValueError(
+                f"entropy_source={entropy_source!r} would be ignored: of the metrics {list(metrics)} none reads "
+                "entropies or log-probabilities; leave it at 'auto'"
+            )
         self._making: RolloutParts | None = None
+        self._steps_not_restored = 0  # micro-batches before a resume that `_step` does not count
+        self._steps_by_epochs: int | None = None
         super().__init__(model, reward_funcs, args, train_dataset, eval_dataset, **trl_kwargs)
         if accuracy_reward is not None and accuracy_reward not in self.reward_func_names:
             raise ValueError(
@@ -129,18 +137,25 @@ class PluggableGRPOTrainer(GRPOTrainer):
             output = super()._generate_and_score_completions(inputs)
             rollout = self._make_rollout(output)
             advantages = self._estimate_advantages(rollout)
+            rows, width = output["completion_ids"].shape
+            first = self.accelerator.process_index * rows
+            local = advantages.flatten(0, 1)[first : first + rows]
+            output["advantages"] = local[:, :width] if local.dim() == 2 else local
+            if advantages.dim() == 3:  # logged as the mean over each response
+                mask = self._model_mask(width, local.device)
+                means = (output["advantages"] * mask).sum(dim=1) / mask.sum(dim=1).clamp(min=1)
+                advantages = self.accelerator.gather(means).view_as(rollout.rewards)
             self._log_rollout(rollout, advantages)
         finally:  # an error or an evaluation in between must not leave parts of another batch behind
             self._making = None
-        rows, width = output["completion_ids"].shape
-        first = self.accelerator.process_index * rows
-        local = advantages.flatten(0, 1)[first : first + rows]
-        output["advantages"] = local[:, :width] if local.dim() == 2 else local
         return output
 
     def _generate(self, prompts: list) -> tuple:
+        if self._making is None:  # called from elsewhere than a rollout
+            return super()._generate(prompts)
         if self._records_generation and not self._trl_scores and self._scored_inputs:
-            model = self.model.get_base_model() if isinstance(self.model, PeftModel) else self.model
+            model = self.accelerator.unwrap_model(self.model)
+            model = model.get_base_model() if isinstance(model, PeftModel) else model
             self._making.recorder = GenerationRecorder(
                 model, temperature=self.temperature, log_probs="log_probs" in self._scored_inputs
             )
@@ -159,8 +174,10 @@ class PluggableGRPOTrainer(GRPOTrainer):
         compute_entropy: bool = False,
         **kwargs: Any,
     ) -> tuple:
-        # Within a rollout and on the policy: the reference model's head yields no entropy.
-        keep = self._making is not None and model is self.model and bool(self._scored_inputs)
+        # On the completions of a rollout, not within a rollout_func, and on the policy: the reference model's head
+        # yields no entropy.
+        completed = self._making is not None and self._making.completion_ids is not None
+        keep = completed and model is self.model and bool(self._scored_inputs)
         if not keep:
             return super()._get_per_token_logps_and_entropies(
                 model, input_ids, attention_mask, logits_to_keep, *args, compute_entropy=compute_entropy, **kwargs
@@ -179,6 +196,8 @@ class PluggableGRPOTrainer(GRPOTrainer):
 
     def _calculate_rewards(self, inputs: list, prompts: list, completions: list, completion_ids_list: list) -> Tensor:
         rewards_per_func = super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)
+        if self._making is None:  # called from elsewhere than a rollout
+            return rewards_per_func
         self._making.rewards_per_func = rewards_per_func
         columns = {key: [row[key] for row in inputs] for key in inputs[0] if key not in RESERVED_COLUMNS}
         texts = {"prompts": prompts, "completions": completions, "completion_ids": completion_ids_list}
@@ -228,10 +247,10 @@ class PluggableGRPOTrainer(GRPOTrainer):
         if scored:
             found = {"entropies": scored[0].entropies, "log_probs": scored[0].log_probs}
         elif self._making.recorder is not None:
-            longest = max(len(ids) for ids in self._making.completion_ids)
-            found = {"entropies": self._making.recorder.entropies(completion_ids, longest)}
+            written = self._written_mask(completion_ids.shape[1], completion_ids.device)
+            found = {"entropies": self._making.recorder.entropies(completion_ids, written)}
             if "log_probs" in self._scored_inputs:
-                found["log_probs"] = self._making.recorder.log_probs(completion_ids, longest)
+                found["log_probs"] = self._making.recorder.log_probs(completion_ids, written)
         else:
             found = self._score(output)
         return found | values
@@ -274,11 +293,11 @@ class PluggableGRPOTrainer(GRPOTrainer):
         rewards = (rewards_per_func * self.reward_weights.to(device).unsqueeze(0)).nansum(dim=1)
         rewards = rewards.masked_fill(unscored, torch.nan).view(-1, group_size)
         accuracy = rewards_per_func[:, self._accuracy_index]
-        step = self.state.global_step * self.args.gradient_accumulation_steps // self._generate_every
+        step = (self._steps_not_restored + self._step) // self._generate_every
         by_name = dict(zip(measured, metrics, strict=True))
         self._check_values(by_name, accuracy)
-        if RANDOM in self._response_metrics:
-            by_name[RANDOM] = random_metric(rewards.shape, seed=self.args.seed, step=step).to(device)
+        for name in self._response_metrics.keys() - measured.keys():
+            by_name[name] = random_metric(rewards.shape, seed=self.args.seed, step=step).to(device)
         return Rollout(
             rewards=rewards,
             rewards_per_func=rewards_per_func.view(*rewards.shape, -1),
@@ -300,21 +319,25 @@ class PluggableGRPOTrainer(GRPOTrainer):
             return self.state.max_steps
         if self.args.max_steps > 0:
             return self.args.max_steps
-        return self.set_initial_training_values(self.args, self.get_train_dataloader())[-1]
+        if self._steps_by_epochs is None:  # an evaluation before training asks at every batch
+            self._steps_by_epochs = self.set_initial_training_values(self.args, self.get_train_dataloader())[-1]
+        return self._steps_by_epochs
 
     def _check_values(self, metrics: dict[str, Tensor], accuracy: Tensor) -> None:
-        checks = {name: metric.isfinite().all() for name, metric in metrics.items()}
+        checks = [metric.isfinite().all() for metric in metrics.values()]
         if self._needs_accuracy:
-            checks["accuracy"] = ((accuracy >= 0) & (accuracy <= 1) | accuracy.isnan()).all()
+            checks.append(((accuracy >= 0) & (accuracy <= 1) | accuracy.isnan()).all())
         if not checks:
             return
-        passed = torch.stack(list(checks.values())).tolist()  # the only wait for the device
-        failed = [name for name, fine in zip(checks, passed, strict=True) if not fine]
-        for name in set(failed) & set(metrics):
-            values = metrics[name].flatten()
-            index = int((~values.isfinite()).nonzero()[0])
-            raise ValueError(f"metric {name!r} is {values[index].item()} for completion {index}; it must be finite")
-        if failed:
+        passed = torch.stack(checks).tolist()  # one wait for the device for all of them
+        for (name, metric), fine in zip(metrics.items(), passed, strict=False):
+            if not fine:
+                values = metric.flatten()
+                index = int((~values.isfinite()).nonzero()[0])
+                raise ValueError(
+                    f"metric {name!r} is {values[index].item()} for completion {index}; it must be finite"
+                )
+        if not all(passed):
             outside = accuracy[(accuracy < 0) | (accuracy > 1)][0].item()
             raise ValueError(
                 f"the schedule of mu reads the accuracy, but reward {self.reward_func_names[self._accuracy_index]!r} "
@@ -347,8 +370,9 @@ class PluggableGRPOTrainer(GRPOTrainer):
         """
         centred = dr_grpo_advantage(rollout.rewards)
         spread = has_spread(rollout.rewards, rollout.valid)
+        relative = advantages.abs().sum() / centred.abs().sum()
         return {
-            "advantage/relative_to_dr_grpo": advantages.abs().sum() / centred.abs().sum(),
+            "advantage/relative_to_dr_grpo": relative.masked_fill(~spread.any(), torch.nan),
             "groups/frac_no_spread": 1 - spread.float().mean(),
         }
 
@@ -358,9 +382,6 @@ class PluggableGRPOTrainer(GRPOTrainer):
 
     def _log_rollout(self, rollout: Rollout, advantages: Tensor) -> None:
         mode = "train" if self.model.training else "eval"
-        if advantages.dim() == 3:
-            written = torch.arange(advantages.shape[2], device=advantages.device) < rollout.lengths.unsqueeze(-1)
-            advantages = (advantages * written).sum(dim=-1) / rollout.lengths.clamp(min=1)
         statistics = self.rollout_statistics(rollout, advantages)
         values = torch.stack([torch.as_tensor(v, device=advantages.device).float() for v in statistics.values()])
         finite, *values = torch.cat([advantages.isfinite().all().float().unsqueeze(0), values]).tolist()
@@ -407,15 +428,19 @@ class PluggableGRPOTrainer(GRPOTrainer):
 
     def _rollout_state(self) -> dict[str, Any]:
         """Tensors, numbers and text only, so that it can be loaded without running code from the file."""
-        texts = {name: [strip_images_from_messages(text) for text in self._logs[name]] for name in TABLE_TEXTS}
-        columns = {name: {column: list(rows) for column, rows in self._logs[name].items()} for name in TABLE_COLUMNS}
+        texts: dict[str, list] = {}
+        columns: dict[str, dict[str, list]] = {}
+        if self.log_completions and self.accelerator.is_main_process:  # nobody else reads the table
+            texts = {name: [strip_images_from_messages(text) for text in self._logs[name]] for name in TABLE_TEXTS}
+            texts["advantages"] = list(self._logs["advantages"])
+            columns = {name: dict(self._logs[name]) for name in TABLE_COLUMNS}
         return {
             "sampling": self._sampling(),
             "step": self._step,
             "in_flight": self._buffered_inputs if self._step % self._generate_every else None,
             "metrics": dict(self._metrics["train"]),
-            "table": texts | {"advantages": list(self._logs["advantages"])},
-            "table_columns": columns,
+            "table": plain(texts),
+            "table_columns": plain(columns),
         }
 
     def _sampling(self) -> dict[str, int]:
@@ -425,9 +450,11 @@ class PluggableGRPOTrainer(GRPOTrainer):
             "per_device_train_batch_size": self.args.per_device_train_batch_size,
             "steps_per_generation": self.args.steps_per_generation,
             "num_iterations": self.num_iterations,
+            "gradient_accumulation_steps": self.args.gradient_accumulation_steps,
         }
 
     def _restore_rollout(self, path: str) -> None:
+        self._steps_not_restored = self.state.global_step * self.args.gradient_accumulation_steps
         if not os.path.exists(path):
             logger.warning(
                 "%s is missing, as in a checkpoint of another trainer: a rollout in flight is sampled anew", path
@@ -441,7 +468,7 @@ class PluggableGRPOTrainer(GRPOTrainer):
                 self._sampling(),
             )
             return
-        self._step = state["step"]
+        self._step, self._steps_not_restored = state["step"], 0
         self._buffered_inputs = send_to_device(state["in_flight"], self.accelerator.device)
         self._metrics["train"].update(state["metrics"])
         for name, rows in state["table"].items():
@@ -455,6 +482,17 @@ class PluggableGRPOTrainer(GRPOTrainer):
         if not isinstance(self.train_dataset, IterableDataset):  # a stream is shuffled by its epoch
             for _ in range(int(self.state.epoch)):
                 next(iter(self._prompt_sampler))
+
+
+def plain(value: Any) -> Any:
+    """The value in Python's own types, whatever a reward function has put into the completions table."""
+    if isinstance(value, Mapping):
+        return {str(key): plain(entry) for key, entry in value.items()}
+    if isinstance(value, (list, tuple, deque)):
+        return [plain(entry) for entry in value]
+    if hasattr(value, "tolist"):  # numpy's numbers and arrays, tensors
+        return value.tolist()
+    return value if value is None or isinstance(value, (str, int, float)) else str(value)
 
 
 @dataclass
