@@ -39,6 +39,7 @@ REWARDS = {
     "reasoning_accuracy_reward": reasoning_accuracy_reward,
     "think_format_reward": think_format_reward,
 }
+FILE_BUILDERS = {".jsonl": "json", ".json": "json", ".csv": "csv", ".parquet": "parquet"}
 NEED_MATH_VERIFY = ("accuracy_reward", "reasoning_accuracy_reward")
 
 
@@ -57,7 +58,7 @@ class CANONScriptArguments(ScriptArguments):
         metadata={"help": "Column with the answer; reward functions get it as `solution` and under its own name."},
     )
     system_prompt: str | None = field(
-        default=None, metadata={"help": "System message put before prompts that are plain text."}
+        default=None, metadata={"help": "System message put before every prompt that does not begin with one."}
     )
     reward_funcs: list[str] | None = field(
         default=None,
@@ -143,8 +144,11 @@ def load_data(script: CANONScriptArguments, wants_eval: bool) -> tuple[Dataset, 
         return task.dataset("train", script.task_train_prompts), held_out
     path = Path(script.dataset_name)
     if path.is_file():
-        builder = {".jsonl": "json", ".json": "json", ".csv": "csv", ".parquet": "parquet"}[path.suffix]
-        splits = load_dataset(builder, data_files=str(path))
+        if path.suffix not in FILE_BUILDERS:
+            raise ValueError(
+                f"dataset_name={script.dataset_name!r} is a file that must end in one of {list(FILE_BUILDERS)}"
+            )
+        splits = load_dataset(FILE_BUILDERS[path.suffix], data_files=str(path))
     else:
         splits = load_dataset(script.dataset_name, script.dataset_config, streaming=script.dataset_streaming)
     train = prepare(splits, script.dataset_train_split, script)
@@ -165,8 +169,9 @@ def prepare(splits: DatasetDict, split: str, script: CANONScriptArguments) -> Da
     def convert(row: dict[str, Any]) -> dict[str, Any]:
         prompt = row[script.prompt_column]
         if isinstance(prompt, str):
-            system = [{"role": "system", "content": script.system_prompt}] if script.system_prompt else []
-            prompt = [*system, {"role": "user", "content": prompt}]
+            prompt = [{"role": "user", "content": prompt}]
+        if script.system_prompt and prompt[0]["role"] != "system":
+            prompt = [{"role": "system", "content": script.system_prompt}, *prompt]
         return {"prompt": prompt, "solution": str(row[script.answer_column])}
 
     return data.map(convert)
@@ -178,6 +183,7 @@ def main(argv: list[str]) -> CANONTrainer:
     train_data, eval_data = load_data(script, wants_eval)
     if model.model_name_or_path is None:
         model.model_name_or_path = str(TASKS[script.task].model_path)
+    training.eval_on_start = wants_eval
     training.model_init_kwargs = {
         "revision": model.model_revision,
         "attn_implementation": model.attn_implementation,
@@ -197,19 +203,19 @@ def main(argv: list[str]) -> CANONTrainer:
     if not training.disable_tqdm:
         trainer.add_callback(CompactProgress)
     accuracy = training.accuracy_reward or trainer.reward_func_names[0]
-
-    def held_out_accuracy() -> float:
-        return trainer.evaluate()[f"eval_rewards/{accuracy}/mean"]
-
-    before = held_out_accuracy() if wants_eval else None
-    history = list(trainer.state.log_history)  # training starts a new one
     trainer.train(resume_from_checkpoint=training.resume_from_checkpoint)
-    after = held_out_accuracy() if wants_eval else None
+    if wants_eval:
+        held_out = f"eval_rewards/{accuracy}/mean"
+        evaluations = [entry for entry in trainer.state.log_history if held_out in entry]
+        if evaluations[-1]["step"] < trainer.state.global_step:
+            trainer.evaluate()
+            evaluations.append(trainer.state.log_history[-1])
+        before, after = evaluations[0][held_out], evaluations[-1][held_out]
 
     trainer.save_model(training.output_dir)
     trainer.create_model_card(model_name=Path(training.output_dir).name, dataset_name=script.dataset_name)
     if trainer.is_world_process_zero():
-        save_history(history + trainer.state.log_history, training.output_dir, accuracy_reward=accuracy)
+        save_history(trainer.state.log_history, training.output_dir, accuracy_reward=accuracy)
     if wants_eval:
         trainer.accelerator.print(f"{accuracy} on held-out prompts: {before:.3f} before, {after:.3f} after training")
     trainer.accelerator.print(f"model, model card, metrics.csv, metrics.json and curves.png: {training.output_dir}")

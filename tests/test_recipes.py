@@ -127,6 +127,34 @@ def test_local_datasets(script, tmp_path, kind):
     assert train[0]["solution"] == "2"
 
 
+def test_a_system_prompt_precedes_conversations_that_have_none(script, tmp_path):
+    asked = [{"role": "user", "content": "1 + 1?"}]
+    told = [{"role": "system", "content": "Be verbose."}, *asked]
+    datasets.Dataset.from_list([{"prompt": prompt, "answer": "2"} for prompt in (asked, told)]).to_json(
+        tmp_path / "data.jsonl"
+    )
+    flags = ["--dataset_name", str(tmp_path / "data.jsonl"), "--model_name_or_path", "m", "--use_cpu", "true"]
+    arguments, *_ = script.parse([*flags, "--reward_funcs", "accuracy_reward", "--system_prompt", "Be brief."])
+    train, _ = script.load_data(arguments, wants_eval=False)
+    assert train["prompt"][:] == [[{"role": "system", "content": "Be brief."}, *asked], told]
+
+
+def test_an_unknown_kind_of_file_is_named(script, tmp_path):
+    (tmp_path / "data.xlsx").touch()
+    flags = ["--dataset_name", str(tmp_path / "data.xlsx"), "--model_name_or_path", "m", "--use_cpu", "true"]
+    arguments, *_ = script.parse([*flags, "--reward_funcs", "accuracy_reward"])
+    with pytest.raises(ValueError, match=r"data.xlsx' is a file that must end in one of \['.jsonl', '.json'"):
+        script.load_data(arguments, wants_eval=False)
+
+
+def test_missing_math_verify_is_named(script, monkeypatch):
+    find_spec = importlib.util.find_spec
+    monkeypatch.setattr(script, "find_spec", lambda name: None if name == "math_verify" else find_spec(name))
+    flags = ["--dataset_name", "x", "--model_name_or_path", "m", "--reward_funcs", "accuracy_reward"]
+    with pytest.raises(ImportError, match=r"'accuracy_reward', which needs math-verify; install canon-trl\[math\]"):
+        script.parse([*flags, "--use_cpu", "true"])
+
+
 def test_a_missing_column_is_named(script, tmp_path):
     datasets.Dataset.from_dict({"question": ["q"], "answer": ["a"]}).to_json(tmp_path / "data.jsonl")
     flags = ["--dataset_name", str(tmp_path / "data.jsonl"), "--model_name_or_path", "m"]

@@ -1,12 +1,17 @@
 """The private members of TRL that the hook wraps. When a release of TRL moves one, this fails first and names it."""
 
 import inspect
+import re
 from collections import deque
 
 import pytest
 import torch
 from toy import make_trainer
 from trl import GRPOTrainer
+from trl.models.utils import disable_gradient_checkpointing
+from trl.trainer.utils import strip_images_from_messages
+
+from canon_trl.trainers.pluggable import MULTIMODAL_INPUTS
 
 SIGNATURES = {
     "_generate": ["self", "prompts"],
@@ -142,3 +147,58 @@ def test_a_sampler_draws_one_order_an_epoch(observed):
     again = observed._get_train_sampler()
     next(iter(again))
     assert list(again) == second, "_get_train_sampler"
+
+
+def test_the_rest_of_what_is_touched(observed):
+    trainer = observed
+    assert "max_steps" in inspect.getsource(type(trainer).set_initial_training_values), "set_initial_training_values"
+    assert trainer.set_initial_training_values(trainer.args, trainer.get_train_dataloader())[-1] == 1
+    assert trainer._get_output_dir(trial=None) == trainer.args.output_dir, "_get_output_dir"
+    for column in ("prompt", "completion"):
+        assert isinstance(trainer._logs[column], deque), f"_logs[{column!r}]"
+        assert len(trainer._logs[column]) == 8, f"_logs[{column!r}]"
+    assert list(trainer._logs["rewards"]) == ["accuracy"], "_logs['rewards']"
+    assert len(trainer._logs["rewards"]["accuracy"]) == 8, "_logs['rewards']"
+    assert trainer.vllm_importance_sampling_correction is True
+    assert (trainer.log_completions, trainer.num_generations, trainer.num_generations_eval) == (False, 4, 4)
+
+
+def test_helpers_of_trl(observed):
+    messages = [{"role": "user", "content": [{"type": "image", "image": "picture"}, {"type": "text", "text": "a"}]}]
+    assert "picture" not in str(strip_images_from_messages(messages)), "strip_images_from_messages"
+    assert strip_images_from_messages("text") == "text"
+    with disable_gradient_checkpointing(observed.model, None):
+        pass
+
+
+def test_inputs_of_the_model_beside_the_tokens():
+    """Those that TRL's loss hands to the scoring pass are those that a scoring pass of the hook hands on."""
+    handed = set(re.findall(r"(\w+)=inputs.get\(", inspect.getsource(GRPOTrainer._compute_loss)))
+    assert handed - {"importance_sampling_ratio"} == set(MULTIMODAL_INPUTS), "_compute_loss"
+
+
+@pytest.fixture(scope="module")
+def sampled_elsewhere(tmp_path_factory):
+    """A sampler that gives log-probabilities of its own."""
+    from trl import GRPOConfig
+
+    def rollout(prompts, trainer):
+        ids = trainer.processing_class(prompts)["input_ids"]
+        return {"prompt_ids": ids, "completion_ids": ids, "logprobs": [[-0.5] * len(row) for row in ids]}
+
+    trainer = make_trainer(
+        tmp_path_factory.mktemp("sampled"),
+        trainer_class=Observed,
+        config_class=GRPOConfig,
+        trainer_options={"rollout_func": rollout},
+        max_steps=1,
+    )
+    trainer.train()
+    return trainer
+
+
+def test_log_probabilities_of_the_sampler(sampled_elsewhere):
+    output = sampled_elsewhere.output
+    got = output["sampling_per_token_logps"]
+    assert got.shape == output["completion_ids"].shape, "sampling_per_token_logps"
+    assert torch.equal(got, -0.5 * output["completion_mask"]), "sampling_per_token_logps"

@@ -63,7 +63,7 @@ class CANONConfig(GRPOConfig):
             import path to a metric, see `canon_trl.metrics`.
         canon_mu (`float`, *optional*, defaults to `1.0`):
             Weight of the inter-group comparison in [0, 1] (Eq. 5 of the paper): 1 is CANON-Inter, 0 CANON-Intra, 0.5
-            Dr.GRPO.
+            with even groups and `canon_alpha=1` Dr.GRPO.
         canon_mu_schedule (`str`, *optional*, defaults to `"constant"`):
             A name in `canon_trl.schedules.SCHEDULES`: `"constant"`, `"inter_to_intra"` (mu = 1 - accuracy),
             `"intra_to_inter"` (mu = accuracy), `"cosine_inter_to_intra"`, `"cosine_intra_to_inter"`.

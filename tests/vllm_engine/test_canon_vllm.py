@@ -82,10 +82,10 @@ def test_weights_reach_the_sampler(run, smollm2):
     output = outputs[1]
     mask = output["completion_mask"].bool()
     apart = (output["old_per_token_logps"] - output["sampling_per_token_logps"])[mask].abs().max()
-    after_first_step = {name: value.clone() for name, value in trainer.model.state_dict().items()}
+    trained = {name: value.clone() for name, value in trainer.model.state_dict().items()}
     trainer.model.load_state_dict(before, strict=False)
     _, stale_surprisal = scored_entropy(trainer, output)
-    trainer.model.load_state_dict(after_first_step)
+    trainer.model.load_state_dict(trained)
     sampled = (-output["sampling_per_token_logps"] * mask).sum(1) / mask.sum(1)
     assert apart < 1e-2
     assert (stale_surprisal - sampled).abs().max() > 10 * apart
