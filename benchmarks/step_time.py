@@ -74,7 +74,7 @@ def step_seconds(trainer: GRPOTrainer) -> float:
     return timer.seconds
 
 
-def main() -> None:
+def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default=str(TASK.model_path))
     parser.add_argument("--responses", type=int, default=64)
@@ -87,7 +87,7 @@ def main() -> None:
     parser.add_argument("--bf16", action="store_true")
     parser.add_argument("--vllm", action="store_true")
     parser.add_argument("--json", help="also write the numbers to this file")
-    options = parser.parse_args()
+    options = parser.parse_args(argv)
 
     torch.set_num_threads(options.threads)
     data = TASK.dataset("train", 512)
