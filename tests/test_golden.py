@@ -5,12 +5,17 @@ import torch
 from golden_cases import assert_golden, cases, tensor
 
 from canon_trl.advantages import (
+    a_grae_advantage,
     canon_advantage,
     dr_grpo_advantage,
     grpo_advantage,
+    nsr_advantage,
     opo_advantage,
+    optimal_value,
+    psr_advantage,
     reinforce_pp_baseline_advantage,
     rloo_advantage,
+    w_reinforce_advantage,
 )
 from canon_trl.metrics import mean_over_response
 from canon_trl.schedules import (
@@ -151,3 +156,43 @@ def test_groups_of_one_get_no_advantage(method):
         "reinforce_plus_plus_baseline": lambda r: reinforce_pp_baseline_advantage(r, torch.full_like(r, 3)),
     }[method]
     assert (function(rewards) == 0).all()
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("inputs", "expected"), by_name(cases("a_grae", method="a_grae")))
+def test_a_grae(inputs, expected, dtype):
+    rewards = tensor(inputs["rewards"], dtype)
+    advantages = a_grae_advantage(rewards, scale=inputs["norm_by_std"], eps=inputs["epsilon"])
+    assert_golden(advantages, expected["advantages"])
+
+
+@pytest.mark.parametrize(("inputs", "expected"), by_name(cases("a_grae", method="grpo_control")))
+def test_a_grae_without_its_weighting_is_its_base(inputs, expected):
+    rewards = tensor(inputs["rewards"])
+    base = grpo_advantage(rewards, eps=inputs["epsilon"]) if inputs["norm_by_std"] else dr_grpo_advantage(rewards)
+    assert_golden(base, expected["advantages"])
+
+
+REINFORCE = {"psr": psr_advantage, "nsr": nsr_advantage, "w_reinforce": w_reinforce_advantage}
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(
+    ("inputs", "expected"),
+    by_name([case for case in cases("a_grae", gamma=1.0) if case["inputs"]["method"] in REINFORCE]),
+)
+def test_reinforce(inputs, expected, dtype):
+    """Without discounting; the discounted cases of the reference are not a response-level advantage."""
+    weight = {"positive_weight": inputs["positive_weight"]} if inputs["method"] == "w_reinforce" else {}
+    advantages = REINFORCE[inputs["method"]](tensor(inputs["rewards"], dtype), **weight)
+    assert_golden(advantages, expected["advantages"])
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(
+    ("inputs", "expected"),
+    by_name([case for case in cases("astar_po", kind="v_star") if case["inputs"]["beta1"] >= 0]),
+)
+def test_optimal_value(inputs, expected, dtype):
+    rewards = tensor(inputs["rewards"], dtype)[:, : inputs["n_use"]]
+    assert_golden(optimal_value(rewards, beta=inputs["beta1"]), expected["v_star"])

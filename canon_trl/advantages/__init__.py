@@ -9,9 +9,12 @@ import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from typing import Literal
 
 from torch import Tensor
 
+from canon_trl.advantages.a_grae import a_grae_advantage
+from canon_trl.advantages.astar_po import optimal_value
 from canon_trl.advantages.canon import (
     canon_advantage,
     inter_group_advantage,
@@ -20,19 +23,25 @@ from canon_trl.advantages.canon import (
 )
 from canon_trl.advantages.group_relative import dr_grpo_advantage, grpo_advantage, rloo_advantage
 from canon_trl.advantages.opo import opo_advantage
+from canon_trl.advantages.reinforce import nsr_advantage, psr_advantage, w_reinforce_advantage
 from canon_trl.advantages.reinforce_pp import reinforce_pp_baseline_advantage
 from canon_trl.imports import is_import_path, load_function
 from canon_trl.rollout import Rollout
 
 AdvantageEstimator = Callable[..., Tensor]
+RewardRange = Literal["[0, 1]", "{0, 1}"]
 
 
 @dataclass(frozen=True)
 class OnRollout:
-    """A pure function of tensors as an estimator: its positional arguments are these fields of the rollout."""
+    """A pure function of tensors as an estimator: its positional arguments are these fields of the rollout.
+
+    `reward_range` says for which rewards the method is defined; the trainer refuses others.
+    """
 
     function: Callable[..., Tensor]
     fields: tuple[str, ...]
+    reward_range: RewardRange | None = None
 
     def __call__(self, rollout: Rollout, **options: object) -> Tensor:
         return self.function(*(getattr(rollout, field) for field in self.fields), **options)
@@ -50,6 +59,10 @@ ESTIMATORS: dict[str, AdvantageEstimator] = {
     "rloo": OnRollout(rloo_advantage, ("rewards",)),
     "reinforce_pp_baseline": OnRollout(reinforce_pp_baseline_advantage, ("rewards", "lengths")),
     "opo": OnRollout(opo_advantage, ("rewards", "lengths")),
+    "a_grae": OnRollout(a_grae_advantage, ("rewards",), reward_range="[0, 1]"),
+    "psr": OnRollout(psr_advantage, ("rewards",), reward_range="{0, 1}"),
+    "nsr": OnRollout(nsr_advantage, ("rewards",), reward_range="{0, 1}"),
+    "w_reinforce": OnRollout(w_reinforce_advantage, ("rewards",), reward_range="{0, 1}"),
 }
 
 
@@ -122,6 +135,8 @@ def check_options(estimator: AdvantageEstimator, options: dict[str, object], *, 
 __all__ = [
     "ESTIMATORS",
     "AdvantageEstimator",
+    "RewardRange",
+    "a_grae_advantage",
     "canon_advantage",
     "canon_estimator",
     "check_options",
@@ -130,10 +145,14 @@ __all__ = [
     "grpo_advantage",
     "inter_group_advantage",
     "intra_group_advantage",
+    "nsr_advantage",
     "opo_advantage",
+    "optimal_value",
+    "psr_advantage",
     "reinforce_pp_baseline_advantage",
     "required_metrics",
     "requires_metrics",
     "rloo_advantage",
     "split_by_metric",
+    "w_reinforce_advantage",
 ]

@@ -1,0 +1,38 @@
+"""Learning from right answers, from wrong ones, or from both with weights (https://huggingface.co/papers/2506.01347).
+
+REINFORCE on binary rewards without a baseline, taken apart: PSR reinforces right answers, NSR pushes wrong ones away,
+W-REINFORCE adds the two with the right ones weighted down. There is no group in it: a response's advantage is its own.
+
+Shapes: `rewards` is `(P, G)`, 1 for a right answer and 0 for a wrong one; NaN marks a response that no reward function
+could score and gets 0. The trainer refuses other rewards; the functions do with them what the reference does.
+"""
+
+import torch
+from torch import Tensor
+
+from canon_trl.advantages.groups import as_float, is_scored, zero_invalid
+
+
+def psr_advantage(rewards: Tensor) -> Tensor:
+    """Positive sample reinforcement: A = r, so 1 for a right answer and 0 for a wrong one."""
+    return zero_invalid(as_float(rewards), is_scored(rewards), like=rewards)
+
+
+def nsr_advantage(rewards: Tensor) -> Tensor:
+    """Negative sample reinforcement: A = r - 1, so 0 for a right answer and -1 for a wrong one."""
+    return zero_invalid(as_float(rewards) - 1, is_scored(rewards), like=rewards)
+
+
+def w_reinforce_advantage(rewards: Tensor, *, positive_weight: float = 0.1) -> Tensor:
+    """W-REINFORCE: A = w for a right answer and -1 for a wrong one; other rewards pass as they are.
+
+    `positive_weight` is w, 0.1 in the paper; 1 is REINFORCE with rewards +1 and -1, 0 is NSR.
+
+    Raises:
+        ValueError: `positive_weight` is negative.
+    """
+    if not positive_weight >= 0:
+        raise ValueError(f"positive_weight={positive_weight!r} must be at least 0")
+    scored = as_float(rewards)
+    advantages = torch.where(scored == 1, positive_weight, torch.where(scored == 0, -1.0, scored))
+    return zero_invalid(advantages, is_scored(scored), like=rewards)
