@@ -90,6 +90,7 @@ class CANONTrainer(PluggableGRPOTrainer):
         if not isinstance(args, CANONConfig):
             raise TypeError(f"args is a {type(args).__name__}; it must be a CANONConfig, which takes the same fields")
         self._metric_name: str | None = None
+        named = get_estimator(args.advantage_estimator) if advantage_estimator is None else advantage_estimator
         if advantage_estimator is None and args.advantage_estimator == "canon":
             estimator, metrics = self._canon(args, canon_metric)
         else:
@@ -102,9 +103,11 @@ class CANONTrainer(PluggableGRPOTrainer):
             eval_dataset,
             advantage_estimator=estimator,
             metrics=metrics,
+            reward_range=getattr(named, "reward_range", None),
             accuracy_reward=args.accuracy_reward,
             needs_accuracy=self._metric_name is not None and args.canon_mu_schedule in ACCURACY_SCHEDULES,
             entropy_source=args.entropy_source,
+            policy_loss=args.make_policy_loss(),
             **trl_kwargs,
         )
 

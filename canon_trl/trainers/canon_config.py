@@ -9,12 +9,15 @@ from trl import GRPOConfig
 
 from canon_trl.advantages import check_options, get_estimator
 from canon_trl.metrics import METRICS, RANDOM, ResponseMetric, get_metric
+from canon_trl.policy_losses import PolicyLoss, get_policy_loss
 from canon_trl.schedules import SCHEDULES
 
 logger = logging.getLogger(__name__)
 
 ENTROPY_SOURCES = ("auto", "generation", "forward")
 ACCURACY_SCHEDULES = ("inter_to_intra", "intra_to_inter")
+# Losses that clip the ratio of every token as PPO does; they differ in what they divide by.
+PPO_LOSSES = ("grpo", "bnpo", "dapo", "dr_grpo")
 COSINE_SCHEDULES = ("cosine_inter_to_intra", "cosine_intra_to_inter")
 
 # The reference implementation's names for its estimators. Its `alpha` is canon_alpha, its `_lambda` is canon_mu.
@@ -55,6 +58,15 @@ class CANONConfig(GRPOConfig):
         accuracy_reward (`str`, *optional*):
             Name of the reward function that measures accuracy in [0, 1]. Default: the first one. It feeds
             `Rollout.accuracy` and with it the accuracy schedules.
+
+        > Parameters that choose the policy loss
+
+        policy_loss (`str`, *optional*):
+            A name in `canon_trl.policy_losses.POLICY_LOSSES`: `"clip_cov"` or `"kl_cov"`. Default: TRL's loss as it
+            is.
+        policy_loss_kwargs (`dict`, *optional*):
+            Its options, such as `{"ratio": 2e-4, "scope": "batch"}` for `"clip_cov"`, `{"fraction": 0.002, "coef":
+            1.0}` for `"kl_cov"`.
 
         > Parameters that control CANON
 
@@ -132,6 +144,12 @@ class CANONConfig(GRPOConfig):
         default=None,
         metadata={"help": "Name of the reward function that measures accuracy in [0, 1]. Default: the first one."},
     )
+    policy_loss: str | None = field(
+        default=None, metadata={"help": "What single tokens weigh in the loss: `clip_cov` or `kl_cov`."}
+    )
+    policy_loss_kwargs: dict[str, Any] | str | None = field(
+        default=None, metadata={"help": "Options of the policy loss."}
+    )
     canon_metric: str = field(
         default="entropy",
         metadata={
@@ -174,13 +192,15 @@ class CANONConfig(GRPOConfig):
         },
     )
 
-    _VALID_DICT_FIELDS = [*GRPOConfig._VALID_DICT_FIELDS, "advantage_estimator_kwargs"]
+    _VALID_DICT_FIELDS = [*GRPOConfig._VALID_DICT_FIELDS, "advantage_estimator_kwargs", "policy_loss_kwargs"]
 
     def __post_init__(self) -> None:
         self._check_groups()
         super().__post_init__()
         self.advantage_estimator_kwargs = self.advantage_estimator_kwargs or {}
+        self.policy_loss_kwargs = self.policy_loss_kwargs or {}
         self._check_estimator()
+        self._check_policy_loss()
         self._check_canon()
 
     @classmethod
@@ -214,6 +234,13 @@ class CANONConfig(GRPOConfig):
                 **{name: bound for name, bound in bounds.items() if bound is not None},
             )
         return partial(schedule)
+
+    def make_policy_loss(self) -> PolicyLoss | None:
+        """The policy loss with its options bound."""
+        if self.policy_loss is None:
+            return None
+        clip = {"epsilon_low": self.epsilon, "epsilon_high": self.epsilon_high}
+        return get_policy_loss(self.policy_loss, self.policy_loss_kwargs, **clip)
 
     def alpha_group(self, metric: ResponseMetric | None) -> str:
         """The half whose rewards alpha multiplies; where it is not set, that of the metric in use."""
@@ -267,6 +294,41 @@ class CANONConfig(GRPOConfig):
                 )
         if self.entropy_source not in ENTROPY_SOURCES:
             raise ValueError(f"entropy_source={self.entropy_source!r} must be one of {ENTROPY_SOURCES}")
+
+    def _check_policy_loss(self) -> None:
+        if self.policy_loss is None and self.policy_loss_kwargs:
+            raise ValueError(f"policy_loss_kwargs={self.policy_loss_kwargs} would be ignored: policy_loss is None")
+        policy_loss = self.make_policy_loss()
+        if policy_loss is None:
+            return
+        needed = {"loss_type": PPO_LOSSES, "importance_sampling_level": ("token",)}
+        needed |= {"delta": (None,), "off_policy_mask_threshold": (None,)}
+        for name, allowed in needed.items():
+            if (value := getattr(self, name)) not in allowed:
+                raise ValueError(
+                    f"{name}={value!r} does not go with policy_loss={self.policy_loss!r}, which is defined on PPO's "
+                    f"loss per token; it must be one of {allowed}"
+                )
+        clip = {option.name: option.default for option in fields(self) if option.name in ("epsilon", "epsilon_high")}
+        changed = [name for name, default in clip.items() if getattr(self, name) != default]
+        if changed and not policy_loss.clips_ratios:
+            raise ValueError(
+                f"{', '.join(changed)} would be ignored: policy_loss={self.policy_loss!r} clips no ratio; leave "
+                f"{clip} as they are"
+            )
+        a_step, a_rollout = self.gradient_accumulation_steps, self.steps_per_generation
+        if policy_loss.scope == "batch" and a_rollout % a_step:
+            raise ValueError(
+                f"policy_loss_kwargs has scope='batch', the batch of one optimiser step, of which "
+                f"gradient_accumulation_steps={a_step} micro-batches must come from one rollout of "
+                f"steps_per_generation={a_rollout}; make this a multiple of the former"
+            )
+        if self.policy_loss == "kl_cov" and a_step % (a_rollout * self.num_iterations) == 0:
+            logger.warning(
+                "policy_loss='kl_cov' with one update a rollout is the plain policy gradient: its penalty on the "
+                "change since the rollout has no slope where nothing has changed; set steps_per_generation or "
+                "num_iterations for several updates a rollout"
+            )
 
     def _check_canon(self) -> None:
         if self.canon_metric != RANDOM:

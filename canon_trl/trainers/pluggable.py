@@ -7,6 +7,8 @@ still happens, and copies none. What it relies on in TRL 1.16, checked by `tests
     _calculate_rewards(inputs, prompts, ...)    (N, F), gathered over the ranks, rank-major
     _get_per_token_logps_and_entropies(...)     (log_probs, entropies, aux_loss) of the completion positions
     _generate_and_score_completions(inputs)     dict with "advantages", "completion_ids", ...; rows of this rank
+    _compute_loss(model, inputs)                scores the micro-batch first, then reads `inputs["advantages"]`
+    epsilon_low, epsilon_high                   the bounds of its ratio clipping
     _metrics, _logs                             what `log` averages and tabulates
     _step, _buffered_inputs                     the position in, and the rest of, the rollout in flight
     _save_checkpoint, _load_optimizer_and_scheduler, _get_train_sampler
@@ -32,9 +34,10 @@ from trl import GRPOConfig, GRPOTrainer
 from trl.models.utils import disable_gradient_checkpointing
 from trl.trainer.utils import strip_images_from_messages
 
-from canon_trl.advantages import AdvantageEstimator, dr_grpo_advantage
+from canon_trl.advantages import AdvantageEstimator, RewardRange, dr_grpo_advantage
 from canon_trl.advantages.groups import has_spread
 from canon_trl.metrics import ResponseMetric, measure, random_metric, token_inputs
+from canon_trl.policy_losses import PolicyLoss
 from canon_trl.rollout import ResponseMetrics, Rollout
 from canon_trl.trainers.before_loading import (
     check_accuracy_reward,
@@ -43,6 +46,7 @@ from canon_trl.trainers.before_loading import (
     records_generation,
 )
 from canon_trl.trainers.generation_recorder import GenerationRecorder
+from canon_trl.trainers.token_gate import TokenGate
 
 logger = logging.getLogger(__name__)
 
@@ -80,7 +84,9 @@ class PluggableGRPOTrainer(GRPOTrainer):
         metrics: the response metrics that the rollout carries, by name; `None` stands for the random metric.
         accuracy_reward: name of the reward function behind `Rollout.accuracy`; default the first.
         needs_accuracy: whether the estimator reads `Rollout.accuracy`; its reward must then lie in [0, 1].
+        reward_range: the rewards for which the estimator is defined; others are refused.
         entropy_source: `"generation"`, `"forward"` or `"auto"`, see [`~canon_trl.CANONConfig`].
+        policy_loss: what single tokens weigh in the loss, see `canon_trl.policy_losses`; default all alike.
 
     Raises:
         ValueError: before a model is loaded where it can be known by then: an unknown reward name, an entropy source
@@ -100,7 +106,9 @@ class PluggableGRPOTrainer(GRPOTrainer):
         metrics: Mapping[str, ResponseMetric | None],
         accuracy_reward: str | None = None,
         needs_accuracy: bool = False,
+        reward_range: RewardRange | None = None,
         entropy_source: str = "auto",
+        policy_loss: PolicyLoss | None = None,
         **trl_kwargs: Any,
     ) -> None:
         if trl_kwargs.get("environment_factory") is None:
@@ -114,12 +122,14 @@ class PluggableGRPOTrainer(GRPOTrainer):
         named = set().union(*(token_inputs(metric) for metric in metrics.values() if metric is not None))
         self._scored_inputs = named & {"entropies", "log_probs"}
         self._needs_accuracy = needs_accuracy
+        self._reward_range = reward_range
         if entropy_source != "auto" and not self._scored_inputs:
             raise ValueError(
                 f"entropy_source={entropy_source!r} would be ignored: of the metrics {list(metrics)} none reads "
                 "entropies or log-probabilities; leave it at 'auto'"
             )
         self._making: RolloutParts | None = None
+        self._losing: dict[str, Any] | None = None  # the micro-batch whose loss is being computed
         self._steps_not_restored = 0  # micro-batches before a resume that `_step` does not count
         self._steps_by_epochs: int | None = None
         super().__init__(model, reward_funcs, args, train_dataset, eval_dataset, **trl_kwargs)
@@ -127,6 +137,13 @@ class PluggableGRPOTrainer(GRPOTrainer):
             raise ValueError(
                 f"accuracy_reward={accuracy_reward!r} must be one of the reward functions {self.reward_func_names}"
             )
+        self._gate: TokenGate | None = None
+        if policy_loss is not None:
+            self._gate = TokenGate(policy_loss, self.accelerator, args.seed)
+            if not policy_loss.clips_ratios:
+                self.epsilon_low, self.epsilon_high = 1.0, math.inf  # a ratio is never below 0
+            if policy_loss.scope == "batch" and not self._trl_scores:
+                self._scored_inputs |= {"log_probs"}
         self._accuracy_index = self.reward_func_names.index(accuracy_reward) if accuracy_reward else 0
 
     # --- The rollout on its way through TRL: each wrapper keeps what passes by and hands it on unchanged. ---
@@ -146,6 +163,8 @@ class PluggableGRPOTrainer(GRPOTrainer):
                 means = (output["advantages"] * mask).sum(dim=1) / mask.sum(dim=1).clamp(min=1)
                 advantages = self.accelerator.gather(means).view_as(rollout.rewards)
             self._log_rollout(rollout, advantages)
+            if self._gate is not None and self.model.training:
+                output |= self._gate_inputs(output, first, rollout.width)
         finally:  # an error or an evaluation in between must not leave parts of another batch behind
             self._making = None
         return output
@@ -174,6 +193,19 @@ class PluggableGRPOTrainer(GRPOTrainer):
         compute_entropy: bool = False,
         **kwargs: Any,
     ) -> tuple:
+        if self._losing is not None:
+            scored = super()._get_per_token_logps_and_entropies(
+                model, input_ids, attention_mask, logits_to_keep, *args, compute_entropy=compute_entropy, **kwargs
+            )
+            micro_step, updates = self._step % self.args.steps_per_generation, self._micro_batches_a_step
+            self._losing["advantages"] = self._gate.advantages(
+                scored[0],
+                self._losing,
+                self._buffered_inputs[micro_step // updates * updates :][:updates],
+                step=self.state.global_step,
+                position=micro_step % updates,
+            )
+            return scored
         # On the completions of a rollout, not within a rollout_func, and on the policy: the reference model's head
         # yields no entropy.
         completed = self._making is not None and self._making.completion_ids is not None
@@ -204,6 +236,15 @@ class PluggableGRPOTrainer(GRPOTrainer):
         self._making.metric_inputs = columns | texts
         return rewards_per_func
 
+    def _compute_loss(self, model: Any, inputs: dict[str, Any]) -> Tensor:
+        if self._gate is None or not self.model.training:
+            return super()._compute_loss(model, inputs)
+        self._losing = dict(inputs)  # its advantages are replaced between the scoring and the loss
+        try:
+            return super()._compute_loss(model, self._losing)
+        finally:
+            self._losing = None
+
     # --- Its parts put together ---
 
     @property
@@ -212,6 +253,11 @@ class PluggableGRPOTrainer(GRPOTrainer):
         return self.args.gradient_accumulation_steps % self._generate_every != 0 or (
             self.use_vllm and self.vllm_importance_sampling_correction
         )
+
+    @property
+    def _micro_batches_a_step(self) -> int:
+        """Micro-batches of one rollout that one optimiser step is made of."""
+        return min(self.args.gradient_accumulation_steps, self.args.steps_per_generation)
 
     @property
     def _generate_every(self) -> int:
@@ -278,7 +324,8 @@ class PluggableGRPOTrainer(GRPOTrainer):
         group_size = self.num_generations if self.model.training else self.num_generations_eval
 
         mask = self._model_mask(width, device)
-        inputs = self._making.metric_inputs | self._token_values(output) | {"mask": mask}
+        self._making.token_values = self._token_values(output)
+        inputs = self._making.metric_inputs | self._making.token_values | {"mask": mask}
         measured = {
             name: measure(metric, name, rows, inputs).to(device)
             for name, metric in self._response_metrics.items()
@@ -295,7 +342,7 @@ class PluggableGRPOTrainer(GRPOTrainer):
         accuracy = rewards_per_func[:, self._accuracy_index]
         step = (self._steps_not_restored + self._step) // self._generate_every
         by_name = dict(zip(measured, metrics, strict=True))
-        self._check_values(by_name, accuracy)
+        self._check_values(by_name, accuracy, rewards)
         for name in self._response_metrics.keys() - measured.keys():
             by_name[name] = random_metric(rewards.shape, seed=self.args.seed, step=step).to(device)
         return Rollout(
@@ -323,25 +370,32 @@ class PluggableGRPOTrainer(GRPOTrainer):
             self._steps_by_epochs = self.set_initial_training_values(self.args, self.get_train_dataloader())[-1]
         return self._steps_by_epochs
 
-    def _check_values(self, metrics: dict[str, Tensor], accuracy: Tensor) -> None:
-        checks = [metric.isfinite().all() for metric in metrics.values()]
+    def _check_values(self, metrics: dict[str, Tensor], accuracy: Tensor, rewards: Tensor) -> None:
+        checks = {("metric", name): metric.isfinite() for name, metric in metrics.items()}
         if self._needs_accuracy:
-            checks.append(((accuracy >= 0) & (accuracy <= 1) | accuracy.isnan()).all())
+            checks["accuracy", "[0, 1]"] = (accuracy >= 0) & (accuracy <= 1) | accuracy.isnan()
+        if self._reward_range == "[0, 1]":
+            checks["reward", "[0, 1]"] = (rewards >= 0) & (rewards <= 1) | rewards.isnan()
+        elif self._reward_range == "{0, 1}":
+            checks["reward", "{0, 1}"] = (rewards == 0) | (rewards == 1) | rewards.isnan()
         if not checks:
             return
-        passed = torch.stack(checks).tolist()  # one wait for the device for all of them
-        for (name, metric), fine in zip(metrics.items(), passed, strict=False):
-            if not fine:
-                values = metric.flatten()
-                index = int((~values.isfinite()).nonzero()[0])
+        passed = torch.stack([check.all() for check in checks.values()]).tolist()  # one wait for all of them
+        for ((kind, name), check), fine in zip(checks.items(), passed, strict=True):
+            if fine:
+                continue
+            index = int((~check.flatten()).nonzero()[0])
+            if kind == "metric":
+                value = metrics[name].flatten()[index].item()
+                raise ValueError(f"metric {name!r} is {value} for completion {index}; it must be finite")
+            if kind == "reward":
                 raise ValueError(
-                    f"metric {name!r} is {values[index].item()} for completion {index}; it must be finite"
+                    f"the advantage estimator is defined for rewards in {name}, but the weighted sum of the reward "
+                    f"functions is {rewards.flatten()[index].item()} for completion {index}"
                 )
-        if not all(passed):
-            outside = accuracy[(accuracy < 0) | (accuracy > 1)][0].item()
             raise ValueError(
                 f"the schedule of mu reads the accuracy, but reward {self.reward_func_names[self._accuracy_index]!r} "
-                f"gave {outside}; name a reward function in [0, 1] as accuracy_reward"
+                f"gave {accuracy[index].item()}; name a reward function in [0, 1] as accuracy_reward"
             )
 
     def _estimate_advantages(self, rollout: Rollout) -> Tensor:
@@ -355,6 +409,16 @@ class PluggableGRPOTrainer(GRPOTrainer):
             )
         valid = rollout.valid.unsqueeze(-1) if token_level else rollout.valid
         return advantages.detach().float().masked_fill(~valid, 0.0)
+
+    def _gate_inputs(self, output: dict[str, Any], first: int, width: int) -> dict[str, Tensor]:
+        """What the policy loss needs beside TRL's own: which response a row is, and how wide the rollout is."""
+        rows, device = len(output["completion_ids"]), output["completion_ids"].device
+        added = {"response": torch.arange(first, first + rows, device=device), "width": torch.tensor(width)}
+        if self._gate.policy_loss.scope == "batch":
+            old_log_probs = output.get("old_per_token_logps")
+            found = self._making.token_values.get("log_probs") if old_log_probs is None else old_log_probs
+            added["rollout_log_probs"] = found.float()
+        return added
 
     # --- What is logged of it ---
 
@@ -402,6 +466,18 @@ class PluggableGRPOTrainer(GRPOTrainer):
         for column, entries in self.completion_columns(rollout).items():
             self._logs["extra"][column].extend(entries.flatten().tolist())
 
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        self._collect_statistics()
+        super().log(logs, start_time)
+
+    def _collect_statistics(self) -> None:
+        """Bring what the policy loss noted to the host, all at once."""
+        noted = self._gate.pop_statistics() if self._gate is not None else []
+        if noted:
+            values = torch.stack([torch.stack(list(statistics.values())).float() for statistics in noted])
+            for name, column in zip(noted[0], values.T.tolist(), strict=True):
+                self._metrics["train"][f"policy_loss/{name}"].extend(column)
+
     # --- Checkpoints: the rollout in flight, and the order of the prompts ---
 
     def _get_train_sampler(self, dataset: Any = None) -> Any:
@@ -428,6 +504,7 @@ class PluggableGRPOTrainer(GRPOTrainer):
 
     def _rollout_state(self) -> dict[str, Any]:
         """Tensors, numbers and text only, so that it can be loaded without running code from the file."""
+        self._collect_statistics()
         texts: dict[str, list] = {}
         columns: dict[str, dict[str, list]] = {}
         if self.log_completions and self.accelerator.is_main_process:  # nobody else reads the table
@@ -512,5 +589,6 @@ class RolloutParts:
     tool_mask: list[list[int]] | None = None
     rewards_per_func: Tensor | None = None  # of all ranks
     metric_inputs: dict[str, Any] = field(default_factory=dict)
+    token_values: dict[str, Tensor] = field(default_factory=dict)  # (B, T) each
     passes: list[ScoringPass] = field(default_factory=list)
     recorder: GenerationRecorder | None = None

@@ -1,0 +1,224 @@
+"""Clip-Cov and KL-Cov: the few tokens that drive entropy down are held back
+(https://huggingface.co/papers/2505.22617).
+
+The change of entropy in a policy-gradient step is governed by the covariance of log-probability and advantage (Sec.
+4.1). It is very uneven: a small share of the tokens carries nearly all of it. So only those are treated, the others
+learn as they would have.
+
+    cov_t = (A_t - mean(A)) * (lp_t - mean(lp))             means over the valid tokens, no gradient through any of it
+
+    Clip-Cov    a few tokens with cov_t in (low, high) lose their gradient                              Eq. 10-12
+    KL-Cov      the tokens with the largest cov_t pay coef * |lp_t - old_t|, and no ratio is clipped     Eq. 13-14
+
+Shapes: B responses, T tokens. `log_probs` and `old_log_probs` are `(B, T)`, natural logarithms of the sampled tokens'
+probabilities now and at the time of sampling; `advantages` is `(B, T)`, or `(B,)` for all tokens of a response alike;
+`mask` is `(B, T)`, true on the tokens that are trained on. What lies under the mask never counts, whatever it is.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor
+
+Scope = Literal["micro_batch", "batch"]
+
+
+def token_covariance(log_probs: Tensor, advantages: Tensor, mask: Tensor) -> Tensor:
+    """Each token's part in the covariance of advantage and log-probability, `(B, T)` in at least float32; 0 off mask.
+
+    cov_t = (A_t - mean(A)) * (lp_t - mean(lp)), in nats times the unit of the advantage.
+    """
+    mask = mask.bool()
+    count = mask.sum().clamp(min=1)
+    dtype = torch.promote_types(log_probs.dtype, torch.float32)
+    advantages = advantages.detach().to(dtype)
+    advantages = advantages if advantages.dim() == 2 else advantages.unsqueeze(1).expand(mask.shape)
+    advantages = advantages.masked_fill(~mask, 0.0)
+    log_probs = log_probs.detach().to(dtype).masked_fill(~mask, 0.0)
+    covariance = (advantages - advantages.sum() / count) * (log_probs - log_probs.sum() / count)
+    return covariance.masked_fill(~mask, 0.0)
+
+
+def clip_cov_mask(
+    log_probs: Tensor,
+    old_log_probs: Tensor,
+    advantages: Tensor,
+    mask: Tensor,
+    *,
+    ratio: float = 2e-4,
+    low: float = 1.0,
+    high: float = 5.0,
+    epsilon_low: float,
+    epsilon_high: float,
+    generator: torch.Generator | None = None,
+) -> Tensor:
+    """Clip-Cov: the tokens that lose their gradient, `(B, T)` bool (Eq. 11).
+
+    Candidates have low < cov_t < high, strictly, and are not clipped by PPO already. Of them max(1, floor(ratio * n))
+    are drawn at random, n being the number of valid tokens; all of them if they are fewer.
+
+    Args:
+        ratio: share of the valid tokens that are cut.
+        low, high: the bounds of the covariance; a high bound leaves the very largest alone, as the authors do.
+        epsilon_low, epsilon_high: PPO clips a ratio below 1 - epsilon_low where the advantage is negative and one
+        above
+            1 + epsilon_high where it is positive.
+        generator: of the random choice, on the device of `log_probs`.
+    """
+    mask = mask.bool()
+    covariance = token_covariance(log_probs, advantages, mask)
+    per_token = advantages if advantages.dim() == 2 else advantages.unsqueeze(1)
+    policy_ratio = (log_probs - old_log_probs).detach().exp()
+    clipped_low = (policy_ratio < 1 - epsilon_low) & (per_token < 0)
+    clipped_high = (policy_ratio > 1 + epsilon_high) & (per_token > 0)
+    candidates = mask & (covariance > low) & (covariance < high) & ~clipped_low & ~clipped_high
+    draw = torch.rand(mask.shape, generator=generator, device=mask.device)
+    return largest(draw, candidates, at_least_one(ratio, mask))
+
+
+def kl_cov_mask(log_probs: Tensor, advantages: Tensor, mask: Tensor, *, fraction: float = 0.002) -> Tensor:
+    """KL-Cov: the tokens that pay for moving, `(B, T)` bool (Eq. 13): the max(1, floor(fraction * n)) with the largest
+    covariance of the n valid ones; of equal ones the first.
+
+    The authors' code states the share in percent (0.2 for 7B, 0.02 for 32B) and caps that number at the count of valid
+    tokens, which acts in tiny batches only; here it is a fraction without a cap.
+    """
+    return largest(token_covariance(log_probs, advantages, mask), mask.bool(), at_least_one(fraction, mask))
+
+
+def at_least_one(fraction: float, mask: Tensor) -> Tensor:
+    """max(1, floor(fraction * n)) with n the valid tokens, a 0-d tensor: the host need not wait for it."""
+    return (mask.bool().sum().double() * fraction).floor().clamp(min=1)
+
+
+def largest(values: Tensor, among: Tensor, count: Tensor) -> Tensor:
+    """The `count` largest of those `values` that `among` marks, as a bool tensor; of equal ones the first."""
+    order = values.masked_fill(~among, -torch.inf).flatten().argsort(descending=True, stable=True)
+    chosen = torch.arange(order.numel(), device=order.device) < count
+    return torch.zeros_like(chosen).scatter(0, order, chosen).view(among.shape) & among
+
+
+def covariance_statistics(covariance: Tensor, selected: Tensor, mask: Tensor) -> dict[str, Tensor]:
+    """What the covariances look like, as 0-d tensors (Sec. 4.2, Table 2); a positive mean says that entropy will fall.
+
+    Returns:
+        `frac_gated`: share of the valid tokens that are selected; `covariance_mean`; and `covariance_top_0.02_percent`
+        and so on, the mean covariance of the largest 0.02%, 0.2% and 2%, at least one token each.
+    """
+    mask = mask.bool()
+    count = mask.sum().clamp(min=1)
+    statistics = {"frac_gated": selected.sum() / count, "covariance_mean": covariance.sum() / count}
+    falling = covariance.masked_fill(~mask, -torch.inf).flatten().sort(descending=True).values
+    cumulated = falling.masked_fill(falling == -torch.inf, 0.0).cumsum(dim=0)
+    for percent in (0.02, 0.2, 2):
+        top = at_least_one(percent / 100, mask).long()
+        statistics[f"covariance_top_{percent}_percent"] = cumulated.gather(0, (top - 1).view(1)).squeeze() / top
+    return statistics
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClipCov:
+    """Clip-Cov as a policy loss: PPO's, in which the selected tokens have no part while every divisor stays.
+
+    Args:
+        epsilon_low, epsilon_high: PPO's clip; the trainer's `epsilon` and `epsilon_high`. The authors' scripts widen
+        it
+            to ratios in [0, 2], 1 and 1, so that the ordinary clip leaves the work to this one.
+        ratio, low, high: see [`clip_cov_mask`].
+        scope: the tokens over which the means are taken and the choice is made, see the package's docstring.
+
+    Raises:
+        ValueError: a value is out of range.
+    """
+
+    epsilon_low: float
+    epsilon_high: float
+    ratio: float = 2e-4
+    low: float = 1.0
+    high: float = 5.0
+    scope: Scope = "micro_batch"
+
+    clips_ratios: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        check_share("ratio", self.ratio)
+        check_scope(self.scope)
+        if not self.low < self.high:
+            raise ValueError(f"low={self.low!r} must be less than high={self.high!r}")
+
+    def select(
+        self, log_probs: Tensor, old_log_probs: Tensor, advantages: Tensor, mask: Tensor, generator: torch.Generator
+    ) -> Tensor:
+        return clip_cov_mask(
+            log_probs,
+            old_log_probs,
+            advantages,
+            mask,
+            ratio=self.ratio,
+            low=self.low,
+            high=self.high,
+            epsilon_low=self.epsilon_low,
+            epsilon_high=self.epsilon_high,
+            generator=generator,
+        )
+
+    def advantages(self, selected: Tensor, log_probs: Tensor, old_log_probs: Tensor, advantages: Tensor) -> Tensor:
+        """`(B, T)`: 0 for the selected tokens, so that neither their loss nor their gradient is left."""
+        return advantages.masked_fill(selected, 0.0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class KLCov:
+    """KL-Cov as a policy loss: no ratio is clipped, and the selected tokens pay coef * |lp - old| in addition.
+
+        loss_t = -A_t * exp(lp_t - old_t) + coef * |lp_t - old_t|          for the selected tokens
+
+    With one update a rollout lp equals old, the penalty has no slope and this is the plain policy gradient.
+
+    Args:
+        fraction: see [`kl_cov_mask`].
+        coef: weight of the penalty, at least 0; 1 in the paper, 0.1 in verl's configuration.
+        scope: as for [`ClipCov`].
+
+    Raises:
+        ValueError: a value is out of range.
+    """
+
+    fraction: float = 0.002
+    coef: float = 1.0
+    scope: Scope = "micro_batch"
+
+    clips_ratios: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        check_share("fraction", self.fraction)
+        check_scope(self.scope)
+        if not 0 <= self.coef < math.inf:
+            raise ValueError(f"coef={self.coef!r} must be finite and at least 0")
+
+    def select(
+        self, log_probs: Tensor, old_log_probs: Tensor, advantages: Tensor, mask: Tensor, generator: torch.Generator
+    ) -> Tensor:
+        return kl_cov_mask(log_probs, advantages, mask, fraction=self.fraction)
+
+    def advantages(self, selected: Tensor, log_probs: Tensor, old_log_probs: Tensor, advantages: Tensor) -> Tensor:
+        """`(B, T)`: A - coef * |lp - old| / ratio for the selected tokens, with its gradient.
+
+        Times the ratio, which the policy loss multiplies by, that is the penalty: it gets every weight and divisor
+        that the policy loss has, and none of them is written twice.
+        """
+        log_ratio = log_probs - old_log_probs
+        penalty = self.coef * log_ratio.abs() * (-log_ratio).exp()
+        return advantages - torch.where(selected, penalty, 0.0)
+
+
+def check_share(name: str, value: float) -> None:
+    if not 0 < value <= 1:
+        raise ValueError(f"{name}={value!r} must lie in (0, 1]; it is a share, not a percentage")
+
+
+def check_scope(scope: str) -> None:
+    if scope not in ("micro_batch", "batch"):
+        raise ValueError(f"scope={scope!r} must be 'micro_batch' or 'batch'")

@@ -1,0 +1,393 @@
+"""Clip-Cov and KL-Cov: which tokens they select, and what reaches the gradient of TRL's loss."""
+
+import math
+
+import pytest
+import torch
+from golden_cases import assert_golden, cases, tensor
+from hypothesis import given
+from hypothesis import strategies as st
+from observe import count_forwards, keep_outputs, scored_entropy
+from toy import assert_same_parameters, logged, make_trainer, parameters
+from trl import GRPOTrainer
+
+from canon_trl.policy_losses import (
+    ClipCov,
+    KLCov,
+    clip_cov_mask,
+    covariance_statistics,
+    kl_cov_mask,
+    token_covariance,
+)
+
+COUNTS = [case for case in cases("covariance", method="clip_cov") if "clip_cov_count" in case["name"]]
+GOLDEN = [case for case in cases("covariance") if case not in COUNTS]
+
+
+def by_name(found):
+    assert found, "no golden case matches"
+    return [pytest.param(case["inputs"], case["expected"], id=case["name"]) for case in found]
+
+
+def tokens(inputs, dtype=torch.float64):
+    names = ("log_prob", "old_log_prob", "advantages")
+    return *(tensor(inputs[name], dtype) for name in names), tensor(inputs["response_mask"]).bool()
+
+
+def policy_loss(inputs, mask):
+    if inputs["method"] == "kl_cov":
+        # The authors' field is in percent, and capped at the number of valid tokens.
+        percent = min(inputs["k_percent"], int(mask.sum())) if inputs["flavour"] == "prime_rl" else None
+        fraction = inputs["kl_cov_ratio"] if percent is None else percent / 100
+        return KLCov(fraction=fraction, coef=inputs["ppo_kl_coef"])
+    return ClipCov(
+        ratio=inputs["clip_cov_ratio"],
+        low=inputs["clip_cov_lb"],
+        high=inputs["clip_cov_ub"],
+        epsilon_low=inputs["clip_low"],
+        epsilon_high=inputs["clip_high"],
+    )
+
+
+def aggregate(per_token, mask, inputs):
+    total = (per_token * mask).sum()
+    rows = mask.shape[0] if inputs["flavour"] == "prime_rl" else int(mask.any(dim=1).sum())
+    count = mask.sum() + (1e-8 if inputs["flavour"] == "prime_rl" else 0)
+    return {
+        "token-mean": total / count,
+        "seq-mean-token-sum": total / rows,
+        "seq-mean-token-sum-norm": total / mask.shape[1],
+    }[inputs["loss_agg_mode"]]
+
+
+@pytest.mark.parametrize(("inputs", "expected"), by_name(GOLDEN))
+def test_masks_loss_and_gradient(inputs, expected):
+    log_probs, old, advantages, mask = tokens(inputs)
+    log_probs.requires_grad_()
+    method = policy_loss(inputs, mask)
+    selected = method.select(log_probs, old, advantages, mask, torch.Generator())
+    assert selected.long().tolist() == expected["selected" if "selected" in expected else "zeroed"]
+    shaped = method.advantages(selected, log_probs, old, advantages)
+    ratio = (log_probs - old).exp()
+    clipped = ratio.clamp(1 - method.epsilon_low, 1 + method.epsilon_high) if method.clips_ratios else ratio
+    loss = aggregate(-torch.minimum(ratio * shaped, clipped * shaped), mask, inputs)
+    assert_golden(loss, expected["loss"])
+    assert_golden(torch.autograd.grad(loss, log_probs)[0], expected["grad_log_prob"])
+
+
+@pytest.mark.parametrize(("inputs", "expected"), by_name(COUNTS))
+def test_the_random_choice_has_the_right_size(inputs, expected):
+    log_probs, old, advantages, mask = tokens(inputs)
+    method, drawn = policy_loss(inputs, mask), set()
+    for seed in range(20):
+        selected = method.select(log_probs, old, advantages, mask, torch.Generator().manual_seed(seed))
+        assert int(selected.sum()) == expected["n_zeroed"]
+        assert (selected.long() <= tensor(expected["candidates"])).all()
+        drawn.add(tuple(selected.flatten().tolist()))
+    assert len(drawn) > 1, "chosen at random"
+
+
+LOSS_TYPES = ("grpo", "bnpo", "dapo", "dr_grpo")
+
+
+@pytest.fixture(scope="module")
+def trainer(tmp_path_factory):
+    return make_trainer(tmp_path_factory.mktemp("loss"), num_iterations=2, policy_loss="clip_cov")
+
+
+@pytest.mark.parametrize("loss_type", LOSS_TYPES)
+@pytest.mark.parametrize(("inputs", "expected"), by_name([case for case in GOLDEN if "empty_row" not in case["name"]]))
+def test_the_gradient_of_trls_whole_loss(trainer, monkeypatch, inputs, expected, loss_type):
+    """TRL's own `_compute_loss` on the golden tokens, with each of its divisors."""
+    log_probs, old, advantages, mask = tokens(inputs)
+    log_probs.requires_grad_()
+    scored = log_probs, torch.zeros_like(old), None
+    monkeypatch.setattr(GRPOTrainer, "_get_per_token_logps_and_entropies", lambda *args, **kwargs: scored)
+    method = policy_loss(inputs, mask)
+    monkeypatch.setattr(trainer._gate, "policy_loss", method)
+    bounds = (method.epsilon_low, method.epsilon_high) if method.clips_ratios else (1.0, math.inf)
+    for name, value in zip(("epsilon_low", "epsilon_high"), bounds, strict=True):
+        monkeypatch.setattr(trainer, name, value)
+    monkeypatch.setattr(trainer, "loss_type", loss_type)
+    monkeypatch.setattr(trainer, "current_gradient_accumulation_steps", 1, raising=False)
+    rows, width = mask.shape
+    batch = {
+        "prompt_ids": torch.zeros(rows, 1, dtype=torch.long),
+        "prompt_mask": torch.ones(rows, 1, dtype=torch.long),
+        "completion_ids": torch.zeros(rows, width, dtype=torch.long),
+        "completion_mask": mask.long(),
+        "advantages": advantages,
+        "old_per_token_logps": old,
+        "num_items_in_batch": mask.sum(),
+        "response": torch.arange(rows),
+        "width": torch.tensor(width),
+    }
+    trainer.model.train()
+    monkeypatch.setattr(trainer, "_buffered_inputs", [batch])
+    loss = trainer._compute_loss(trainer.model, batch)
+    got = torch.autograd.grad(loss, log_probs)[0]
+    # The reference's gradient by token, without its divisor, times TRL's.
+    divisor = {
+        "token-mean": mask.sum().double(),
+        "seq-mean-token-sum": tensor(float(rows)),
+        "seq-mean-token-sum-norm": tensor(float(width)),
+    }[inputs["loss_agg_mode"]]
+    trls = {
+        "grpo": 1 / (rows * mask.sum(dim=1, keepdim=True)),
+        "bnpo": 1 / mask.sum(),
+        "dapo": 1 / mask.sum(),
+        "dr_grpo": tensor(1 / (rows * trainer.max_completion_length)),
+    }[loss_type]
+    want = tensor(expected["grad_log_prob"]) * divisor * trls
+    assert got.dtype == torch.float64
+    torch.testing.assert_close(got, want, atol=1e-8, rtol=1e-6)  # the divisors are TRL's, in float32
+    assert (got[~mask] == 0).all()
+
+
+# By hand
+
+
+def test_covariance():
+    # valid: A = 1, 1, -1 (mean 1/3), lp = -1, -2, -3 (mean -2); under the mask lies poison
+    advantages, mask = torch.tensor([1.0, -1.0]), torch.tensor([[1, 1], [1, 0]])
+    log_probs = torch.tensor([[-1.0, -2.0], [-3.0, -1e4]])
+    covariance = token_covariance(log_probs, advantages, mask)
+    torch.testing.assert_close(covariance, torch.tensor([[2 / 3, 0.0], [4 / 3, 0.0]]))
+    assert kl_cov_mask(log_probs, advantages, mask, fraction=0.4).tolist() == [[False, False], [True, False]]
+    assert kl_cov_mask(log_probs, advantages, mask, fraction=0.7).tolist() == [[True, False], [True, False]]
+
+
+def test_clip_cov_leaves_alone_what_ppo_clips():
+    log_probs = torch.tensor([[-1.0, -2.0], [-3.0, -1.0]])
+    advantages, mask = torch.tensor([1.0, -1.0]), torch.ones(2, 2)
+    # cov: mean A 0, mean lp -1.75 -> 0.75, -0.25, 1.25, -0.75; the bounds are strict
+    options = {"ratio": 1.0, "low": 0.0, "high": 1.25, "epsilon_low": 0.2, "epsilon_high": 0.2}
+    assert clip_cov_mask(log_probs, log_probs, advantages, mask, **options).tolist() == [[True, False], [False, False]]
+    old = log_probs - torch.tensor([[math.log(1.3), 0.0], [0.0, 0.0]])  # ratio 1.3 with A > 0: clipped already
+    assert not clip_cov_mask(log_probs, old, advantages, mask, **options).any()
+    assert clip_cov_mask(log_probs, old, advantages, mask, **(options | {"epsilon_high": 0.4}))[0, 0]
+
+
+def test_statistics():
+    covariance = torch.arange(100.0).view(4, 25)
+    selected = covariance >= 98
+    statistics = covariance_statistics(covariance, selected, torch.ones(4, 25))
+    assert {name: round(value.item(), 6) for name, value in statistics.items()} == {
+        "frac_gated": 0.02,
+        "covariance_mean": 49.5,
+        "covariance_top_0.02_percent": 99.0,
+        "covariance_top_0.2_percent": 99.0,
+        "covariance_top_2_percent": 98.5,
+    }
+
+
+# Properties
+
+
+@st.composite
+def token_tables(draw):
+    rows, width = draw(st.integers(1, 4)), draw(st.integers(1, 6))
+    numbers = st.lists(st.floats(-4, 4, width=32), min_size=rows * width, max_size=rows * width)
+    log_probs, old, advantages = (torch.tensor(draw(numbers)).view(rows, width) for _ in range(3))
+    mask = torch.tensor(draw(st.lists(st.booleans(), min_size=rows * width, max_size=rows * width))).view(rows, width)
+    return log_probs, old, advantages, mask
+
+
+SELECT = {
+    "clip_cov": ClipCov(epsilon_low=0.2, epsilon_high=0.28, low=-1.0, ratio=0.5),
+    "kl_cov": KLCov(fraction=0.3),
+}
+
+
+@pytest.mark.parametrize("name", SELECT)
+@given(table=token_tables())
+def test_what_lies_under_the_mask_never_counts(name, table):
+    log_probs, old, advantages, mask = table
+    select = SELECT[name].select
+
+    def seeded():
+        return torch.Generator().manual_seed(0)
+
+    plain = select(log_probs, old, advantages, mask, seeded())
+    for poison in (1e6, float("nan"), float("inf")):
+        poisoned = [values.masked_fill(~mask, poison) for values in (log_probs, old, advantages)]
+        assert torch.equal(select(*poisoned, mask, seeded()), plain)
+    assert not (plain & ~mask).any()
+
+
+@pytest.mark.parametrize("name", SELECT)
+@given(table=token_tables())
+def test_the_number_of_selected_tokens(name, table):
+    log_probs, old, advantages, mask = table
+    method, valid = SELECT[name], int(mask.sum())
+    selected = int(method.select(log_probs, old, advantages, mask, torch.Generator()).sum())
+    budget = max(1, math.floor((0.5 if name == "clip_cov" else 0.3) * valid))
+    if name == "kl_cov":
+        assert selected == min(budget, valid)
+    else:
+        assert selected <= budget
+
+
+@given(table=token_tables(), shift=st.sampled_from([-2.0, 0.5, 4.0]))
+def test_covariance_does_not_depend_on_where_zero_is(table, shift):
+    log_probs, _, advantages, mask = (values.double() if values.is_floating_point() else values for values in table)
+    want = token_covariance(log_probs, advantages, mask)
+    torch.testing.assert_close(token_covariance(log_probs + shift, advantages - shift, mask), want, atol=1e-9, rtol=0)
+    if mask.any():
+        mean = (want.sum() / mask.sum()).item()
+        valid = torch.stack([log_probs[mask], advantages[mask]])
+        assert mean == pytest.approx(torch.cov(valid, correction=0)[0, 1].item(), abs=1e-9)
+
+
+@given(table=token_tables())
+def test_inputs_are_not_modified_and_bf16_is_compared_in_float32(table):
+    log_probs, old, advantages, mask = table
+    before = [values.clone() for values in table]
+    low = [values.bfloat16() for values in (log_probs, advantages)]
+    assert torch.equal(token_covariance(*low, mask), token_covariance(low[0].float(), low[1].float(), mask))
+    for method in SELECT.values():
+        method.advantages(method.select(*table, torch.Generator()), log_probs, old, advantages)
+    assert all(torch.equal(was, now) for was, now in zip(before, table, strict=True))
+
+
+# In training
+
+UPDATES = {"max_steps": 4, "steps_per_generation": 4, "gradient_accumulation_steps": 2, "num_iterations": 2}
+OPTIONS = {
+    "clip_cov": {"policy_loss_kwargs": {"low": -5.0, "ratio": 0.3}},
+    "kl_cov": {"policy_loss_kwargs": {"fraction": 0.2, "coef": 2.0}},
+}
+
+
+def watch(trainer):
+    """What the gate sees and what it selects, micro-batch by micro-batch."""
+    seen, select = [], trainer._gate._select
+
+    def keep(packed, responses, width, seed):
+        selected = select(packed, responses, width, seed)
+        seen.append({"packed": packed, "responses": responses, "selected": selected})
+        return selected
+
+    trainer._gate._select = keep
+    return seen
+
+
+@pytest.mark.parametrize("name", OPTIONS)
+def test_the_log_has_what_was_selected(tmp_path, name):
+    trainer = make_trainer(tmp_path, policy_loss=name, **OPTIONS[name], **UPDATES)
+    seen = watch(trainer)
+    trainer.train()
+    assert len(seen) == 8  # micro-batches
+    for step, entry in enumerate(logged(trainer)):
+        shares, means, tops = [], [], []
+        for noted in seen[2 * step : 2 * step + 2]:
+            log_probs, _, advantages, mask = noted["packed"].unbind(1)
+            covariance = token_covariance(log_probs, advantages, mask)[mask.bool()]
+            shares.append(noted["selected"].sum() / mask.sum())
+            means.append(covariance.mean())
+            tops.append(covariance.sort(descending=True).values[: max(1, int(0.02 * mask.sum()))].mean())
+        for key, values in [("frac_gated", shares), ("covariance_mean", means), ("covariance_top_2_percent", tops)]:
+            assert entry[f"policy_loss/{key}"] == pytest.approx(torch.stack(values).mean().item(), abs=1e-6), key
+        assert entry["policy_loss/frac_gated"] > 0
+        assert entry["entropy"] > 0
+
+
+def trained(folder, **options):
+    trainer = make_trainer(folder, **(UPDATES | options))
+    trainer.train()
+    return trainer
+
+
+def test_kl_cov_clips_no_ratio(tmp_path):
+    """Without a penalty it is the plain policy gradient: PPO's with bounds that no ratio reaches."""
+    options = {"learning_rate": 1e-2, "advantage_estimator": "grpo"}
+    free = trained(tmp_path, policy_loss="kl_cov", policy_loss_kwargs={"coef": 0.0}, **options)
+    wide = trained(tmp_path, epsilon=1.0, epsilon_high=1e9, **options)
+    clipped = trained(tmp_path, **options)
+    assert all(entry["clip_ratio/region_mean"] == 0 for entry in logged(free))
+    assert any(entry["clip_ratio/region_mean"] > 0 for entry in logged(clipped)), "the case needs clipped ratios"
+    assert_same_parameters(parameters(free), parameters(wide))
+
+
+def test_clip_cov_without_candidates_is_ppo(tmp_path):
+    options = {"learning_rate": 1e-2}
+    gated = trained(tmp_path, policy_loss="clip_cov", policy_loss_kwargs={"low": 1e6, "high": 1e7}, **options)
+    assert_same_parameters(parameters(gated), parameters(trained(tmp_path, **options)))
+
+
+@pytest.mark.parametrize("name", OPTIONS)
+def test_a_policy_loss_changes_the_training(tmp_path, name):
+    gated = trained(tmp_path, policy_loss=name, **OPTIONS[name])
+    plain = trained(tmp_path)
+    different = [n for n, value in parameters(gated).items() if not torch.equal(value, parameters(plain)[n])]
+    assert different
+
+
+def test_the_batch_scope_reads_the_rollouts_own_log_probabilities(tmp_path):
+    """Recorded while generating: no further pass of the model."""
+    trainer = make_trainer(
+        tmp_path,
+        advantage_estimator="dr_grpo",
+        policy_loss="clip_cov",
+        policy_loss_kwargs={"low": -5.0, "ratio": 0.3, "scope": "batch"},
+        gradient_accumulation_steps=2,
+        max_steps=1,
+    )
+    seen, outputs, calls = watch(trainer), keep_outputs(trainer), count_forwards(trainer)
+    trainer.train()
+    assert calls == {"without_grad": 0, "with_grad": 2}
+    (noted,) = seen
+    assert sorted(noted["responses"].tolist()) == list(range(16))
+    _, surprisal = scored_entropy(trainer_at_start(tmp_path), outputs[0])
+    log_probs, _, advantages, mask = noted["packed"][noted["responses"].argsort()].unbind(1)
+    torch.testing.assert_close(-(log_probs * mask).sum(1) / mask.sum(1), surprisal, atol=2e-5, rtol=0)
+    assert torch.equal(advantages[:, 0], outputs[0]["advantages"])
+
+
+def trainer_at_start(folder):
+    return make_trainer(folder, advantage_estimator="dr_grpo")
+
+
+@pytest.mark.parametrize("name", OPTIONS)
+def test_the_batch_scope_does_not_depend_on_micro_batches(tmp_path, name):
+    """One optimiser step of 16 responses, in one, two or four micro-batches: the same tokens, the same gradient."""
+    selections, moved = [], []
+    for parts in (1, 2, 4):
+        options = OPTIONS[name]["policy_loss_kwargs"] | {"scope": "batch"}
+        trainer = make_trainer(
+            tmp_path,
+            policy_loss=name,
+            policy_loss_kwargs=options,
+            advantage_estimator="dr_grpo",
+            per_device_train_batch_size=16 // parts,
+            gradient_accumulation_steps=parts,
+            num_iterations=2,
+            max_steps=2,
+            optim="sgd",
+            learning_rate=1.0,
+        )
+        seen = watch(trainer)
+        trainer.train()
+        selections.append([noted["selected"][noted["responses"].argsort()] for noted in seen])
+        moved.append(parameters(trainer))
+    assert len(selections[0]) == 2 and selections[0][0].any()
+    for other in selections[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(selections[0], other, strict=True))
+    for other in moved[1:]:
+        for key, value in moved[0].items():
+            torch.testing.assert_close(other[key], value, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("scope", ["micro_batch", "batch"])
+@pytest.mark.parametrize("name", OPTIONS)
+def test_resume(tmp_path, name, scope):
+    options = UPDATES | {"save_strategy": "steps", "save_steps": 1, "policy_loss": name}
+    options["policy_loss_kwargs"] = OPTIONS[name]["policy_loss_kwargs"] | {"scope": scope}
+    whole = make_trainer(tmp_path / "whole", **options)
+    whole.train()
+    for step in (1, 2, 3):
+        torch.manual_seed(step)
+        resumed = make_trainer(tmp_path / str(step), **options)
+        resumed.train(resume_from_checkpoint=str(tmp_path / "whole" / f"checkpoint-{step}"))
+        assert_same_parameters(parameters(resumed), parameters(whole))
+        assert logged(resumed) == logged(whole)
