@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from distributed.groups_across_ranks import METRICS, run_fixed
+from distributed.stages_across_ranks import POLICY_LOSSES, run
 from toy import TASK, assert_same_parameters
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -85,3 +86,36 @@ def test_zero(tmp_path, stage):
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "model")
     written = trained.generate(**tokenizer("7+8*3-9+4*6=", return_tensors="pt"), max_new_tokens=40)
     assert "#" in tokenizer.decode(written[0])
+
+
+@pytest.fixture(scope="module")
+def stages(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("stages")
+    launch("cpu_two_processes.yaml", "stages_across_ranks.py", folder)
+    return folder
+
+
+@pytest.mark.parametrize("scope", ["batch", "micro_batch"])
+@pytest.mark.parametrize("name", POLICY_LOSSES)
+def test_dynamic_sampling_and_policy_losses_do_not_depend_on_ranks(stages, tmp_path, name, scope):
+    """The same groups, the same selected tokens, the same parameters: a step of one rank is the step of two."""
+    alone = run(tmp_path, name, scope, ranks=1)
+    kept = [torch.load(stages / f"{name}_{scope}_{rank}.pt", weights_only=False) for rank in (0, 1)]
+    first, second = kept[0]["whole"], kept[1]["whole"]
+    assert alone["log"][0]["dynamic_sampling/rounds"] > 1, "the case needs a second round"
+    for step, rewards in enumerate(alone["rewards"]):
+        assert torch.equal(first["rewards"][step], rewards) and torch.equal(second["rewards"][step], rewards)
+        assert first["texts"][step] + second["texts"][step] == alone["texts"][step]
+    assert first["shown"] == alone["shown"]
+    assert len(alone["selected"]) == 4
+    for step, selected in enumerate(alone["selected"]):
+        both = first["selected"][step] | second["selected"][step]
+        assert both.keys() == selected.keys()
+        assert any(chosen.any() for chosen in selected.values())
+        assert all(torch.equal(both[row], chosen) for row, chosen in selected.items())
+    for got, want in zip(first["log"], alone["log"], strict=True):
+        assert got == pytest.approx(want, rel=1e-4, abs=1e-6)
+    for key, value in alone["parameters"].items():
+        torch.testing.assert_close(first["parameters"][key], value, atol=1e-6, rtol=1e-5)
+    for rank in kept:
+        assert_same_parameters(rank["resumed"], rank["whole"]["parameters"])

@@ -25,6 +25,14 @@ def check_vllm(args: GRPOConfig) -> None:
         raise ImportError("use_vllm=True needs vllm; install canon-trl[vllm]")
 
 
+def check_dynamic_sampling(wanted: bool, trl_kwargs: Mapping[str, Any]) -> None:
+    if wanted and trl_kwargs.get("environment_factory") is not None:
+        raise ValueError(
+            "dynamic_sampling=True does not go with environment_factory: the state that an environment is in after "
+            "one generation round is gone when the next one resets it"
+        )
+
+
 def check_prompt_column(dataset: Any, name: str) -> None:
     for part in dataset.values() if isinstance(dataset, dict) else [dataset]:
         columns = getattr(part, "column_names", None)

@@ -108,6 +108,7 @@ class CANONTrainer(PluggableGRPOTrainer):
             needs_accuracy=self._metric_name is not None and args.canon_mu_schedule in ACCURACY_SCHEDULES,
             entropy_source=args.entropy_source,
             policy_loss=args.make_policy_loss(),
+            dynamic_sampling=args.make_dynamic_sampling(),
             **trl_kwargs,
         )
 

@@ -10,6 +10,7 @@ from trl import GRPOConfig
 from canon_trl.advantages import check_options, get_estimator
 from canon_trl.metrics import METRICS, RANDOM, ResponseMetric, get_metric
 from canon_trl.policy_losses import PolicyLoss, get_policy_loss
+from canon_trl.sampling import DynamicSampling
 from canon_trl.schedules import SCHEDULES
 
 logger = logging.getLogger(__name__)
@@ -67,6 +68,13 @@ class CANONConfig(GRPOConfig):
         policy_loss_kwargs (`dict`, *optional*):
             Its options, such as `{"ratio": 2e-4, "scope": "batch"}` for `"clip_cov"`, `{"fraction": 0.002, "coef":
             1.0}` for `"kl_cov"`.
+
+        > Parameters that choose the groups that are trained on
+
+        dynamic_sampling (`bool`, *optional*, defaults to `False`):
+            Whether groups without spread, or outside a band of accuracy, are replaced by groups of fresh prompts.
+        dynamic_sampling_kwargs (`dict`, *optional*):
+            Its options `max_rounds`, `lower`, `upper` and `exhausted`, see [`~canon_trl.sampling.DynamicSampling`].
 
         > Parameters that control CANON
 
@@ -150,6 +158,12 @@ class CANONConfig(GRPOConfig):
     policy_loss_kwargs: dict[str, Any] | str | None = field(
         default=None, metadata={"help": "Options of the policy loss."}
     )
+    dynamic_sampling: bool = field(
+        default=False, metadata={"help": "Replace groups that teach nothing by groups of fresh prompts."}
+    )
+    dynamic_sampling_kwargs: dict[str, Any] | str | None = field(
+        default=None, metadata={"help": "Options of dynamic sampling: max_rounds, lower, upper, exhausted."}
+    )
     canon_metric: str = field(
         default="entropy",
         metadata={
@@ -192,7 +206,12 @@ class CANONConfig(GRPOConfig):
         },
     )
 
-    _VALID_DICT_FIELDS = [*GRPOConfig._VALID_DICT_FIELDS, "advantage_estimator_kwargs", "policy_loss_kwargs"]
+    _VALID_DICT_FIELDS = [
+        *GRPOConfig._VALID_DICT_FIELDS,
+        "advantage_estimator_kwargs",
+        "policy_loss_kwargs",
+        "dynamic_sampling_kwargs",
+    ]
 
     def __post_init__(self) -> None:
         self._check_groups()
@@ -201,6 +220,8 @@ class CANONConfig(GRPOConfig):
         self.policy_loss_kwargs = self.policy_loss_kwargs or {}
         self._check_estimator()
         self._check_policy_loss()
+        self.dynamic_sampling_kwargs = self.dynamic_sampling_kwargs or {}
+        self._check_dynamic_sampling()
         self._check_canon()
 
     @classmethod
@@ -241,6 +262,10 @@ class CANONConfig(GRPOConfig):
             return None
         clip = {"epsilon_low": self.epsilon, "epsilon_high": self.epsilon_high}
         return get_policy_loss(self.policy_loss, self.policy_loss_kwargs, **clip)
+
+    def make_dynamic_sampling(self) -> DynamicSampling | None:
+        """The options of dynamic sampling, or `None` without it."""
+        return DynamicSampling(**self.dynamic_sampling_kwargs) if self.dynamic_sampling else None
 
     def alpha_group(self, metric: ResponseMetric | None) -> str:
         """The half whose rewards alpha multiplies; where it is not set, that of the metric in use."""
@@ -328,6 +353,24 @@ class CANONConfig(GRPOConfig):
                 "policy_loss='kl_cov' with one update a rollout is the plain policy gradient: its penalty on the "
                 "change since the rollout has no slope where nothing has changed; set steps_per_generation or "
                 "num_iterations for several updates a rollout"
+            )
+
+    def _check_dynamic_sampling(self) -> None:
+        options = self.dynamic_sampling_kwargs
+        if not self.dynamic_sampling and options:
+            raise ValueError(f"dynamic_sampling_kwargs={options} would be ignored: dynamic_sampling is False")
+        known = [option.name for option in fields(DynamicSampling)]
+        if unknown := sorted(set(options) - set(known)):
+            raise ValueError(f"dynamic_sampling_kwargs has {unknown}; it takes {known}")
+        try:
+            made = self.make_dynamic_sampling()
+        except ValueError as error:
+            raise ValueError(f"dynamic_sampling_kwargs: {error}") from None
+        if made is not None and made.exhausted == "shrink" and (self.entropy_coef or self.use_adaptive_entropy):
+            raise ValueError(
+                f"entropy_coef={self.entropy_coef} and use_adaptive_entropy={self.use_adaptive_entropy}: TRL's "
+                "entropy bonus is a mean per micro-batch, which cannot leave places out; set "
+                "dynamic_sampling_kwargs={'exhausted': 'keep'} or 'error'"
             )
 
     def _check_canon(self) -> None:

@@ -1,9 +1,11 @@
 """Entropies and log-probabilities for free: taken from the logits that the tokens are sampled from."""
 
+from collections.abc import Sequence
 from types import TracebackType
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
 
 
 class GenerationRecorder:
@@ -59,41 +61,34 @@ class GenerationRecorder:
     def _of_token(self, tokens: Tensor) -> Tensor:
         return self._next_token_log_probs.gather(-1, tokens.unsqueeze(-1)).squeeze(-1)
 
-    def entropies(self, completion_ids: Tensor, written: Tensor) -> Tensor:
-        """Token entropies in nats, `(B, T)`; padding holds arbitrary values.
-
-        Args:
-            completion_ids: `(B, T)`, the padded completions.
-            written: `(B, T)` bool, false on the padding.
+    def of(self, completion_ids: Sequence[Sequence[int]]) -> list[dict[str, Tensor]]:
+        """What was recorded of each completion: `entropies` in nats and, if wanted, `log_probs`, `(T,)` each.
 
         Raises:
             RuntimeError: what was recorded does not fit the completions.
         """
-        self._check(completion_ids, written)
-        return self._padded(self._entropies, completion_ids)
+        lengths = [len(ids) for ids in completion_ids]
+        tokens = pad_sequence([torch.tensor(ids) for ids in completion_ids], batch_first=True)
+        self._check(tokens, lengths)
+        steps = self._entropies[: max(lengths)]  # in any more of them this rank waited for others to finish
+        tokens = tokens.to(steps[0].device)
+        values = {"entropies": torch.stack(steps, dim=1)}
+        if self._want_log_probs:
+            log_probs = self._log_probs[: len(steps) - 1]
+            # The last token is fed to no further step, unless a rank had to wait.
+            last = self._log_probs[len(steps) - 1 : len(steps)] or [self._of_token(tokens[:, len(steps) - 1])]
+            values["log_probs"] = torch.stack([*log_probs, *last], dim=1)
+        return [{name: table[row, :length] for name, table in values.items()} for row, length in enumerate(lengths)]
 
-    def log_probs(self, completion_ids: Tensor, written: Tensor) -> Tensor:
-        """Log-probabilities of the sampled tokens, `(B, T)`; otherwise as [`entropies`]."""
-        self._check(completion_ids, written)
-        last = self._of_token(completion_ids[:, min(len(self._log_probs), completion_ids.shape[1] - 1)])
-        return self._padded([*self._log_probs, last], completion_ids)
-
-    def _check(self, completion_ids: Tensor, written: Tensor) -> None:
-        rows, steps = completion_ids.shape[0], len(self._entropies)
-        attributable = steps > 0 and self._entropies[0].shape[0] == rows and not written[:, steps:].any()
+    def _check(self, tokens: Tensor, lengths: Sequence[int]) -> None:
+        (rows, width), steps = tokens.shape, len(self._entropies)
+        attributable = steps >= width and self._entropies[0].shape[0] == rows
         if attributable and self._fed:
-            # More steps than tokens are those in which this rank waited for others to finish.
-            fed = torch.stack(self._fed, dim=1)[:, : completion_ids.shape[1]]
-            width = fed.shape[1]
-            attributable = bool((fed == completion_ids[:, :width])[written[:, :width]].all())
+            fed = torch.stack(self._fed[:width], dim=1)
+            written = torch.arange(fed.shape[1]) < torch.tensor(lengths).unsqueeze(1)
+            attributable = bool((fed.cpu() == tokens[:, : fed.shape[1]])[written].all())
         if not attributable:
             raise RuntimeError(
                 f"generation ran {steps} decoding steps that do not write the {rows} completions token by token, so "
                 "its logits cannot be attributed; set entropy_source='forward'"
             )
-
-    @staticmethod
-    def _padded(steps: list[Tensor], completion_ids: Tensor) -> Tensor:
-        width = completion_ids.shape[1]
-        decoded = torch.stack(steps[:width], dim=1)
-        return nn.functional.pad(decoded, (0, width - decoded.shape[1]))

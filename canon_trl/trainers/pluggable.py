@@ -3,13 +3,14 @@
 This is the only file that touches private members of TRL. It wraps them, so that everything TRL does to a rollout
 still happens, and copies none. What it relies on in TRL 1.16, checked by `tests/test_seams.py`:
 
-    _generate(prompts)                          [1] completion ids, [2] tool mask, both lists of lists of this rank
+    _generate(prompts)                          eight parts, see `GENERATED`; lists by response of this rank, or None
     _calculate_rewards(inputs, prompts, ...)    (N, F), gathered over the ranks, rank-major
     _get_per_token_logps_and_entropies(...)     (log_probs, entropies, aux_loss) of the completion positions
     _generate_and_score_completions(inputs)     dict with "advantages", "completion_ids", ...; rows of this rank
     _compute_loss(model, inputs)                scores the micro-batch first, then reads `inputs["advantages"]`
     epsilon_low, epsilon_high                   the bounds of its ratio clipping
     _metrics, _logs                             what `log` averages and tabulates
+    _pending_extra_logs                         columns that reward functions put into the table, before it is written
     _step, _buffered_inputs                     the position in, and the rest of, the rollout in flight
     _save_checkpoint, _load_optimizer_and_scheduler, _get_train_sampler
 """
@@ -39,16 +40,31 @@ from canon_trl.advantages.groups import has_spread
 from canon_trl.metrics import ResponseMetric, measure, random_metric, token_inputs
 from canon_trl.policy_losses import PolicyLoss
 from canon_trl.rollout import ResponseMetrics, Rollout
+from canon_trl.sampling import DynamicSampling, PromptStream
 from canon_trl.trainers.before_loading import (
     check_accuracy_reward,
+    check_dynamic_sampling,
     check_prompt_column,
     check_vllm,
     records_generation,
 )
 from canon_trl.trainers.generation_recorder import GenerationRecorder
+from canon_trl.trainers.group_collector import GroupCollector, SampledBatch, SampledResponse
 from canon_trl.trainers.token_gate import TokenGate
 
 logger = logging.getLogger(__name__)
+
+# What `_generate` returns, in order.
+GENERATED = (
+    "prompt_ids",
+    "completion_ids",
+    "tool_mask",
+    "completions",
+    "sampling_log_probs",
+    "extra_fields",
+    "images",
+    "tool_images",
+)
 
 RESERVED_COLUMNS = ("prompt", "completion", "completion_ids")
 
@@ -87,6 +103,7 @@ class PluggableGRPOTrainer(GRPOTrainer):
         reward_range: the rewards for which the estimator is defined; others are refused.
         entropy_source: `"generation"`, `"forward"` or `"auto"`, see [`~canon_trl.CANONConfig`].
         policy_loss: what single tokens weigh in the loss, see `canon_trl.policy_losses`; default all alike.
+        dynamic_sampling: how groups that teach nothing are replaced, see `canon_trl.sampling`; default not at all.
 
     Raises:
         ValueError: before a model is loaded where it can be known by then: an unknown reward name, an entropy source
@@ -109,12 +126,14 @@ class PluggableGRPOTrainer(GRPOTrainer):
         reward_range: RewardRange | None = None,
         entropy_source: str = "auto",
         policy_loss: PolicyLoss | None = None,
+        dynamic_sampling: DynamicSampling | None = None,
         **trl_kwargs: Any,
     ) -> None:
         if trl_kwargs.get("environment_factory") is None:
             check_prompt_column(train_dataset, "train_dataset")
             check_prompt_column(eval_dataset, "eval_dataset")
             check_accuracy_reward(accuracy_reward, reward_funcs)
+        check_dynamic_sampling(dynamic_sampling is not None, trl_kwargs)
         check_vllm(args)
         self._records_generation = records_generation(entropy_source, args, trl_kwargs)
         self._advantage_estimator = advantage_estimator
@@ -145,14 +164,33 @@ class PluggableGRPOTrainer(GRPOTrainer):
             if policy_loss.scope == "batch" and not self._trl_scores:
                 self._scored_inputs |= {"log_probs"}
         self._accuracy_index = self.reward_func_names.index(accuracy_reward) if accuracy_reward else 0
+        self._collector: GroupCollector | None = None
+        if dynamic_sampling is not None:
+            self._collector = GroupCollector(
+                dynamic_sampling,
+                self.accelerator,
+                PromptStream(self.train_dataset, seed=args.seed, shuffle=self.shuffle_dataset),
+                group_size=self.num_generations,
+                reward_weights=self.reward_weights,
+                accuracy_index=self._accuracy_index,
+            )
 
     # --- The rollout on its way through TRL: each wrapper keeps what passes by and hands it on unchanged. ---
 
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
-        self._making = RolloutParts()
+        collected = None
+        if self._collector is not None and self.model.training:
+            collected = self._collector.collect(inputs, self._sample_batch)
+            inputs = [response.row for response in collected.responses]
+            for response in collected.responses:
+                for column, value in response.columns.items():
+                    self._pending_extra_logs[column].append(value)
+        self._making = RolloutParts(replayed=collected)
         try:
             output = super()._generate_and_score_completions(inputs)
             rollout = self._make_rollout(output)
+            if collected is not None and collected.trained is not None:
+                self._leave_out(output, collected.trained)
             advantages = self._estimate_advantages(rollout)
             rows, width = output["completion_ids"].shape
             first = self.accelerator.process_index * rows
@@ -169,9 +207,46 @@ class PluggableGRPOTrainer(GRPOTrainer):
             self._making = None
         return output
 
+    def _sample_batch(self, inputs: list[dict[str, Any]]) -> SampledBatch:
+        """Generate and score a response to each row, and go no further."""
+        self._making = RolloutParts(sampling_only=True)
+        try:
+            super()._generate_and_score_completions(inputs)
+        except RewardsAreKnown:
+            parts = self._making
+        finally:
+            self._making = None
+        columns = {name: list(values) for name, values in self._pending_extra_logs.items()}
+        self._pending_extra_logs.clear()
+        return SampledBatch(
+            [
+                SampledResponse(
+                    row,
+                    {name: None if part is None else part[index] for name, part in parts.generated.items()},
+                    parts.recorded[index] if parts.recorded else {},
+                    {name: values[index] for name, values in columns.items()},
+                )
+                for index, row in enumerate(inputs)
+            ],
+            parts.rewards_per_func,
+        )
+
+    def _leave_out(self, output: dict[str, Any], trained: Tensor) -> None:
+        """Places that no group was found for have no part in the loss: no token of theirs is trained on."""
+        rows = len(output["completion_ids"])
+        local = trained[self.accelerator.process_index * rows :][:rows]
+        output["trained"] = local
+        for name in ("completion_mask", "old_per_token_logps", "ref_per_token_logps", "sampling_per_token_logps"):
+            if name in output:
+                output[name] = output[name].masked_fill(~local.unsqueeze(1), 0)
+        mask = output["completion_mask"] * output.get("tool_mask", 1)
+        output["num_items_in_batch"] = self.accelerator.gather(mask.sum()).sum()
+
     def _generate(self, prompts: list) -> tuple:
         if self._making is None:  # called from elsewhere than a rollout
             return super()._generate(prompts)
+        if self._making.replayed is not None:
+            return self._replay(self._making.replayed.responses)
         if self._records_generation and not self._trl_scores and self._scored_inputs:
             model = self.accelerator.unwrap_model(self.model)
             model = model.get_base_model() if isinstance(model, PeftModel) else model
@@ -181,7 +256,27 @@ class PluggableGRPOTrainer(GRPOTrainer):
         with self._making.recorder or nullcontext():
             generated = super()._generate(prompts)
         self._making.completion_ids, self._making.tool_mask = generated[1], generated[2]
+        if self._making.recorder is not None:
+            self._making.recorded = self._making.recorder.of(generated[1])
+        if self._making.sampling_only:
+            # The extra fields of a rollout_func are in the rows by the time that the rewards are known.
+            self._making.generated = {
+                name: part for name, part in zip(GENERATED, generated, strict=True) if name != "extra_fields"
+            }
+            self._making.generated["tool_images"] = generated[7] or None
         return generated
+
+    def _replay(self, responses: list[SampledResponse]) -> tuple:
+        """What `_generate` would return for responses that are there already."""
+
+        def part(name: str) -> list | None:
+            values = [response.generated[name] for response in responses]
+            return None if all(value is None for value in values) else values
+
+        parts = {name: part(name) for name in GENERATED if name != "extra_fields"} | {"extra_fields": {}}
+        self._making.completion_ids, self._making.tool_mask = parts["completion_ids"], parts["tool_mask"]
+        self._making.recorded = [response.recorded for response in responses]
+        return tuple((parts[name] or []) if name == "tool_images" else parts[name] for name in GENERATED)
 
     def _get_per_token_logps_and_entropies(
         self,
@@ -197,15 +292,18 @@ class PluggableGRPOTrainer(GRPOTrainer):
             scored = super()._get_per_token_logps_and_entropies(
                 model, input_ids, attention_mask, logits_to_keep, *args, compute_entropy=compute_entropy, **kwargs
             )
-            micro_step, updates = self._step % self.args.steps_per_generation, self._micro_batches_a_step
+            step_batch = self._step_batch()
             self._losing["advantages"] = self._gate.advantages(
                 scored[0],
                 self._losing,
-                self._buffered_inputs[micro_step // updates * updates :][:updates],
+                step_batch,
                 step=self.state.global_step,
-                position=micro_step % updates,
+                position=self._position % len(step_batch),
             )
             return scored
+        if self._making is not None and self._making.sampling_only and self._making.completion_ids is not None:
+            nothing = torch.zeros(len(input_ids), logits_to_keep, device=input_ids.device)
+            return nothing, nothing, None  # of which nothing will be read
         # On the completions of a rollout, not within a rollout_func, and on the policy: the reference model's head
         # yields no entropy.
         completed = self._making is not None and self._making.completion_ids is not None
@@ -227,23 +325,51 @@ class PluggableGRPOTrainer(GRPOTrainer):
         return for_trl, entropies, aux_loss
 
     def _calculate_rewards(self, inputs: list, prompts: list, completions: list, completion_ids_list: list) -> Tensor:
-        rewards_per_func = super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)
+        replayed = self._making.replayed if self._making is not None else None
+        if replayed is not None:
+            rewards_per_func = replayed.rewards_per_func
+        else:
+            rewards_per_func = super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)
         if self._making is None:  # called from elsewhere than a rollout
             return rewards_per_func
         self._making.rewards_per_func = rewards_per_func
         columns = {key: [row[key] for row in inputs] for key in inputs[0] if key not in RESERVED_COLUMNS}
         texts = {"prompts": prompts, "completions": completions, "completion_ids": completion_ids_list}
         self._making.metric_inputs = columns | texts
+        if self._making.sampling_only:
+            raise RewardsAreKnown
         return rewards_per_func
 
     def _compute_loss(self, model: Any, inputs: dict[str, Any]) -> Tensor:
-        if self._gate is None or not self.model.training:
+        if not self.model.training:
             return super()._compute_loss(model, inputs)
-        self._losing = dict(inputs)  # its advantages are replaced between the scoring and the loss
+        if self._gate is not None:
+            self._losing = inputs = dict(inputs)  # its advantages are replaced between the scoring and the loss
         try:
-            return super()._compute_loss(model, self._losing)
+            loss = super()._compute_loss(model, inputs)
         finally:
             self._losing = None
+        return loss if "trained" not in inputs else loss * self._share_left_out()
+
+    def _share_left_out(self) -> Tensor | float:
+        """The factor by which the loss's divisor, a count of places, exceeds that of the places trained on."""
+        if self.loss_type in ("dapo", "cispo", "vespo"):
+            return 1.0  # divided by the tokens that are trained on
+        trained = torch.stack([micro_batch["trained"] for micro_batch in self._step_batch()])
+        if self.loss_type == "bnpo":  # a mean over the tokens of each micro-batch
+            trained = trained.any(dim=1)
+        everyones = self.accelerator.gather(trained.float().mean().unsqueeze(0)).mean()
+        return torch.where(everyones > 0, 1 / everyones, 0.0)
+
+    def _step_batch(self) -> list[dict[str, Any]]:
+        """The micro-batches of the rollout that belong to the optimiser step under way."""
+        size = min(self.args.gradient_accumulation_steps, self.args.steps_per_generation)
+        return self._buffered_inputs[self._position // size * size :][:size]
+
+    @property
+    def _position(self) -> int:
+        """Which micro-batch of the rollout is trained on."""
+        return self._step % self.args.steps_per_generation
 
     # --- Its parts put together ---
 
@@ -253,11 +379,6 @@ class PluggableGRPOTrainer(GRPOTrainer):
         return self.args.gradient_accumulation_steps % self._generate_every != 0 or (
             self.use_vllm and self.vllm_importance_sampling_correction
         )
-
-    @property
-    def _micro_batches_a_step(self) -> int:
-        """Micro-batches of one rollout that one optimiser step is made of."""
-        return min(self.args.gradient_accumulation_steps, self.args.steps_per_generation)
 
     @property
     def _generate_every(self) -> int:
@@ -292,11 +413,13 @@ class PluggableGRPOTrainer(GRPOTrainer):
         completion_ids = output["completion_ids"]
         if scored:
             found = {"entropies": scored[0].entropies, "log_probs": scored[0].log_probs}
-        elif self._making.recorder is not None:
-            written = self._written_mask(completion_ids.shape[1], completion_ids.device)
-            found = {"entropies": self._making.recorder.entropies(completion_ids, written)}
-            if "log_probs" in self._scored_inputs:
-                found["log_probs"] = self._making.recorder.log_probs(completion_ids, written)
+        elif self._making.recorded and self._making.recorded[0]:
+            width = completion_ids.shape[1]
+            found = {}
+            for name in self._making.recorded[0]:
+                padded = pad_sequence([row[name] for row in self._making.recorded], batch_first=True)
+                padded = padded.to(completion_ids.device)
+                found[name] = nn.functional.pad(padded, (0, width - padded.shape[1]))
         else:
             found = self._score(output)
         return found | values
@@ -447,6 +570,9 @@ class PluggableGRPOTrainer(GRPOTrainer):
     def _log_rollout(self, rollout: Rollout, advantages: Tensor) -> None:
         mode = "train" if self.model.training else "eval"
         statistics = self.rollout_statistics(rollout, advantages)
+        if self._collector is not None and mode == "train":
+            for name, value in self._collector.statistics.items():
+                self._metrics[mode][f"dynamic_sampling/{name}"].append(value)
         values = torch.stack([torch.as_tensor(v, device=advantages.device).float() for v in statistics.values()])
         finite, *values = torch.cat([advantages.isfinite().all().float().unsqueeze(0), values]).tolist()
         if not finite:
@@ -514,6 +640,7 @@ class PluggableGRPOTrainer(GRPOTrainer):
         return {
             "sampling": self._sampling(),
             "step": self._step,
+            "fresh_prompts": self._collector.prompts.drawn if self._collector is not None else 0,
             "in_flight": self._buffered_inputs if self._step % self._generate_every else None,
             "metrics": dict(self._metrics["train"]),
             "table": plain(texts),
@@ -538,6 +665,8 @@ class PluggableGRPOTrainer(GRPOTrainer):
             )
             return
         state = torch.load(path, map_location="cpu", weights_only=True)
+        if self._collector is not None:
+            self._collector.prompts.drawn = state["fresh_prompts"]
         if state["sampling"] != self._sampling():
             logger.warning(
                 "the checkpoint was written with %s and is resumed with %s: a rollout in flight is sampled anew",
@@ -572,6 +701,10 @@ def plain(value: Any) -> Any:
     return value if value is None or isinstance(value, (str, int, float)) else str(value)
 
 
+class RewardsAreKnown(Exception):
+    """Ends a rollout of which nothing but the responses and their rewards is wanted."""
+
+
 @dataclass
 class ScoringPass:
     """What one scoring pass over the rollout gave, `(B, T)` each."""
@@ -585,6 +718,10 @@ class ScoringPass:
 class RolloutParts:
     """What passes by while TRL makes a rollout, of this rank's rows unless said."""
 
+    sampling_only: bool = False  # whether to go no further than the rewards
+    replayed: SampledBatch | None = None  # responses that are there already
+    generated: dict[str, list | None] = field(default_factory=dict)
+    recorded: list[dict[str, Tensor]] = field(default_factory=list)
     completion_ids: list[list[int]] | None = None
     tool_mask: list[list[int]] | None = None
     rewards_per_func: Tensor | None = None  # of all ranks

@@ -1,0 +1,128 @@
+"""Dynamic sampling: a batch of prompt groups that all have something to teach (DAPO, Sec. 3.2,
+https://huggingface.co/papers/2503.14476).
+
+A group whose responses all earn the same reward has advantage 0, so it costs a rollout and teaches nothing, and the
+more of them there are, the noisier the step. Such groups are replaced by groups of fresh prompts until the batch is
+full.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from datasets import Dataset, IterableDataset
+from torch import Tensor
+
+from canon_trl.advantages.groups import group_mean, has_spread, is_scored
+
+
+def group_verdicts(
+    rewards: Tensor, accuracy: Tensor, *, lower: float = 0.0, upper: float = 1.0
+) -> tuple[Tensor, Tensor]:
+    """Which groups have spread, and which lie within the band of accuracy; `(P,)` bool each. Kept are those with both.
+
+    Args:
+        rewards: `(P, G)`, NaN where a response was not scored. Spread means two different rewards, by equality: the
+            standard deviation of equal rewards need not be 0 in floating point.
+        accuracy: `(P, G)` in [0, 1], the reward that measures it; NaN as above.
+        lower, upper: the band that the mean accuracy of a group must lie in, both ends included. 0 and 1 leave
+            everything to the spread.
+    """
+    spread = has_spread(rewards, is_scored(rewards)).squeeze(-1)
+    mean = group_mean(accuracy, is_scored(accuracy)).squeeze(-1).nan_to_num(nan=-1.0)
+    return spread, (mean >= lower) & (mean <= upper)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DynamicSampling:
+    """The options of dynamic sampling.
+
+    The first round samples the prompts that the run would have sampled anyway. Each further round samples fresh ones,
+    as many as the share kept so far suggests is enough, at most a batch; groups beyond a full batch are dropped.
+
+    Args:
+        max_rounds: generation rounds for one batch, at least 1.
+        lower, upper: the band of accuracy, see [`group_verdicts`].
+        exhausted: what to do when the rounds run out before the batch is full. `"shrink"`: train on what was kept; the
+            places left over have no part in the loss and its divisors. `"keep"`: fill them with groups that were
+            sampled and not kept, the first ones first, and train on those as well. `"error"`: stop.
+
+    Raises:
+        ValueError: a value is out of range.
+    """
+
+    max_rounds: int = 10
+    lower: float = 0.0
+    upper: float = 1.0
+    exhausted: Literal["shrink", "keep", "error"] = "shrink"
+
+    def __post_init__(self) -> None:
+        if self.max_rounds < 1:
+            raise ValueError(f"max_rounds={self.max_rounds!r} must be at least 1")
+        if not 0 <= self.lower <= self.upper <= 1:
+            raise ValueError(f"lower={self.lower!r} and upper={self.upper!r} must satisfy 0 <= lower <= upper <= 1")
+        if self.exhausted not in ("shrink", "keep", "error"):
+            raise ValueError(f"exhausted={self.exhausted!r} must be 'shrink', 'keep' or 'error'")
+
+
+class PromptStream:
+    """Fresh prompts: one pass over the dataset after another, each in an order of its own.
+
+    The order is a function of the seed and the pass, so that `drawn`, the number of prompts drawn so far, is all there
+    is to save; set it to go on from there.
+
+    Args:
+        dataset: rows with a prompt; a stream is shuffled as far as its buffer goes.
+        seed: of the orders.
+        shuffle: whether to shuffle at all.
+    """
+
+    def __init__(self, dataset: Dataset | IterableDataset, *, seed: int, shuffle: bool = True) -> None:
+        self._dataset = dataset
+        self._seed = seed
+        self._shuffle = shuffle
+        self._rows: Iterator[dict[str, Any]] | None = None
+        self._drawn = 0
+
+    @property
+    def drawn(self) -> int:
+        """Prompts drawn so far."""
+        return self._drawn
+
+    @drawn.setter
+    def drawn(self, count: int) -> None:
+        self._drawn, self._rows = count, self._from(count)
+
+    def take(self, count: int) -> list[dict[str, Any]]:
+        """The next `count` rows."""
+        if self._rows is None:
+            self._rows = self._from(self._drawn)
+        self._drawn += count
+        return [next(self._rows) for _ in range(count)]
+
+    def _from(self, start: int) -> Iterator[dict[str, Any]]:
+        if isinstance(self._dataset, IterableDataset):
+            yield from self._stream_from(start)
+        size = len(self._dataset)
+        while True:
+            passes, position = divmod(start, size)
+            # An order of its own, unlike that of the sampler with the same seed.
+            generator = torch.Generator().manual_seed((self._seed * 1_000_003 + passes + 1) % 2**63)
+            order = torch.randperm(size, generator=generator).tolist() if self._shuffle else range(size)
+            for index in order[position:]:
+                yield self._dataset[index]
+                start += 1
+
+    def _stream_from(self, start: int) -> Iterator[dict[str, Any]]:
+        seen, passes = 0, 0
+        while True:
+            before = seen
+            stream = self._dataset.shuffle(seed=self._seed + passes + 1) if self._shuffle else self._dataset
+            for row in stream:
+                if seen >= start:
+                    yield row
+                seen += 1
+            if seen == before:
+                raise ValueError("train_dataset is an empty stream: there is no fresh prompt to sample")
+            passes += 1

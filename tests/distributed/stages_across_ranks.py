@@ -1,0 +1,110 @@
+"""Dynamic sampling and policy losses on several ranks whose borders cut through prompt groups.
+
+`test_distributed.py` starts it. Every rank writes what it saw to the folder that is named on the command line.
+"""
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import PartialState
+from toy import make_trainer, parameters, prompts
+
+POLICY_LOSSES = {
+    "clip_cov": {"low": -5.0, "ratio": 0.3},
+    "kl_cov": {"fraction": 0.2, "coef": 2.0},
+}
+RESPONSES = 12  # three groups of four: on two ranks of six, the second group straddles them
+
+
+def fixed_responses(prompts: list[str], trainer: Any) -> dict[str, list]:
+    """Responses that depend on the prompt and the place within the group alone."""
+    tokenizer, first = trainer.processing_class, trainer.accelerator.process_index * len(prompts)
+    texts = [f"{prompt[0]}{'7' * ((first + row) % 4)}#{(first + row) % 4}" for row, prompt in enumerate(prompts)]
+    completion_ids = tokenizer(texts)["input_ids"]
+    return {
+        "prompt_ids": tokenizer(prompts)["input_ids"],
+        "completion_ids": completion_ids,
+        "logprobs": [[-0.1 * (place + 1) for place in range(len(ids))] for ids in completion_ids],
+    }
+
+
+def half_teach(prompts: list[str], completions: list[str], log_extra: Any, **kwargs: Any) -> list[float]:
+    """A reward with spread for prompts that begin with an even digit."""
+    log_extra("shown", [f"{prompt}|{completion}" for prompt, completion in zip(prompts, completions, strict=True)])
+    return [
+        float(completion[-1] in "02") if int(prompt[0]) % 2 == 0 else 0.1
+        for prompt, completion in zip(prompts, completions, strict=True)
+    ]
+
+
+def run(folder: Path, name: str, scope: str, ranks: int, resume: str | None = None, **options: Any) -> dict[str, Any]:
+    """Four updates on two rollouts; every optimiser step takes the whole rollout."""
+    trainer = make_trainer(
+        folder,
+        trainer_options={"train_dataset": prompts(24), "reward_funcs": half_teach, "rollout_func": fixed_responses},
+        canon_metric="length",
+        dynamic_sampling=True,
+        policy_loss=name,
+        policy_loss_kwargs=POLICY_LOSSES[name] | {"scope": scope},
+        per_device_train_batch_size=RESPONSES // ranks,
+        num_iterations=2,
+        max_steps=4,
+        optim="sgd",
+        learning_rate=0.1,
+        log_completions=True,
+        save_strategy="steps",
+        save_steps=1,
+        **options,
+    )
+    seen: dict[str, list] = {"rewards": [], "selected": [], "texts": []}
+    estimate, select, generate = (
+        trainer._estimate_advantages,
+        trainer._gate._select,
+        trainer._generate_and_score_completions,
+    )
+
+    def keep_rollout(rollout: Any) -> torch.Tensor:
+        seen["rewards"].append(rollout.rewards)
+        return estimate(rollout)
+
+    def keep_selected(packed: torch.Tensor, responses: torch.Tensor, width: int, seed: int) -> torch.Tensor:
+        selected = select(packed, responses, width, seed)
+        seen["selected"].append({int(row): chosen for row, chosen in zip(responses, selected, strict=True)})
+        return selected
+
+    def keep_texts(inputs: list) -> dict[str, Any]:
+        output = generate(inputs)
+        ids = torch.cat([output["prompt_ids"], output["completion_ids"]], dim=1)
+        seen["texts"].append(trainer.processing_class.batch_decode(ids, skip_special_tokens=True))
+        return output
+
+    trainer._estimate_advantages, trainer._gate._select = keep_rollout, keep_selected
+    trainer._generate_and_score_completions = keep_texts
+    trainer.train(resume_from_checkpoint=resume)
+    log = [
+        {k: v for k, v in entry.items() if "dynamic" in k or "policy_loss" in k} for entry in trainer.state.log_history
+    ]
+    return seen | {
+        "parameters": parameters(trainer),
+        "log": [entry for entry in log if entry],
+        "shown": list(trainer._logs["extra"]["shown"]),
+    }
+
+
+def main(folder: Path) -> None:
+    torch.set_num_threads(1)
+    for name in POLICY_LOSSES:
+        for scope in ("batch", "micro_batch"):
+            whole = run(folder / name / scope, name, scope, ranks=2)
+            resume = str(folder / name / scope / "checkpoint-1")
+            resumed = run(folder / name / scope, name, scope, ranks=2, resume=resume)
+            kept = {"whole": whole, "resumed": resumed["parameters"]}
+            torch.save(kept, folder / f"{name}_{scope}_{torch.distributed.get_rank()}.pt")
+    PartialState().wait_for_everyone()
+    PartialState().destroy_process_group()
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

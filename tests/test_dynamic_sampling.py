@@ -1,0 +1,303 @@
+"""Groups that teach nothing are replaced, and nobody else notices."""
+
+import logging
+import math
+
+import pytest
+import torch
+from datasets import Dataset, IterableDataset
+from observe import count_forwards, keep_outputs, keep_rollouts, scored_entropy
+from toy import TASK, assert_same_parameters, logged, make_trainer, parameters, prompts
+
+from canon_trl.sampling import DynamicSampling, PromptStream, group_verdicts
+
+NAN = float("nan")
+
+
+def test_verdicts():
+    rewards = torch.tensor([[1.0, 0.0, 1.0], [0.1, 0.1, 0.1], [NAN, 1.0, 0.0], [NAN, NAN, 1.0], [NAN, NAN, NAN]])
+    spread, in_band = group_verdicts(rewards, rewards, lower=0.2, upper=0.6)
+    assert spread.tolist() == [True, False, True, False, False]
+    assert in_band.tolist() == [False, False, True, False, False]  # means 2/3, 0.1, 1/2, 1, none
+    assert group_verdicts(rewards, rewards)[1].tolist() == [True, True, True, True, False]
+
+
+@pytest.mark.parametrize("streamed", [False, True])
+@pytest.mark.parametrize("shuffle", [False, True])
+def test_fresh_prompts_come_in_passes_and_go_on_from_anywhere(shuffle, streamed):
+    rows = Dataset.from_dict({"prompt": [str(index) for index in range(5)]})
+    rows = rows.to_iterable_dataset() if streamed else rows
+
+    def stream():
+        return PromptStream(rows, seed=3, shuffle=shuffle)
+
+    whole = stream()
+    taken = [row["prompt"] for row in whole.take(12)]
+    assert whole.drawn == 12
+    assert sorted(taken[:5]) == sorted(taken[5:10]) == list("01234")
+    if shuffle:
+        assert taken[:5] != taken[5:10]
+    else:
+        assert taken[:5] == list("01234")
+    for start in (1, 5, 7):
+        later = stream()
+        later.drawn = start
+        assert [row["prompt"] for row in later.take(12 - start)] == taken[start:]
+        assert later.drawn == 12
+
+
+def test_an_empty_stream_is_an_error():
+    empty = IterableDataset.from_generator(lambda: iter(()))
+    with pytest.raises(ValueError, match="train_dataset is an empty stream"):
+        PromptStream(empty, seed=0).take(1)
+
+
+def always_spread(completions, **kwargs):
+    return [float(index % 2) for index, _ in enumerate(completions)]
+
+
+@pytest.mark.parametrize("options", [{}, {"num_iterations": 2}, {"canon_metric": "surprisal"}], ids=str)
+def test_where_every_group_is_kept_nothing_changes(tmp_path, options):
+    trainer_options = {"reward_funcs": always_spread}
+    plain = make_trainer(tmp_path, trainer_options=trainer_options, **options)
+    plain.train()
+    sampled = make_trainer(tmp_path, trainer_options=trainer_options, dynamic_sampling=True, **options)
+    sampled.train()
+    assert_same_parameters(parameters(sampled), parameters(plain))
+    for got, want in zip(logged(sampled), logged(plain), strict=True):
+        assert {key: got[key] for key in want} == want
+        assert got.get("dynamic_sampling/rounds", 1) == 1
+
+
+def teaches(prompt):
+    """Half of the prompts have something to teach."""
+    return int(prompt[0]) % 2 == 0
+
+
+def graded(prompts, completions, log_extra=None, **kwargs):
+    log_extra("shown", [f"{prompt}|{completion}" for prompt, completion in zip(prompts, completions, strict=True)])
+    return [
+        float(index % 2) if teaches(prompt) else 0.1
+        for index, (prompt, completion) in enumerate(zip(prompts, completions, strict=True))
+    ]
+
+
+@pytest.mark.parametrize("options", [{}, {"num_iterations": 2}, {"entropy_source": "forward"}], ids=str)
+def test_groups_without_spread_are_replaced(tmp_path, options):
+    trainer = make_trainer(
+        tmp_path,
+        trainer_options={"reward_funcs": graded},
+        dynamic_sampling=True,
+        per_device_train_batch_size=24,
+        log_completions=True,
+        learning_rate=0.0,
+        max_steps=1,
+        **options,
+    )
+    rollouts, _ = keep_rollouts(trainer)
+    outputs = keep_outputs(trainer)
+    calls = count_forwards(trainer)
+    trainer.train()
+    rollout, output = rollouts[0], outputs[0]
+    assert rollout.rewards.tolist() == [[0.0, 1.0, 0.0, 1.0]] * 6
+    texts = trainer.processing_class.batch_decode(output["prompt_ids"], skip_special_tokens=True)
+    assert all(teaches(text) for text in texts)
+    assert [texts[first : first + 4] for first in range(0, 24, 4)] == [[text] * 4 for text in texts[::4]]
+    # What was recorded, scored or put into the table belongs to the responses that are there now.
+    entropy, _ = scored_entropy(trainer, output)
+    torch.testing.assert_close(rollout.metrics["entropy"].flatten(), entropy, atol=2e-5, rtol=0)
+    completions = trainer.processing_class.batch_decode(output["completion_ids"], skip_special_tokens=True)
+    assert list(trainer._logs["extra"]["shown"]) == [
+        f"{prompt}|{completion}" for prompt, completion in zip(texts, completions, strict=True)
+    ]
+    assert list(trainer._logs["prompt"]) == texts
+    # Rejected responses are scored by no pass.
+    assert calls["without_grad"] == (1 if options else 0)
+    entry = logged(trainer)[0]
+    counts = {name: entry[f"dynamic_sampling/{name}"] for name in trainer._collector.statistics}
+    assert counts["rounds"] >= 2
+    assert counts["prompts_kept"] == 6
+    assert counts["prompts_drawn"] == 6 + trainer._collector.prompts.drawn
+    assert counts["prompts_drawn"] == sum(
+        counts[f"prompts_{what}"] for what in ("kept", "surplus", "no_spread", "outside_band")
+    )
+    assert counts["prompts_no_spread"] > 0 == counts["prompts_outside_band"]
+
+
+def test_band_of_accuracy(tmp_path):
+    def by_prompt(prompts, **kwargs):
+        """A quarter right where the first digit is even, three quarters where it is odd."""
+        return [float(index % 4 < (1 if teaches(prompt) else 3)) for index, prompt in enumerate(prompts)]
+
+    trainer = make_trainer(
+        tmp_path,
+        trainer_options={"reward_funcs": by_prompt},
+        dynamic_sampling=True,
+        dynamic_sampling_kwargs={"lower": 0.5, "upper": 0.9},
+        max_steps=2,
+    )
+    rollouts, _ = keep_rollouts(trainer)
+    trainer.train()
+    assert [rollout.rewards.mean(dim=1).tolist() for rollout in rollouts] == [[0.75, 0.75]] * 2
+    assert sum(entry["dynamic_sampling/prompts_outside_band"] for entry in logged(trainer)) > 0
+
+
+def fixed_responses(prompts, trainer):
+    """Responses that depend on the prompt and the place within the group alone."""
+    tokenizer = trainer.processing_class
+    texts = [f"{prompt[0]}{'7' * (index % 4)}#{index % 4}" for index, prompt in enumerate(prompts)]
+    completion_ids = tokenizer(texts)["input_ids"]
+    return {
+        "prompt_ids": tokenizer(prompts)["input_ids"],
+        "completion_ids": completion_ids,
+        "logprobs": [[-1.0] * len(ids) for ids in completion_ids],
+    }
+
+
+MIXED = Dataset.from_dict({"prompt": ["2+3*4=", "3+3*4=", "5-1*2=", "4-1*2="]})  # the first and the last one teach
+TAUGHT = MIXED.select([0, 3])
+
+
+@pytest.mark.parametrize(
+    ("loss_type", "parts"),
+    # bnpo divides by the tokens of each micro-batch, which depend on the shuffle
+    [("bnpo", 1), *((loss_type, parts) for loss_type in ("grpo", "dapo", "dr_grpo") for parts in (1, 2, 4))],
+)
+def test_a_shrunken_batch_is_trained_on_like_one_of_that_size(tmp_path, loss_type, parts):
+    """The gradient is that of a batch of the kept groups alone, whatever the loss divides by."""
+
+    def moved(dataset, size, parts, **options):
+        trainer = make_trainer(
+            tmp_path,
+            trainer_options={
+                "train_dataset": dataset,
+                "reward_funcs": lambda prompts, **kwargs: graded(prompts, prompts, lambda *args: None),
+                "rollout_func": fixed_responses,
+            },
+            advantage_estimator="dr_grpo",
+            loss_type=loss_type,
+            per_device_train_batch_size=size // parts,
+            gradient_accumulation_steps=parts,
+            shuffle_dataset=False,
+            optim="sgd",
+            learning_rate=1.0,
+            max_steps=1,
+            lr_scheduler_type="constant",
+            max_grad_norm=1e9,
+            **options,
+        )
+        trainer.train()
+        return parameters(trainer)
+
+    once = {"dynamic_sampling": True, "dynamic_sampling_kwargs": {"max_rounds": 1}}
+    shrunken = moved(MIXED, 16, parts, **once)
+    small = moved(TAUGHT, 8, 1)
+    start = parameters(make_trainer(tmp_path))
+    assert any(not torch.equal(start[name], value) for name, value in small.items())
+    for name, value in small.items():
+        torch.testing.assert_close(shrunken[name] - start[name], value - start[name], atol=1e-7, rtol=1e-4)
+
+
+@pytest.mark.parametrize("num_iterations", [1, 2])
+def test_a_shrunken_batch(tmp_path, caplog, num_iterations):
+    trainer = make_trainer(
+        tmp_path,
+        trainer_options={"reward_funcs": graded},
+        dynamic_sampling=True,
+        dynamic_sampling_kwargs={"max_rounds": 1},
+        per_device_train_batch_size=24,
+        num_iterations=num_iterations,
+        max_steps=1,
+    )
+    rollouts, _ = keep_rollouts(trainer)
+    outputs = keep_outputs(trainer)
+    with caplog.at_level(logging.WARNING):
+        trainer.train()
+    rollout, output = rollouts[0], outputs[0]
+    kept = int(rollout.valid.any(dim=1).sum())
+    assert f"after 1 generation rounds {kept} of 6 groups are worth training on" in caplog.text
+    assert 0 < kept < 6
+    assert rollout.valid.all(dim=1).tolist() == [True] * kept + [False] * (6 - kept)
+    assert float(rollout.accuracy) == 0.5  # of what is trained on
+    assert output["trained"].tolist() == [True] * 4 * kept + [False] * 4 * (6 - kept)
+    assert (output["completion_mask"].sum(dim=1) > 0).tolist() == output["trained"].tolist()
+    assert int(output["num_items_in_batch"]) == int(output["completion_mask"].sum())
+    assert (output["advantages"][4 * kept :] == 0).all()
+    assert math.isfinite(logged(trainer)[0]["loss"])
+
+
+def test_keep_and_error(tmp_path):
+    options = {"dynamic_sampling": True, "per_device_train_batch_size": 24, "max_steps": 1}
+    keep = options | {"dynamic_sampling_kwargs": {"max_rounds": 1, "exhausted": "keep"}}
+    trainer = make_trainer(tmp_path, trainer_options={"reward_funcs": graded}, **keep)
+    rollouts, _ = keep_rollouts(trainer)
+    trainer.train()
+    means = rollouts[0].rewards.mean(dim=1)
+    kept = int((means == 0.5).sum())
+    assert 0 < kept < 6
+    torch.testing.assert_close(means, torch.tensor([0.5] * kept + [0.1] * (6 - kept)))
+    error = options | {"dynamic_sampling_kwargs": {"max_rounds": 1, "exhausted": "error"}}
+    trainer = make_trainer(tmp_path, trainer_options={"reward_funcs": graded}, **error)
+    with pytest.raises(RuntimeError, match=rf"{kept} of 6 groups are worth training on; rewards that seldom differ"):
+        trainer.train()
+
+
+def test_nothing_at_all_to_learn(tmp_path):
+    trainer = make_trainer(
+        tmp_path,
+        trainer_options={"reward_funcs": lambda completions, **kwargs: [1.0] * len(completions)},
+        dynamic_sampling=True,
+        dynamic_sampling_kwargs={"max_rounds": 2},
+        weight_decay=0.0,
+        max_steps=2,
+    )
+    before = parameters(trainer)
+    trainer.train()
+    assert_same_parameters(parameters(trainer), before)
+    assert [entry["loss"] for entry in logged(trainer)] == [0.0, 0.0]
+    assert logged(trainer)[0]["dynamic_sampling/prompts_drawn"] == 4
+    assert logged(trainer)[0]["dynamic_sampling/accuracy_drawn"] == 1.0
+
+
+def test_evaluation_samples_as_ever(tmp_path):
+    trainer = make_trainer(
+        tmp_path,
+        trainer_options={"eval_dataset": TASK.dataset("test", 8, seed=0), "reward_funcs": graded},
+        dynamic_sampling=True,
+    )
+    scores = trainer.evaluate()
+    assert 0 < scores["eval_groups/frac_no_spread"] < 1
+    assert not [name for name in scores if "dynamic_sampling" in name]
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"num_iterations": 2, "canon_metric": "random"}, {"dynamic_sampling_kwargs": {"max_rounds": 1}}],
+    ids=str,
+)
+def test_resume(tmp_path, options):
+    """Also within a rollout, and with the fresh prompts going on where they were."""
+    options = {"dynamic_sampling": True, "max_steps": 4, "save_strategy": "steps", "save_steps": 1} | options
+    trainer_options = {"reward_funcs": graded, "train_dataset": prompts(20)}
+    whole = make_trainer(tmp_path / "whole", trainer_options=trainer_options, **options)
+    whole.train()
+    for step in (1, 2, 3):
+        torch.manual_seed(step)
+        resumed = make_trainer(tmp_path / str(step), trainer_options=trainer_options, **options)
+        resumed.train(resume_from_checkpoint=str(tmp_path / "whole" / f"checkpoint-{step}"))
+        assert_same_parameters(parameters(resumed), parameters(whole))
+        assert logged(resumed) == logged(whole)
+        assert resumed._collector.prompts.drawn == whole._collector.prompts.drawn
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"max_rounds": 0}, "max_rounds=0 must be at least 1"),
+        ({"lower": 0.6, "upper": 0.4}, "lower=0.6 and upper=0.4 must satisfy"),
+        ({"exhausted": "stop"}, "exhausted='stop' must be 'shrink', 'keep' or 'error'"),
+    ],
+)
+def test_bad_options(options, message):
+    with pytest.raises(ValueError, match=message):
+        DynamicSampling(**options)
