@@ -9,15 +9,20 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from canon_trl.advantages import (
+    a_grae_advantage,
     canon_advantage,
     dr_grpo_advantage,
     grpo_advantage,
     inter_group_advantage,
     intra_group_advantage,
+    nsr_advantage,
     opo_advantage,
+    optimal_value,
+    psr_advantage,
     reinforce_pp_baseline_advantage,
     rloo_advantage,
     split_by_metric,
+    w_reinforce_advantage,
 )
 from canon_trl.advantages.canon import canon_statistics
 
@@ -40,6 +45,20 @@ ESTIMATORS = {
     "reinforce_pp_baseline": lambda rewards: reinforce_pp_baseline_advantage(rewards, lengths_of(rewards)),
 }
 GROUP_LOCAL = {name: function for name, function in ESTIMATORS.items() if name != "reinforce_pp_baseline"}
+
+BOUNDED = {
+    "a_grae": a_grae_advantage,
+    "a_grae_centred": lambda rewards: a_grae_advantage(rewards, scale=False, attenuation=0.5),
+    "psr": psr_advantage,
+    "nsr": nsr_advantage,
+    "w_reinforce": w_reinforce_advantage,
+}
+ALL = ESTIMATORS | BOUNDED
+
+
+def admissible(name: str, rewards: Tensor) -> Tensor:
+    """The rewards, squeezed into [0, 1] for the methods that are defined there only."""
+    return (rewards + 2) / 4 if name in BOUNDED else rewards
 
 
 def close(got: Tensor, want: Tensor | list, tolerance: float = 1e-6) -> None:
@@ -159,6 +178,71 @@ def test_reinforce_pp_baseline():
     close(advantages, [[0.5, -1.5]])
 
 
+# A-GRAE and its family, by hand
+
+
+def test_a_grae():
+    # p = 1/4 and 3/4, q = 1/2. A = r - p. Group 1: sqrt(p) = 1/2, so easy and hard are A; A' = A. The positive one is
+    # halved. Group 2: sqrt(p) = 0.8660254; easy = 3.7320508 A, hard = 0.5773503 A, their mean 2.1547005 A.
+    rewards = torch.tensor([[1.0, 0.0, 0.0, 0.0], [1.0, 1.0, 1.0, 0.0]], dtype=torch.float64)
+    advantages = a_grae_advantage(rewards, scale=False, eps=0.0)
+    factor = 0.5 * 0.5 * (1 / (1 - 0.75**0.5) + 1 / 0.75**0.5)
+    close(advantages[0], [0.375, -0.25, -0.25, -0.25])
+    close(advantages[1], [factor * 0.25 / 2] * 3 + [-factor * 0.75])
+    # from q = 1/2 on nothing is damped
+    close(a_grae_advantage(rewards, scale=False, eps=0.0, attenuation=0.5)[0], [0.75, -0.25, -0.25, -0.25])
+
+
+def test_a_grae_leaves_unscored_groups_out_of_the_batch_mean():
+    rewards = torch.tensor([[1.0, 0.0, NAN, 0.0], [NAN] * 4])
+    close(a_grae_advantage(rewards)[:1, [0, 1, 3]], a_grae_advantage(rewards[:1, [0, 1, 3]]))
+    assert a_grae_advantage(rewards)[1].tolist() == [0.0] * 4
+
+
+@given(reward_tables(scored=True))
+def test_a_grae_keeps_every_sign(rewards):
+    rewards = (rewards + 2) / 4
+    assert torch.equal(a_grae_advantage(rewards).sign(), grpo_advantage(rewards).sign())
+
+
+def test_reinforce_family():
+    rewards = torch.tensor([[1.0, 0.0, NAN]])
+    close(psr_advantage(rewards), [[1.0, 0.0, 0.0]])
+    close(nsr_advantage(rewards), [[0.0, -1.0, 0.0]])
+    close(w_reinforce_advantage(rewards), [[0.1, -1.0, 0.0]])
+    close(w_reinforce_advantage(rewards, positive_weight=0.0), nsr_advantage(rewards))
+    close(w_reinforce_advantage(rewards, positive_weight=1.0), psr_advantage(rewards) + nsr_advantage(rewards))
+
+
+# A*-PO's optimal value
+
+
+def test_optimal_value():
+    # 0.5 * log((e^2 + 1) / 2) of rewards 1 and 0
+    rewards = torch.tensor([[1.0, 0.0], [0.0, 0.0], [NAN, 1.0], [NAN, NAN]], dtype=torch.float64)
+    close(optimal_value(rewards, beta=0.5)[:3], [0.5 * math.log((math.e**2 + 1) / 2), 0.0, 1.0], 1e-12)
+    assert optimal_value(rewards, beta=0.5)[3].isnan() and optimal_value(rewards, beta=0)[3].isnan()
+    close(optimal_value(rewards, beta=0)[:3], [0.5, 0.0, 1.0])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("reward", [1e30, -1e30, 1e-30])
+@pytest.mark.parametrize("beta", [1e-30, 1e-3, 0.5, 1e30])
+def test_no_reward_overflows_the_optimal_value(reward, beta, dtype):
+    rewards = torch.tensor([[reward, reward, 0.0, 0.0]], dtype=dtype)
+    value = optimal_value(rewards, beta=beta)
+    assert value.isfinite().all()
+    assert rewards.mean() - 1e-6 * abs(reward) <= value <= rewards.amax() + 1e-6 * abs(reward)
+
+
+@given(reward_tables(scored=True), st.floats(0.01, 5), st.sampled_from([-4.0, 0.5, 8.0]))
+def test_optimal_value_lies_between_mean_and_best_and_shifts_with_the_rewards(rewards, beta, shift):
+    value = optimal_value(rewards, beta=beta)
+    assert (value >= rewards.mean(dim=1) - 1e-9).all() and (value <= rewards.amax(dim=1) + 1e-9).all()
+    close(optimal_value(rewards + shift, beta=beta), value + shift, 1e-9)
+    assert (optimal_value(rewards, beta=2 * beta) <= value + 1e-9).all()
+
+
 # Reductions
 
 
@@ -215,11 +299,12 @@ def test_opo_with_equal_lengths_is_dr_grpo(rewards):
 # Properties that all share
 
 
-@pytest.mark.parametrize("name", ESTIMATORS)
+@pytest.mark.parametrize("name", ALL)
 @given(rewards=reward_tables(), data=st.data())
 def test_permuting_groups_permutes_advantages(name, rewards, data):
+    rewards = admissible(name, rewards)
     order = torch.tensor(data.draw(st.permutations(range(len(rewards)))))
-    close(ESTIMATORS[name](rewards[order]), ESTIMATORS[name](rewards)[order])
+    close(ALL[name](rewards[order]), ALL[name](rewards)[order])
 
 
 @pytest.mark.parametrize("name", ESTIMATORS)
@@ -263,20 +348,21 @@ def test_no_spread_gives_exactly_nothing(name, size):
         assert ESTIMATORS[name](torch.full((3, size), reward)).abs().max() == 0
 
 
-@pytest.mark.parametrize("name", ESTIMATORS)
+@pytest.mark.parametrize("name", ALL)
 @given(rewards=reward_tables())
 def test_bf16_is_computed_in_float32(name, rewards):
-    low = rewards.bfloat16()
-    advantages = ESTIMATORS[name](low)
+    low = admissible(name, rewards).bfloat16()
+    advantages = ALL[name](low)
     assert advantages.dtype == torch.bfloat16
-    assert torch.equal(advantages, ESTIMATORS[name](low.float()).bfloat16())
+    assert torch.equal(advantages, ALL[name](low.float()).bfloat16())
 
 
-@pytest.mark.parametrize("name", ESTIMATORS)
+@pytest.mark.parametrize("name", ALL)
 @given(rewards=reward_tables())
 def test_inputs_are_not_modified(name, rewards):
+    rewards = admissible(name, rewards)
     before = rewards.clone()
-    assert ESTIMATORS[name](rewards).shape == rewards.shape
+    assert ALL[name](rewards).shape == rewards.shape
     assert torch.equal(rewards.nan_to_num(9.0), before.nan_to_num(9.0))
 
 
@@ -304,6 +390,20 @@ def test_canon_does_not_modify_the_metric(rewards, data):
 def test_bad_options(options, message):
     with pytest.raises(ValueError, match=message):
         canon_advantage(torch.zeros(1, 2), torch.zeros(1, 2), **options)
+
+
+@pytest.mark.parametrize(
+    ("function", "options", "message"),
+    [
+        (a_grae_advantage, {"attenuation": 0.0}, "attenuation=0.0 must be positive"),
+        (w_reinforce_advantage, {"positive_weight": -0.1}, "positive_weight=-0.1 must be at least 0"),
+        (optimal_value, {"beta": -1.0}, "beta=-1.0 must be finite and at least 0"),
+        (optimal_value, {"beta": NAN}, "beta=nan must be finite"),
+    ],
+)
+def test_bad_options_of_the_others(function, options, message):
+    with pytest.raises(ValueError, match=message):
+        function(torch.zeros(1, 2), **options)
 
 
 def test_shapes_must_agree():

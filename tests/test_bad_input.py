@@ -28,7 +28,7 @@ def config(**options):
     [
         (
             {"advantage_estimator": "gropo"},
-            r"advantage_estimator='gropo' is unknown; choose one of \['canon', 'dr_grpo'",
+            r"advantage_estimator='gropo' is unknown; choose one of \['a_grae', 'canon', 'dr_grpo'",
         ),
         ({"advantage_estimator": "no.such:f"}, "advantage_estimator='no.such:f' cannot be imported"),
         ({"advantage_estimator": "math:pi"}, "advantage_estimator='math:pi' is a float, not a function"),
@@ -71,6 +71,64 @@ def config(**options):
         ({"scale_rewards": "group"}, "scale_rewards='group' is TRL's own scaling"),
         ({"scale_rewards": True}, "scale_rewards='group' is TRL's own scaling"),
         ({"scale_rewards": "batch", "advantage_estimator": "grpo"}, "scale_rewards='batch'"),
+        ({"policy_loss": "cov"}, r"policy_loss='cov' is unknown; choose one of \['clip_cov', 'kl_cov'\]"),
+        ({"policy_loss_kwargs": {"ratio": 0.1}}, "would be ignored: policy_loss is None"),
+        (
+            {"policy_loss": "kl_cov", "policy_loss_kwargs": {"ratio": 0.1}},
+            r"has \['ratio'\], which 'kl_cov' does not take; it takes \['coef', 'fraction', 'scope'\]",
+        ),
+        (
+            {"policy_loss": "clip_cov", "policy_loss_kwargs": {"epsilon_low": 0.1}},
+            r"does not take; it takes \['high', 'low', 'ratio', 'scope'\]",
+        ),
+        (
+            {"policy_loss": "clip_cov", "policy_loss_kwargs": {"ratio": 20}},
+            r"policy_loss_kwargs: ratio=20 must lie in \(0, 1\]; it is a share, not a percentage",
+        ),
+        ({"policy_loss": "clip_cov", "policy_loss_kwargs": {"low": 6.0}}, "low=6.0 must be less than high=5.0"),
+        ({"policy_loss": "kl_cov", "policy_loss_kwargs": {"coef": -1.0}}, "coef=-1.0 must be finite and at least 0"),
+        ({"policy_loss": "kl_cov", "policy_loss_kwargs": {"scope": "rank"}}, "scope='rank' must be 'micro_batch' or"),
+        (
+            {"policy_loss": "clip_cov", "loss_type": "cispo"},
+            "loss_type='cispo' does not go with policy_loss",
+        ),
+        (
+            {"policy_loss": "clip_cov", "importance_sampling_level": "sequence"},
+            "importance_sampling_level='sequence' does not go with",
+        ),
+        ({"policy_loss": "kl_cov", "delta": 2.0}, "delta=2.0 does not go with policy_loss='kl_cov'"),
+        (
+            {"policy_loss": "kl_cov", "off_policy_mask_threshold": 0.5},
+            "off_policy_mask_threshold=0.5 does not",
+        ),
+        (
+            {"policy_loss": "kl_cov", "epsilon_high": 0.3},
+            "epsilon_high would be ignored: policy_loss='kl_cov'",
+        ),
+        (
+            {
+                "policy_loss": "kl_cov",
+                "policy_loss_kwargs": {"scope": "batch"},
+                "gradient_accumulation_steps": 2,
+                "steps_per_generation": 3,
+            },
+            "gradient_accumulation_steps=2 micro-batches must come from one rollout of steps_per_generation=3",
+        ),
+        ({"dynamic_sampling_kwargs": {"lower": 0.1}}, "would be ignored: dynamic_sampling is False"),
+        (
+            {"dynamic_sampling": True, "dynamic_sampling_kwargs": {"rounds": 2}},
+            r"has \['rounds'\]; it takes \['max",
+        ),
+        (
+            {"dynamic_sampling": True, "dynamic_sampling_kwargs": {"lower": 0.9, "upper": 0.2}},
+            "dynamic_sampling_kwargs: lower=0.9 and upper=0.2 must satisfy",
+        ),
+        ({"dynamic_sampling": True, "entropy_coef": 0.1}, "entropy_coef=0.1 and .*cannot leave places out"),
+        (
+            {"advantage_estimator": "a_grae", "scale_rewards": "group"},
+            "scale_rewards='group' is TRL's own scaling of advantages, which advantage_estimator='a_grae' replaces",
+        ),
+        ({"advantage_estimator": "psr", "advantage_estimator_kwargs": {"w": 1}}, r"has \['w'\].*it takes \[\]"),
         ({"multi_objective_aggregation": "normalize_then_sum"}, "multi_objective_aggregation='normalize_then_sum' is"),
     ],
     ids=lambda value: ", ".join(map(str, value)) if isinstance(value, dict) else "",
@@ -149,6 +207,7 @@ def misspelt(rollout):
         ({}, {"entropy_source": "generation", "generation_kwargs": {"num_beams": 2}}, "cannot be had with num_beams"),
         ({}, {"entropy_source": "forward", "canon_metric": "length"}, "entropy_source='forward' would be ignored"),
         ({}, {"entropy_source": "generation", "advantage_estimator": "grpo"}, "'generation' would be ignored"),
+        ({"environment_factory": print}, {"dynamic_sampling": True}, "dynamic_sampling=True does not go with environ"),
         ({"advantage_estimator": misspelt}, {}, "requires_metrics='entropie' is unknown"),
         ({"advantage_estimator": print}, {"canon_mu": 0.2}, r"\['canon_mu'\] would be ignored"),
         ({"canon_metric": len}, {"canon_metric": "length"}, "canon_metric is given to the trainer and as args"),
@@ -269,6 +328,44 @@ def test_too_many_cosine_cycles_for_the_dataset(tmp_path):
     with pytest.raises(ValueError, match="cycles=3 must be at most the 2 steps that are left of total_steps=4"):
         trainer.train()
     assert trainer.state.global_step == 0
+
+
+@pytest.mark.parametrize(
+    ("estimator", "reward", "message"),
+    [
+        (
+            "a_grae",
+            -0.5,
+            r"rewards in \[0, 1\], but the weighted sum .* is -0.5 for completion 2",
+        ),
+        ("a_grae", 1.5, r"rewards in \[0, 1\], but .* is 1.5 for completion 2"),
+        ("psr", 0.5, r"rewards in {0, 1}, but .* is 0.5 for completion 2"),
+        ("nsr", -1.0, r"rewards in {0, 1}, but .* is -1.0 for completion 2"),
+        ("w_reinforce", 2.0, r"rewards in {0, 1}, but .* is 2.0 for completion 2"),
+    ],
+)
+def test_rewards_for_which_a_method_is_not_defined(tmp_path, estimator, reward, message):
+    def rewards(completions, **kwargs):
+        return [reward if index == 2 else None if index == 3 else 1.0 for index, _ in enumerate(completions)]
+
+    trainer = make_trainer(tmp_path, trainer_options={"reward_funcs": rewards}, advantage_estimator=estimator)
+    with pytest.raises(ValueError, match=message):
+        trainer.train()
+
+
+@pytest.mark.parametrize(
+    ("options", "warned"),
+    [
+        ({}, True),
+        ({"gradient_accumulation_steps": 2}, True),
+        ({"num_iterations": 2}, False),
+        ({"steps_per_generation": 2}, False),
+    ],
+)
+def test_kl_cov_with_one_update_a_rollout_is_warned_about(options, warned, caplog):
+    with caplog.at_level(logging.WARNING):
+        config(policy_loss="kl_cov", **options)
+    assert ("policy_loss='kl_cov' with one update a rollout is the plain policy gradient" in caplog.text) is warned
 
 
 @pytest.mark.skipif(find_spec("vllm") is not None, reason="vllm is installed")

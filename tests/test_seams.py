@@ -11,7 +11,7 @@ from trl import GRPOTrainer
 from trl.models.utils import disable_gradient_checkpointing
 from trl.trainer.utils import strip_images_from_messages
 
-from canon_trl.trainers.pluggable import MULTIMODAL_INPUTS
+from canon_trl.trainers.pluggable import GENERATED, MULTIMODAL_INPUTS
 
 SIGNATURES = {
     "_generate": ["self", "prompts"],
@@ -21,6 +21,7 @@ SIGNATURES = {
     "_save_checkpoint": ["self", "model", "trial"],
     "_load_optimizer_and_scheduler": ["self", "checkpoint"],
     "_prepare_inputs": ["self", "generation_batch"],
+    "_compute_loss": ["self", "model", "inputs"],
 }
 
 
@@ -83,9 +84,15 @@ def observed(tmp_path_factory):
     return trainer
 
 
-def test_generate_returns_completion_ids_and_tool_mask(observed):
-    assert observed.generated[1] == observed.completion_ids_list, "_generate()[1]"
-    assert observed.generated[2] is None, "_generate()[2]"
+def test_generate_returns_lists_by_response(observed):
+    assert len(observed.generated) == len(GENERATED), "_generate"
+    parts = dict(zip(GENERATED, observed.generated, strict=True))
+    assert parts["completion_ids"] == observed.completion_ids_list, "_generate()[1]"
+    assert parts["tool_mask"] is None, "_generate()[2]"
+    assert all(isinstance(text, str) for text in parts["completions"]), "_generate()[3]"
+    assert [len(parts[name]) for name in ("prompt_ids", "completions")] == [8, 8], "_generate"
+    assert [parts[name] for name in ("sampling_log_probs", "images")] == [None, None], "_generate"
+    assert (parts["extra_fields"], parts["tool_images"]) == ({}, []), "_generate"
 
 
 def test_rewards_are_rows_by_functions(observed):
@@ -138,6 +145,30 @@ def test_the_loss_takes_advantages_per_token(observed):
     widened = inputs["advantages"].unsqueeze(1).expand_as(inputs["completion_ids"])
     spread = observed._compute_loss(observed.model, inputs | {"advantages": widened})
     torch.testing.assert_close(whole, spread)
+
+
+def test_the_loss_scores_first_and_then_reads_the_advantages(observed, monkeypatch):
+    """So a policy loss can replace them once it has seen the tokens' log-probabilities."""
+    inputs = dict(observed._buffered_inputs[0])
+    assert observed._compute_loss(observed.model, inputs) != 0
+    score = observed._get_per_token_logps_and_entropies
+
+    def silence(*args, **kwargs):
+        inputs["advantages"] = torch.zeros_like(inputs["advantages"])
+        return score(*args, **kwargs)
+
+    monkeypatch.setattr(observed, "_get_per_token_logps_and_entropies", silence)
+    assert observed._compute_loss(observed.model, inputs) == 0, "_compute_loss"
+
+
+def test_the_bounds_of_ratio_clipping(observed):
+    assert (observed.epsilon_low, observed.epsilon_high) == (0.2, 0.2), "epsilon_low, epsilon_high"
+
+
+def test_columns_wait_for_the_table(observed):
+    observed._log_completion_extra("letters", [1, 2])
+    assert dict(observed._pending_extra_logs) == {"letters": [1, 2]}, "_pending_extra_logs"
+    observed._pending_extra_logs.clear()
 
 
 def test_a_sampler_draws_one_order_an_epoch(observed):
