@@ -1,0 +1,102 @@
+"""What is left to gain from the entropy that is left: R = -a * exp(H) + b
+(https://huggingface.co/papers/2505.22617)."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas
+
+
+@dataclass(frozen=True)
+class EntropyLaw:
+    """Accuracy as a function of the policy's entropy, R = -a * exp(H) + b (Eq. 6).
+
+    Attributes:
+        a, b: the coefficients, in the unit of the accuracy.
+        ceiling: b - a, the accuracy that is predicted for the day when all entropy is spent (H = 0).
+        residual: root mean square of what the fit leaves over, in the unit of the accuracy.
+        points: how many pairs it was fitted to.
+    """
+
+    a: float
+    b: float
+    residual: float
+    points: int
+
+    @property
+    def ceiling(self) -> float:
+        return self.b - self.a
+
+    def accuracy(self, entropy: np.ndarray | float) -> np.ndarray | float:
+        """The accuracy that is predicted at that entropy, in nats."""
+        return self.b - self.a * np.exp(entropy)
+
+
+def fit_entropy_law(entropy: Sequence[float], accuracy: Sequence[float]) -> EntropyLaw:
+    """Least squares, which is linear in exp(H).
+
+    Args:
+        entropy: mean token entropy in nats, along a run or over several.
+        accuracy: the accuracy at the same time, as many.
+
+    Raises:
+        ValueError: the lengths differ, a number is not finite, or there are fewer than three pairs or no two different
+            entropies, through which any curve would pass.
+    """
+    entropy, accuracy = np.asarray(entropy, dtype=float), np.asarray(accuracy, dtype=float)
+    if entropy.shape != accuracy.shape or entropy.ndim != 1:
+        raise ValueError(f"entropy {entropy.shape} and accuracy {accuracy.shape} must be lists of one length")
+    if not (np.isfinite(entropy).all() and np.isfinite(accuracy).all()):
+        raise ValueError("entropy and accuracy must be finite")
+    if len(entropy) < 3 or np.ptp(entropy) == 0:
+        raise ValueError(
+            f"{len(entropy)} pairs with {len(np.unique(entropy))} different entropies cannot be fitted; at least 3 "
+            "pairs and 2 different entropies are needed"
+        )
+    terms = np.stack([-np.exp(entropy), np.ones_like(entropy)], axis=1)
+    (a, b), *_ = np.linalg.lstsq(terms, accuracy, rcond=None)
+    residual = np.sqrt(np.mean((terms @ [a, b] - accuracy) ** 2))
+    return EntropyLaw(a=float(a), b=float(b), residual=float(residual), points=len(entropy))
+
+
+def save_entropy_law(
+    log_history: Sequence[Mapping[str, Any]], path: Path | str, *, accuracy_reward: str
+) -> EntropyLaw:
+    """Fit the law to a run's log and draw it with its points.
+
+    Held-out accuracies are taken where there are three or more, with the entropy of the evaluation; else those of the
+    training batches.
+
+    Args:
+        log_history: `trainer.state.log_history`.
+        path: of the picture.
+        accuracy_reward: name of the reward function that measures accuracy.
+
+    Raises:
+        ValueError: the log has too few pairs, see [`fit_entropy_law`].
+    """
+    # Imported here, so that importing the package does not build a font cache.
+    from matplotlib.figure import Figure
+
+    table = pandas.DataFrame(list(log_history))
+    for prefix in ("eval_", ""):
+        columns = [f"{prefix}entropy", f"{prefix}rewards/{accuracy_reward}/mean"]
+        pairs = table.reindex(columns=columns).astype(float).dropna()
+        if len(pairs) >= 3:
+            break
+    entropy, accuracy = pairs[columns[0]], pairs[columns[1]]
+    law = fit_entropy_law(entropy, accuracy)
+    figure = Figure(figsize=(6, 4), layout="constrained")
+    axes = figure.subplots()
+    axes.scatter(entropy, accuracy, s=12, label="held out" if prefix else "training batches")
+    grid = np.linspace(0, entropy.max(), 200)
+    axes.plot(grid, law.accuracy(grid), color="tab:orange", label=f"-{law.a:.3g} exp(H) + {law.b:.3g}")
+    axes.axhline(law.ceiling, color="gray", linestyle=":", label=f"ceiling {law.ceiling:.3g}")
+    axes.set_xlabel("token entropy H (nats)")
+    axes.set_ylabel("accuracy")
+    axes.legend(fontsize=8)
+    figure.savefig(path, dpi=120)
+    return law
