@@ -4,8 +4,17 @@ from importlib.metadata import version
 
 from canon_trl.advantages import requires_metrics
 from canon_trl.rollout import Rollout
-from canon_trl.trainers import CANONConfig, CANONTrainer, PluggableGRPOTrainer
+from canon_trl.trainers import AStarPOConfig, AStarPOTrainer, CANONConfig, CANONTrainer, PluggableGRPOTrainer
 
 __version__ = version("canon-trl")
 
-__all__ = ["CANONConfig", "CANONTrainer", "PluggableGRPOTrainer", "Rollout", "__version__", "requires_metrics"]
+__all__ = [
+    "AStarPOConfig",
+    "AStarPOTrainer",
+    "CANONConfig",
+    "CANONTrainer",
+    "PluggableGRPOTrainer",
+    "Rollout",
+    "__version__",
+    "requires_metrics",
+]

@@ -13,6 +13,7 @@ weights and its divisors, stays TRL's. [`POLICY_LOSSES`] names them for the conf
 
 import inspect
 
+from canon_trl.policy_losses.astar_po import astar_po_loss
 from canon_trl.policy_losses.covariance import (
     ClipCov,
     KLCov,
@@ -51,6 +52,7 @@ __all__ = [
     "ClipCov",
     "KLCov",
     "PolicyLoss",
+    "astar_po_loss",
     "clip_cov_mask",
     "covariance_statistics",
     "get_policy_loss",

@@ -19,7 +19,7 @@ import logging
 import math
 import os
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any
@@ -50,7 +50,7 @@ from canon_trl.trainers.before_loading import (
 )
 from canon_trl.trainers.generation_recorder import GenerationRecorder
 from canon_trl.trainers.group_collector import GroupCollector, SampledBatch, SampledResponse
-from canon_trl.trainers.token_gate import TokenGate
+from canon_trl.trainers.token_gate import TokenGate, trained_tokens
 
 logger = logging.getLogger(__name__)
 
@@ -102,6 +102,8 @@ class PluggableGRPOTrainer(GRPOTrainer):
         needs_accuracy: whether the estimator reads `Rollout.accuracy`; its reward must then lie in [0, 1].
         reward_range: the rewards for which the estimator is defined; others are refused.
         entropy_source: `"generation"`, `"forward"` or `"auto"`, see [`~canon_trl.CANONConfig`].
+        loss_function: the whole loss in place of TRL's, `(log_probs, ref_log_probs, advantages, mask) -> 0-d` of one
+            micro-batch, `(B, T)` each but the advantages `(B,)`; needs `args.beta` above 0 for the reference.
         policy_loss: what single tokens weigh in the loss, see `canon_trl.policy_losses`; default all alike.
         dynamic_sampling: how groups that teach nothing are replaced, see `canon_trl.sampling`; default not at all.
 
@@ -125,6 +127,7 @@ class PluggableGRPOTrainer(GRPOTrainer):
         needs_accuracy: bool = False,
         reward_range: RewardRange | None = None,
         entropy_source: str = "auto",
+        loss_function: Callable[[Tensor, Tensor, Tensor, Tensor], Tensor] | None = None,
         policy_loss: PolicyLoss | None = None,
         dynamic_sampling: DynamicSampling | None = None,
         **trl_kwargs: Any,
@@ -148,6 +151,7 @@ class PluggableGRPOTrainer(GRPOTrainer):
                 "entropies or log-probabilities; leave it at 'auto'"
             )
         self._making: RolloutParts | None = None
+        self._loss_function = loss_function
         self._losing: dict[str, Any] | None = None  # the micro-batch whose loss is being computed
         self._steps_not_restored = 0  # micro-batches before a resume that `_step` does not count
         self._steps_by_epochs: int | None = None
@@ -191,10 +195,12 @@ class PluggableGRPOTrainer(GRPOTrainer):
             rollout = self._make_rollout(output)
             if collected is not None and collected.trained is not None:
                 self._leave_out(output, collected.trained)
+                output["trained"] = self._local(collected.trained)
+            if self._loss_function is not None:  # which an advantage of 0 would teach something
+                self._leave_out(output, rollout.valid.flatten())
             advantages = self._estimate_advantages(rollout)
-            rows, width = output["completion_ids"].shape
-            first = self.accelerator.process_index * rows
-            local = advantages.flatten(0, 1)[first : first + rows]
+            width = output["completion_ids"].shape[1]
+            local = self._local(advantages.flatten(0, 1))
             output["advantages"] = local[:, :width] if local.dim() == 2 else local
             if advantages.dim() == 3:  # logged as the mean over each response
                 mask = self._model_mask(width, local.device)
@@ -202,7 +208,7 @@ class PluggableGRPOTrainer(GRPOTrainer):
                 advantages = self.accelerator.gather(means).view_as(rollout.rewards)
             self._log_rollout(rollout, advantages)
             if self._gate is not None and self.model.training:
-                output |= self._gate_inputs(output, first, rollout.width)
+                output |= self._gate_inputs(output, rollout)
         finally:  # an error or an evaluation in between must not leave parts of another batch behind
             self._making = None
         return output
@@ -231,11 +237,14 @@ class PluggableGRPOTrainer(GRPOTrainer):
             parts.rewards_per_func,
         )
 
+    def _local(self, everyones: Tensor) -> Tensor:
+        """This rank's part of what all ranks know of all responses, `(N, ...)`."""
+        rows = len(everyones) // self.accelerator.num_processes
+        return everyones[self.accelerator.process_index * rows :][:rows]
+
     def _leave_out(self, output: dict[str, Any], trained: Tensor) -> None:
-        """Places that no group was found for have no part in the loss: no token of theirs is trained on."""
-        rows = len(output["completion_ids"])
-        local = trained[self.accelerator.process_index * rows :][:rows]
-        output["trained"] = local
+        """Responses of which not `trained` have no part in the loss: no token of theirs is trained on."""
+        local = self._local(trained)
         for name in ("completion_mask", "old_per_token_logps", "ref_per_token_logps", "sampling_per_token_logps"):
             if name in output:
                 output[name] = output[name].masked_fill(~local.unsqueeze(1), 0)
@@ -292,6 +301,9 @@ class PluggableGRPOTrainer(GRPOTrainer):
             scored = super()._get_per_token_logps_and_entropies(
                 model, input_ids, attention_mask, logits_to_keep, *args, compute_entropy=compute_entropy, **kwargs
             )
+            self._losing["log_probs"] = scored[0]
+            if self._gate is None or not self.model.training:
+                return scored
             step_batch = self._step_batch()
             self._losing["advantages"] = self._gate.advantages(
                 scored[0],
@@ -341,14 +353,16 @@ class PluggableGRPOTrainer(GRPOTrainer):
         return rewards_per_func
 
     def _compute_loss(self, model: Any, inputs: dict[str, Any]) -> Tensor:
-        if not self.model.training:
-            return super()._compute_loss(model, inputs)
-        if self._gate is not None:
-            self._losing = inputs = dict(inputs)  # its advantages are replaced between the scoring and the loss
+        self._losing = inputs = dict(inputs)  # its advantages may be replaced between the scoring and the loss
         try:
             loss = super()._compute_loss(model, inputs)
         finally:
             self._losing = None
+        if self._loss_function is not None:
+            # TRL's own loss is left without a backward pass; what it logs stands.
+            parts = (inputs["log_probs"], inputs["ref_per_token_logps"], inputs["advantages"], trained_tokens(inputs))
+            accumulated = self.current_gradient_accumulation_steps if self.model.training else 1
+            loss = self._loss_function(*parts) / accumulated
         return loss if "trained" not in inputs else loss * self._share_left_out()
 
     def _share_left_out(self) -> Tensor | float:
@@ -533,10 +547,10 @@ class PluggableGRPOTrainer(GRPOTrainer):
         valid = rollout.valid.unsqueeze(-1) if token_level else rollout.valid
         return advantages.detach().float().masked_fill(~valid, 0.0)
 
-    def _gate_inputs(self, output: dict[str, Any], first: int, width: int) -> dict[str, Tensor]:
+    def _gate_inputs(self, output: dict[str, Any], rollout: Rollout) -> dict[str, Tensor]:
         """What the policy loss needs beside TRL's own: which response a row is, and how wide the rollout is."""
-        rows, device = len(output["completion_ids"]), output["completion_ids"].device
-        added = {"response": torch.arange(first, first + rows, device=device), "width": torch.tensor(width)}
+        responses = torch.arange(rollout.rewards.numel(), device=output["completion_ids"].device)
+        added = {"response": self._local(responses), "width": torch.tensor(rollout.width)}
         if self._gate.policy_loss.scope == "batch":
             old_log_probs = output.get("old_per_token_logps")
             found = self._making.token_values.get("log_probs") if old_log_probs is None else old_log_probs

@@ -1,0 +1,116 @@
+"""A*-PO's trainer: stage 2, regression onto the optimal advantage."""
+
+import textwrap
+from functools import partial
+from typing import Any
+
+from datasets import Dataset
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from canon_trl.policy_losses.astar_po import astar_po_loss
+from canon_trl.rollout import Rollout
+from canon_trl.sampling.optimal_values import VALUE, with_optimal_values
+from canon_trl.trainers.astar_po_config import AStarPOConfig
+from canon_trl.trainers.pluggable import PluggableGRPOTrainer
+
+
+class AStarPOTrainer(PluggableGRPOTrainer):
+    """
+    Trainer for A*-PO: one response a prompt, regressed onto the optimal advantage r - V*.
+
+    V* is the value of a prompt under the best policy near the reference model, estimated beforehand from what the
+    reference earned on it; `examples/estimate_values.py` samples that. Generation, rewards, the reference model (with
+    PEFT the adapters switched off), distribution and logging are those of [`~trl.GRPOTrainer`].
+
+    Example:
+
+    ```python
+    from canon_trl import AStarPOConfig, AStarPOTrainer
+    from datasets import load_from_disk
+    from trl.rewards import accuracy_reward
+
+    trainer = AStarPOTrainer(
+        model="Qwen/Qwen2.5-1.5B",
+        reward_funcs=accuracy_reward,
+        args=AStarPOConfig(beta1=0.5, beta2=1e-3),
+        train_dataset=load_from_disk("outputs/values"),
+    )
+    trainer.train()
+    ```
+
+    Args:
+        model, reward_funcs, args, **trl_kwargs: as for [`~trl.GRPOTrainer`], with an [`AStarPOConfig`] as `args`.
+        train_dataset, eval_dataset: with the reference model's rewards, see `canon_trl.sampling.optimal_values`.
+
+    Raises:
+        TypeError: `args` is not an `AStarPOConfig`, or a dataset is a stream.
+        ValueError: a prompt has no optimal value, or options do not go together; before any model is loaded.
+    """
+
+    _tag_names = ["trl", "canon_trl", "astar_po"]
+    _name = "A*-PO"
+    _paper = {
+        "title": "Accelerating RL for LLM Reasoning with Optimal Advantage Regression",
+        "id": "2505.20686",
+        "citation": textwrap.dedent("""\
+            @article{brantley2025accelerating,
+                title        = {{Accelerating RL for LLM Reasoning with Optimal Advantage Regression}},
+                author       = {Kiant\\'e Brantley and Mingyu Chen and Zhaolin Gao and Jason D. Lee and Wen Sun and
+                                Wenhao Zhan and Xuezhou Zhang},
+                year         = 2025,
+                eprint       = {arXiv:2505.20686},
+            }"""),
+    }
+
+    def __init__(
+        self,
+        model: str | PreTrainedModel | Any,
+        reward_funcs: Any,
+        args: AStarPOConfig,
+        train_dataset: Dataset,
+        eval_dataset: Dataset | dict[str, Dataset] | None = None,
+        **trl_kwargs: Any,
+    ) -> None:
+        if not isinstance(args, AStarPOConfig):
+            raise TypeError(f"args is a {type(args).__name__}; it must be an AStarPOConfig")
+        train_dataset = valued(train_dataset, args, "train_dataset", filtered=args.filter_all_incorrect)
+        if isinstance(eval_dataset, dict):
+            eval_dataset = {name: valued(part, args, f"eval_dataset {name!r}") for name, part in eval_dataset.items()}
+        elif eval_dataset is not None:
+            eval_dataset = valued(eval_dataset, args, "eval_dataset")
+        super().__init__(
+            model,
+            reward_funcs,
+            args,
+            train_dataset,
+            eval_dataset,
+            advantage_estimator=optimal_advantage,
+            metrics={VALUE: value_of_prompt},
+            loss_function=partial(astar_po_loss, beta=args.beta2),
+            **trl_kwargs,
+        )
+
+    def rollout_statistics(self, rollout: Rollout, advantages: Tensor) -> dict[str, Tensor | float]:
+        return {
+            "astar_po/v_star": rollout.metrics[VALUE].mean(),
+            "astar_po/advantage": advantages.mean(),
+            "astar_po/advantage_rms": advantages.pow(2).mean().sqrt(),
+        }
+
+
+def valued(dataset: Any, args: AStarPOConfig, name: str, *, filtered: bool = False) -> Dataset:
+    """The dataset with its optimal values."""
+    if not isinstance(dataset, Dataset):
+        raise TypeError(f"{name} is a {type(dataset).__name__}; A*-PO needs a Dataset, whose every prompt has a V*")
+    return with_optimal_values(dataset, beta1=args.beta1, filter_all_incorrect=filtered, name=name)
+
+
+def value_of_prompt(v_star: list[float]) -> list[float]:
+    """The optimal value of the prompt, as a response metric: the same for all responses to it."""
+    return v_star
+
+
+def optimal_advantage(rollout: Rollout) -> Tensor:
+    """r - V*, `(P, 1)` in training."""
+    return rollout.rewards - rollout.metrics[VALUE]

@@ -1,0 +1,247 @@
+"""A*-PO: its loss in value and gradient, the datasets it reads, and what its trainer does with them."""
+
+import logging
+
+import pytest
+import torch
+from datasets import Dataset
+from golden_cases import assert_golden, cases, tensor
+from observe import keep_outputs, keep_rollouts
+from peft import LoraConfig
+from toy import OPTIONS, TASK, assert_same_parameters, logged, parameters, prompts
+
+from canon_trl import AStarPOConfig, AStarPOTrainer, CANONConfig
+from canon_trl.advantages import optimal_value
+from canon_trl.policy_losses import astar_po_loss
+from canon_trl.sampling.optimal_values import sampled_rewards, with_optimal_values
+
+NAN = float("nan")
+LOSSES = [pytest.param(case["inputs"], case["expected"], id=case["name"]) for case in cases("astar_po", kind="loss")]
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize(("inputs", "expected"), LOSSES)
+def test_loss_and_gradient(inputs, expected, dtype):
+    log_probs, ref = (tensor(inputs[name], dtype) for name in ("log_probs", "ref_log_probs"))
+    mask = tensor(inputs["response_mask"], dtype)
+    rewards = (tensor(inputs["token_level_rewards"], dtype) * mask).sum(dim=1)
+    log_probs.requires_grad_()
+    loss = astar_po_loss(log_probs, ref, rewards - tensor(inputs["v_star"], dtype), mask, beta=inputs["beta2"])
+    assert_golden(loss, expected["loss"])
+    assert_golden(torch.autograd.grad(loss, log_probs)[0], expected["grad_log_probs"])
+
+
+def test_loss_by_hand():
+    # row 1: 0.5 * (0.2 + 0.4) - 1 = -0.7; row 2 has one token: 0.5 * -0.2 - (-0.5) = 0.4; mean of 0.49 and 0.16
+    log_probs = torch.tensor([[-1.0, -1.0], [-1.0, NAN]])
+    ref = torch.tensor([[-1.2, -1.4], [-0.8, 0.0]])
+    mask = torch.tensor([[1, 1], [1, 0]])
+    loss = astar_po_loss(log_probs, ref, torch.tensor([1.0, -0.5]), mask, beta=0.5)
+    assert loss.item() == pytest.approx(0.325)
+
+
+# Datasets with optimal values
+
+REWARDS = [[1.0, 0.0], [0.0, 0.0], [1.0, 1.0]]
+AS_LIST = {"prompt": ["a", "b", "c"], "rewards": REWARDS}
+AS_COLUMNS = {"prompt": ["a", "b", "c"], "eval_1": [0, 0, 1], "eval_0": [1, 0, 1], "eval_note": ["x", "y", "z"]}
+
+
+@pytest.mark.parametrize("columns", [AS_LIST, AS_COLUMNS], ids=["rewards", "eval_0, eval_1"])
+def test_both_layouts(columns):
+    dataset = Dataset.from_dict(columns)
+    assert sampled_rewards(dataset).tolist() == REWARDS
+    valued = with_optimal_values(dataset, beta1=0.5, filter_all_incorrect=False)
+    assert valued["v_star"][:] == optimal_value(torch.tensor(REWARDS, dtype=torch.float64), beta=0.5).tolist()
+    assert valued["pass_rate"][:] == [0.5, 0.0, 1.0]
+    assert with_optimal_values(dataset, beta1=0.5, filter_all_incorrect=True)["prompt"][:] == ["a", "c"]
+    # another beta takes the place of what an earlier one left
+    again = with_optimal_values(valued, beta1=0.0, filter_all_incorrect=False)
+    assert again["v_star"][:] == [0.5, 0.0, 1.0]
+
+
+def test_unscored_responses_of_the_reference():
+    dataset = Dataset.from_dict({"prompt": ["a"], "rewards": [[None, 1.0, 0.0]]})
+    assert with_optimal_values(dataset, beta1=0.0, filter_all_incorrect=True)["v_star"][:] == [0.5]
+
+
+@pytest.mark.parametrize(
+    ("columns", "message"),
+    [
+        ({"prompt": ["a"]}, r"train_dataset has neither a column 'rewards' nor columns 'eval_0'.*\['prompt'\]"),
+        ({"prompt": ["a", "b"], "rewards": [[1.0], [1.0, 0.0]]}, "prompt 0 has 1 rewards and others have 2"),
+        ({"prompt": ["a", "b"], "rewards": [[1.0], None]}, "prompt 1 has 0 rewards and others have 1"),
+        ({"prompt": ["a", "b"], "rewards": [[1.0], [None]]}, "no response to prompt 1 was scored; it has no V"),
+        (
+            {"prompt": ["a", "b"], "rewards": [[0.0], [0.0]]},
+            "solved none of its 2 prompts; nothing is left",
+        ),
+    ],
+)
+def test_a_prompt_without_a_value_is_an_error_before_a_model_is_loaded(columns, message):
+    config = AStarPOConfig("out", **OWN)
+    with pytest.raises(ValueError, match=message):
+        AStarPOTrainer("a-model-that-does-not-exist", TASK.reward, config, Dataset.from_dict(columns))
+
+
+OWN = {name: value for name, value in OPTIONS.items() if name != "num_generations"}
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"num_generations": 4}, "num_generations=4 must be 1"),
+        ({"beta1": -0.1}, "beta1=-0.1 must be finite and at least 0"),
+        ({"beta2": 0.0}, "beta2=0.0 must be positive and finite"),
+        ({"beta": 0.1}, "beta=0.1 is GRPO's weight of a KL term; A.-PO has beta2 in its place"),
+        ({"loss_type": "grpo", "epsilon": 0.3}, "loss_type, epsilon: options of GRPO's loss"),
+        ({"vllm_importance_sampling_correction": True}, "vllm_importance_sampling_correction=True would cost a pass"),
+        ({"per_device_train_batch_size": 1}, "per_device_train_batch_size=1 makes a batch of a single response"),
+    ],
+)
+def test_config(options, message):
+    with pytest.raises(ValueError, match=message):
+        AStarPOConfig("out", **(OWN | options))
+
+
+def test_what_is_not_for_astar_po():
+    with pytest.raises(TypeError, match="args is a CANONConfig; it must be an AStarPOConfig"):
+        AStarPOTrainer("m", TASK.reward, CANONConfig("out", **OPTIONS), prompts())
+    with pytest.raises(TypeError, match=r"train_dataset is a IterableDataset; A\*-PO needs a Dataset"):
+        AStarPOTrainer("m", TASK.reward, AStarPOConfig("out", **OWN), prompts().to_iterable_dataset())
+
+
+@pytest.mark.parametrize("options", [{"per_device_train_batch_size": 3}, {"gradient_accumulation_steps": 3}], ids=str)
+def test_odd_batches(options):
+    assert AStarPOConfig("out", **(OWN | {"per_device_train_batch_size": 1} | options)).num_generations == 1
+
+
+# Training
+
+
+def valued_prompts(size=64):
+    """Prompts with rewards of four responses each, all of them solved at least once."""
+    data = prompts(size)
+    return data.add_column("rewards", [[1.0] + [float(row % step == 0) for step in (2, 3, 5)] for row in range(size)])
+
+
+def make(folder, trainer_options=None, **options):
+    arguments = {"reward_funcs": TASK.reward, "train_dataset": valued_prompts()} | (trainer_options or {})
+    return AStarPOTrainer(str(TASK.model_path), args=AStarPOConfig(str(folder), **(OWN | options)), **arguments)
+
+
+@pytest.mark.parametrize("parts", [1, 2])
+def test_the_loss_of_a_step(tmp_path, parts):
+    """One response a prompt; the loss and its gradient are those of the formula on independent log-probabilities."""
+    trainer = make(
+        tmp_path,
+        beta2=0.5,
+        per_device_train_batch_size=8 // parts,
+        gradient_accumulation_steps=parts,
+        max_steps=1,
+        optim="sgd",
+        learning_rate=0.1,
+        max_grad_norm=1e9,
+        lr_scheduler_type="constant",
+    )
+    with torch.no_grad():  # so that the policy is not the reference
+        for value in trainer.model.parameters():
+            value.mul_(1.1)
+    rollouts, _ = keep_rollouts(trainer)
+    outputs = keep_outputs(trainer)
+    before = parameters(trainer)
+    policy = [value.detach().clone().requires_grad_() for value in trainer.model.parameters()]
+    trainer.train()
+    rollout, output = rollouts[0], outputs[0]
+    assert rollout.rewards.shape == (8, 1)
+    texts = trainer.processing_class.batch_decode(output["prompt_ids"], skip_special_tokens=True)
+    assert len(set(texts)) == 8, "one response a prompt"
+    values = dict(zip(trainer.train_dataset["prompt"], trainer.train_dataset["v_star"], strict=True))
+    want = rollout.rewards.flatten() - torch.tensor([values[text] for text in texts])
+    torch.testing.assert_close(output["advantages"], want)
+
+    names = [name for name, _ in trainer.model.named_parameters()]
+    log_probs = scored(trainer.model, dict(zip(names, policy, strict=True)), output)
+    ref = scored(trainer.ref_model, dict(trainer.ref_model.named_parameters()), output).detach()
+    loss = astar_po_loss(log_probs, ref, want, output["completion_mask"], beta=0.5)
+    assert logged(trainer)[0]["loss"] == pytest.approx(loss.item(), rel=1e-4)
+    gradients = torch.autograd.grad(loss, policy)
+    for name, gradient in zip(names, gradients, strict=True):
+        moved = trainer.model.get_parameter(name).detach() - before[name]
+        torch.testing.assert_close(moved, -0.1 * gradient, atol=2e-6, rtol=1e-3)
+    entry = logged(trainer)[0]
+    assert entry["astar_po/advantage"] == pytest.approx(want.mean().item(), abs=1e-6)
+    assert entry["astar_po/advantage_rms"] == pytest.approx(want.pow(2).mean().sqrt().item(), abs=1e-6)
+    assert entry["kl"] > 0
+
+
+def scored(model, weights, output):
+    ids = torch.cat([output["prompt_ids"], output["completion_ids"]], dim=1)
+    attention = torch.cat([output["prompt_mask"], output["completion_mask"]], dim=1)
+    width = output["completion_ids"].shape[1]
+    logits = torch.func.functional_call(model, weights, kwargs={"input_ids": ids, "attention_mask": attention}).logits
+    log_probs = logits[:, -width - 1 : -1].log_softmax(-1)
+    return log_probs.gather(-1, output["completion_ids"].unsqueeze(-1)).squeeze(-1)
+
+
+def test_responses_without_a_reward_teach_nothing(tmp_path):
+    def sometimes(prompts, **kwargs):
+        return [None if index % 2 else 1.0 for index, _ in enumerate(prompts)]
+
+    trainer = make(tmp_path, trainer_options={"reward_funcs": sometimes}, max_steps=1)
+    outputs = keep_outputs(trainer)
+    trainer.train()
+    assert (outputs[0]["completion_mask"].sum(dim=1) > 0).tolist() == [True, False] * 4
+    assert outputs[0]["advantages"][1::2].tolist() == [0.0] * 4
+
+
+def test_prompts_that_were_never_solved_are_left_out(tmp_path):
+    data = prompts(16).add_column("rewards", [[float(row % 2), 0.0] for row in range(16)])
+    kept = make(tmp_path, trainer_options={"train_dataset": data}).train_dataset
+    assert kept["prompt"][:] == data["prompt"][1::2]
+    every = make(tmp_path, trainer_options={"train_dataset": data}, filter_all_incorrect=False)
+    assert len(every.train_dataset) == 16
+
+
+def test_lora_takes_the_model_without_adapters_as_reference(tmp_path):
+    peft_config = LoraConfig(r=2, target_modules=["q_proj"], init_lora_weights=False)
+    trainer = make(tmp_path, trainer_options={"peft_config": peft_config}, max_steps=1)
+    outputs = keep_outputs(trainer)
+    before = parameters(trainer)
+    trainer.train()
+    assert trainer.ref_model is None
+    base = make(tmp_path).model
+    want = scored(base, dict(base.named_parameters()), outputs[0]) * outputs[0]["completion_mask"]
+    torch.testing.assert_close(outputs[0]["ref_per_token_logps"], want.detach(), atol=2e-5, rtol=0)
+    for name, value in parameters(trainer).items():
+        assert torch.equal(value, before[name]) == ("lora_" not in name), name
+
+
+def test_evaluation(tmp_path):
+    trainer = make(tmp_path, trainer_options={"eval_dataset": valued_prompts(16)})
+    scores = trainer.evaluate()
+    assert scores["eval_astar_po/v_star"] > 0
+    assert scores["eval_loss"] == pytest.approx(scores["eval_astar_po/advantage_rms"] ** 2, rel=0.05)
+    with pytest.raises(ValueError, match="eval_dataset has neither a column 'rewards'"):
+        make(tmp_path, trainer_options={"eval_dataset": prompts(8)})
+
+
+def test_resume(tmp_path):
+    options = {"max_steps": 4, "num_iterations": 2, "save_strategy": "steps", "save_steps": 1}
+    whole = make(tmp_path / "whole", **options)
+    whole.train()
+    for step in (1, 2, 3):
+        torch.manual_seed(step)
+        resumed = make(tmp_path / str(step), **options)
+        resumed.train(resume_from_checkpoint=str(tmp_path / "whole" / f"checkpoint-{step}"))
+        assert_same_parameters(parameters(resumed), parameters(whole))
+        assert logged(resumed) == logged(whole)
+
+
+def test_the_model_card_cites_the_paper(tmp_path, caplog):
+    with caplog.at_level(logging.WARNING):
+        trainer = make(tmp_path, max_steps=1)
+        trainer.train()
+    trainer.create_model_card(model_name="own")
+    card = (tmp_path / "README.md").read_text()
+    assert "2505.20686" in card and "brantley2025accelerating" in card
