@@ -1,12 +1,16 @@
 """Every recipe parses, validates and says what it promises; the script refuses what it cannot do."""
 
-import importlib.util
 from pathlib import Path
 
 import datasets
 import pytest
+import recipe
 import yaml
+from estimate_values import ValueArguments
+from train_astar_po import ValueData
 from trl.rewards import accuracy_reward
+
+from canon_trl import AStarPOConfig, CANONConfig
 
 ROOT = Path(__file__).parents[1]
 RECIPES = sorted((ROOT / "examples" / "configs").glob("*.yaml"))
@@ -22,35 +26,36 @@ PAPER = {
 }
 
 
-@pytest.fixture(scope="module")
-def script():
-    spec = importlib.util.spec_from_file_location("train_canon", ROOT / "examples" / "train_canon.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+KINDS = {  # by an option that only its recipes have
+    "beta2": (ValueData, AStarPOConfig),
+    "num_samples": (ValueArguments,),
+    "num_generations": (CANONConfig,),
+}
 
 
-def parse(script, path, *flags):
+def parse_canon(*flags):
     # bf16 is refused on a machine without it, before anything else is looked at
-    return script.parse(["--config", str(path), "--use_cpu", "true", *flags])
+    return recipe.parse([*flags, "--use_cpu", "true"], CANONConfig, embedded=recipe.CONFIGS / "arithmetic.yaml")
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
-def test_recipe_parses(script, path):
-    arguments, training, model = parse(script, path)
-    functions = script.reward_functions(arguments, training)
-    assert functions and all(callable(function) for function in functions)
+def test_recipe_parses(path):
     given = yaml.safe_load(path.read_text())
+    configs = next(configs for option, configs in KINDS.items() if option in given)
+    cpu = [] if configs == (ValueArguments,) else ["--use_cpu", "true"]
+    parts = recipe.parse(["--config", str(path), *cpu], *configs, embedded=path)
+    functions = recipe.reward_functions(parts[0], 256)
+    assert functions and all(callable(function) for function in functions)
     for name, value in given.items():
-        holder = next(part for part in (arguments, training, model) if hasattr(part, name))
+        holder = next(part for part in parts if hasattr(part, name))
         if name != "report_to":
             assert getattr(holder, name) == value, name
 
 
 @pytest.mark.parametrize("name", PAPER)
-def test_the_papers_setting(script, name):
+def test_the_papers_setting(name):
     path = ROOT / "examples" / "configs" / f"qwen2.5_math_7b_{name}.yaml"
-    arguments, training, model = parse(script, path)
+    arguments, training, model = parse_canon("--config", str(path))
     for option, value in PAPER[name].items():
         assert getattr(training, option) == value, option
     gpus, responses = 8, 16
@@ -64,14 +69,14 @@ def test_the_papers_setting(script, name):
     assert (training.max_completion_length, training.vllm_max_model_length) == (8192, 2048 + 8192)
     assert (training.temperature, training.loss_type, training.scale_rewards) == (1.0, "dr_grpo", "none")
     assert model.model_name_or_path == "Qwen/Qwen2.5-Math-7B"
-    assert script.reward_functions(arguments, training) == [accuracy_reward]
+    assert recipe.reward_functions(arguments, training.max_completion_length) == [accuracy_reward]
 
 
-def test_no_arguments_is_the_embedded_task(script):
-    arguments, training, model = script.parse([])
+def test_no_arguments_is_the_embedded_task():
+    arguments, training, model = parse_canon()
     assert (arguments.task, model.model_name_or_path) == ("arithmetic", None)
     assert (training.max_steps, training.canon_metric) == (80, "entropy")
-    assert script.parse(["--canon_metric", "length"])[1].canon_metric == "length"
+    assert parse_canon("--canon_metric", "length")[1].canon_metric == "length"
 
 
 @pytest.mark.parametrize(
@@ -84,22 +89,22 @@ def test_no_arguments_is_the_embedded_task(script):
         (["--canon_mu", "2"], ValueError, r"canon_mu=2.0 must lie in \[0, 1\]"),
     ],
 )
-def test_bad_flags(script, flags, error, message):
+def test_bad_flags(flags, error, message):
     with pytest.raises(error, match=message):
-        script.parse([*flags, "--use_cpu", "true"])
+        parse_canon(*flags)
 
 
-def test_unknown_reward(script):
-    arguments, training, _ = script.parse(["--task", "arithmetic", "--use_cpu", "true", "--reward_funcs", "accurate"])
+def test_unknown_reward():
+    arguments, training, _ = parse_canon("--task", "arithmetic", "--reward_funcs", "accurate")
     with pytest.raises(ValueError, match="reward_funcs has 'accurate'; choose from"):
-        script.reward_functions(arguments, training)
+        recipe.reward_functions(arguments, training.max_completion_length)
 
 
-def test_rewards_by_path_and_model(script):
+def test_rewards_by_path_and_model():
     names = ["canon_trl.tasks.arithmetic:accuracy", "model:some/reward-model", "soft_overlong_punishment"]
     flags = ["--task", "arithmetic", "--use_cpu", "true", "--max_completion_length", "256"]
-    arguments, training, _ = script.parse([*flags, "--soft_overlong_cache", "128", "--reward_funcs", *names])
-    accuracy, reward_model, overlong = script.reward_functions(arguments, training)
+    arguments, training, _ = parse_canon(*flags, "--soft_overlong_cache", "128", "--reward_funcs", *names)
+    accuracy, reward_model, overlong = recipe.reward_functions(arguments, training.max_completion_length)
     assert accuracy(["#1"], answer=["1"]) == [1.0]
     assert reward_model == "some/reward-model"
     # linear from 0 at 256 - 128 tokens to -1 at 256
@@ -107,7 +112,7 @@ def test_rewards_by_path_and_model(script):
 
 
 @pytest.mark.parametrize("kind", ["jsonl", "csv", "parquet", "folder"])
-def test_local_datasets(script, tmp_path, kind):
+def test_local_datasets(tmp_path, kind):
     rows = datasets.Dataset.from_dict({"question": ["What is 1 + 1?"], "target": ["2"]})
     path = tmp_path / (kind if kind == "folder" else f"data.{kind}")
     if kind == "folder":
@@ -117,8 +122,8 @@ def test_local_datasets(script, tmp_path, kind):
         getattr(rows, {"jsonl": "to_json", "csv": "to_csv", "parquet": "to_parquet"}[kind])(path)
     columns = ["--prompt_column", "question", "--answer_column", "target", "--system_prompt", "Be brief."]
     flags = ["--dataset_name", str(path), "--model_name_or_path", "m", "--reward_funcs", "accuracy_reward"]
-    arguments, *_ = script.parse([*flags, *columns, "--use_cpu", "true"])
-    train, held_out = script.load_data(arguments, wants_eval=False)
+    arguments, *_ = parse_canon(*flags, *columns)
+    train, held_out = recipe.load_data(arguments, wants_eval=False)
     assert held_out is None
     assert train[0]["prompt"] == [
         {"role": "system", "content": "Be brief."},
@@ -127,39 +132,38 @@ def test_local_datasets(script, tmp_path, kind):
     assert train[0]["solution"] == "2"
 
 
-def test_a_system_prompt_precedes_conversations_that_have_none(script, tmp_path):
+def test_a_system_prompt_precedes_conversations_that_have_none(tmp_path):
     asked = [{"role": "user", "content": "1 + 1?"}]
     told = [{"role": "system", "content": "Be verbose."}, *asked]
     datasets.Dataset.from_list([{"prompt": prompt, "answer": "2"} for prompt in (asked, told)]).to_json(
         tmp_path / "data.jsonl"
     )
-    flags = ["--dataset_name", str(tmp_path / "data.jsonl"), "--model_name_or_path", "m", "--use_cpu", "true"]
-    arguments, *_ = script.parse([*flags, "--reward_funcs", "accuracy_reward", "--system_prompt", "Be brief."])
-    train, _ = script.load_data(arguments, wants_eval=False)
+    flags = ["--dataset_name", str(tmp_path / "data.jsonl"), "--model_name_or_path", "m"]
+    arguments, *_ = parse_canon(*flags, "--reward_funcs", "accuracy_reward", "--system_prompt", "Be brief.")
+    train, _ = recipe.load_data(arguments, wants_eval=False)
     assert train["prompt"][:] == [[{"role": "system", "content": "Be brief."}, *asked], told]
 
 
-def test_an_unknown_kind_of_file_is_named(script, tmp_path):
+def test_an_unknown_kind_of_file_is_named(tmp_path):
     (tmp_path / "data.xlsx").touch()
-    flags = ["--dataset_name", str(tmp_path / "data.xlsx"), "--model_name_or_path", "m", "--use_cpu", "true"]
-    arguments, *_ = script.parse([*flags, "--reward_funcs", "accuracy_reward"])
+    flags = ["--dataset_name", str(tmp_path / "data.xlsx"), "--model_name_or_path", "m"]
+    arguments, *_ = parse_canon(*flags, "--reward_funcs", "accuracy_reward")
     with pytest.raises(ValueError, match=r"data.xlsx' is a file that must end in one of \['.jsonl', '.json'"):
-        script.load_data(arguments, wants_eval=False)
+        recipe.load_data(arguments, wants_eval=False)
 
 
-def test_missing_math_verify_is_named(script, monkeypatch):
-    find_spec = importlib.util.find_spec
-    monkeypatch.setattr(script, "find_spec", lambda name: None if name == "math_verify" else find_spec(name))
+def test_missing_math_verify_is_named(monkeypatch):
+    monkeypatch.setattr(recipe, "find_spec", lambda name: None)
     flags = ["--dataset_name", "x", "--model_name_or_path", "m", "--reward_funcs", "accuracy_reward"]
     with pytest.raises(ImportError, match=r"'accuracy_reward', which needs math-verify; install canon-trl\[math\]"):
-        script.parse([*flags, "--use_cpu", "true"])
+        parse_canon(*flags)
 
 
-def test_a_missing_column_is_named(script, tmp_path):
+def test_a_missing_column_is_named(tmp_path):
     datasets.Dataset.from_dict({"question": ["q"], "answer": ["a"]}).to_json(tmp_path / "data.jsonl")
     flags = ["--dataset_name", str(tmp_path / "data.jsonl"), "--model_name_or_path", "m"]
-    arguments, *_ = script.parse([*flags, "--reward_funcs", "accuracy_reward", "--use_cpu", "true"])
+    arguments, *_ = parse_canon(*flags, "--reward_funcs", "accuracy_reward")
     with pytest.raises(
         ValueError, match=r"prompt_column='prompt' is not in .*data.jsonl; its columns are \['question'"
     ):
-        script.load_data(arguments, wants_eval=False)
+        recipe.load_data(arguments, wants_eval=False)

@@ -1,0 +1,244 @@
+"""Stage 1 of A*-PO: what the reference model earns on every prompt (https://huggingface.co/papers/2505.20686, Sec. 3).
+
+Prompts are sampled in chunks. What a chunk gives is a function of the chunk and the seed, whichever rank samples it
+and whatever happened before; and it is on disk as soon as it is known. So a run that was killed goes on with the
+chunks that are missing, on as many ranks as there are then, and ends with the same numbers.
+"""
+
+import asyncio
+import inspect
+import json
+import os
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from datasets import Dataset
+from torch import nn
+
+Prompt = str | list[dict[str, Any]]
+
+# (prompts, seed) -> for every prompt, the token ids of its responses
+Sampler = Callable[[Sequence[Prompt], int], list[list[list[int]]]]
+
+
+class RewardLog:
+    """The rewards of chunks of prompts, a line each, appended by every rank to a file of its own.
+
+    Args:
+        folder: where the files are; made if it is missing.
+        settings: what the numbers depend on; kept beside them.
+        rank: of this process.
+
+    Raises:
+        ValueError: the folder holds numbers that were made with other settings.
+    """
+
+    def __init__(self, folder: Path, settings: dict[str, Any], *, rank: int = 0) -> None:
+        self._folder = folder
+        self._file = folder / f"rewards-{rank:05d}.jsonl"
+        folder.mkdir(parents=True, exist_ok=True)
+        settings_file = folder / "settings.json"
+        wanted = json.loads(json.dumps(settings))
+        if settings_file.exists():
+            found = json.loads(settings_file.read_text())
+            if changed := sorted(name for name in wanted | found if wanted.get(name) != found.get(name)):
+                differences = ", ".join(f"{name}={found.get(name)!r}, not {wanted.get(name)!r}" for name in changed)
+                raise ValueError(f"{folder} was begun with {differences}; name another output_dir or delete it")
+        elif rank == 0:
+            partial = folder / "settings.json.partial"
+            partial.write_text(json.dumps(wanted, indent=1))
+            partial.replace(settings_file)
+        if self._file.exists():  # a kill may have torn the last line
+            whole = self._file.read_bytes()
+            os.truncate(self._file, whole.rfind(b"\n") + 1)
+
+    def append(self, chunk: int, rewards: list[list[float | None]]) -> None:
+        """Note the rewards of a chunk for good, one list a prompt."""
+        with self._file.open("a") as file:
+            file.write(json.dumps({"chunk": chunk, "rewards": rewards}) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+
+    def read(self) -> dict[int, list[list[float | None]]]:
+        """The rewards of all ranks by chunk."""
+        known = {}
+        for path in sorted(self._folder.glob("rewards-*.jsonl")):
+            for line in path.read_text().splitlines(keepends=True):
+                if line.endswith("\n"):
+                    entry = json.loads(line)
+                    known[entry["chunk"]] = entry["rewards"]
+        return known
+
+
+def missing_chunks(dataset: Dataset, log: RewardLog, *, chunk_size: int) -> list[int]:
+    """The chunks whose rewards are not known yet; all ranks must have asked before any of them samples."""
+    known = log.read()
+    return [chunk for chunk in range(-(-len(dataset) // chunk_size)) if chunk not in known]
+
+
+def estimate_rewards(
+    dataset: Dataset,
+    sample: Sampler,
+    score: Callable[[list[dict[str, Any]], list[list[int]]], list[float | None]],
+    log: RewardLog,
+    *,
+    chunks: Iterable[int],
+    chunk_size: int,
+    seed: int,
+) -> None:
+    """Sample and score chunks of prompts into the log.
+
+    Args:
+        dataset: with a column `prompt`.
+        sample: responses of the reference model, see `Sampler`.
+        score: `(rows, responses) -> rewards`, a row and a response each.
+        log: of the rewards.
+        chunks: which ones, this rank's share of the missing ones.
+        chunk_size: prompts that are sampled at a time.
+        seed: of the sampling.
+    """
+    for chunk in chunks:
+        rows = list(dataset.select(range(chunk * chunk_size, min((chunk + 1) * chunk_size, len(dataset)))))
+        responses = sample([row["prompt"] for row in rows], (seed * 1_000_003 + chunk) % 2**63)
+        counts = [len(given) for given in responses]
+        repeated = [row for row, count in zip(rows, counts, strict=True) for _ in range(count)]
+        rewards = iter(score(repeated, [response for given in responses for response in given]))
+        log.append(chunk, [[next(rewards) for _ in range(count)] for count in counts])
+
+
+def collect_rewards(dataset: Dataset, log: RewardLog) -> Dataset:
+    """The dataset with the column `rewards`, a list for every prompt.
+
+    Raises:
+        ValueError: the log lacks prompts.
+    """
+    known = log.read()
+    rewards = [row for chunk in sorted(known) for row in known[chunk]]
+    if len(rewards) != len(dataset) or sorted(known) != list(range(len(known))):
+        raise ValueError(f"{len(rewards)} of {len(dataset)} prompts have rewards; run the estimation to its end")
+    if "rewards" in dataset.column_names:
+        dataset = dataset.remove_columns("rewards")
+    return dataset.add_column("rewards", rewards)
+
+
+@dataclass(frozen=True)
+class Scorer:
+    """Rewards of responses by reward functions in TRL's signature, summed with their weights.
+
+    Args:
+        reward_funcs: functions, synchronous or not; reward models are not.
+        tokenizer: turns token ids into text.
+        weights: one a function; default 1.
+
+    Raises:
+        ValueError: the weights are not one a function.
+        TypeError: a reward function is none.
+    """
+
+    reward_funcs: Sequence[Callable[..., Any]]
+    tokenizer: Any
+    weights: Sequence[float] | None = None
+
+    def __post_init__(self) -> None:
+        if self.weights is not None and len(self.weights) != len(self.reward_funcs):
+            raise ValueError(
+                f"reward_weights={list(self.weights)} must be one for each of the {len(self.reward_funcs)} functions"
+            )
+        for function in self.reward_funcs:
+            if not callable(function) or isinstance(function, nn.Module):
+                raise TypeError(f"reward_funcs has {function!r}; values are estimated with reward functions alone")
+
+    def __call__(self, rows: list[dict[str, Any]], responses: list[list[int]]) -> list[float | None]:
+        texts = self.tokenizer.batch_decode(responses, skip_special_tokens=True)
+        conversational = not isinstance(rows[0]["prompt"], str)
+        completions = [[{"role": "assistant", "content": text}] for text in texts] if conversational else texts
+        columns = {name: [row[name] for row in rows] for name in rows[0] if name not in ("prompt", "completion")}
+        given = {"prompts": [row["prompt"] for row in rows], "completions": completions, "completion_ids": responses}
+        weights = self.weights or [1.0] * len(self.reward_funcs)
+        total = torch.zeros(len(rows), dtype=torch.float64)
+        scored = torch.zeros(len(rows), dtype=torch.bool)
+        for function, weight in zip(self.reward_funcs, weights, strict=True):
+            rewards = function(**given, **columns)
+            rewards = asyncio.run(awaited(rewards)) if inspect.isawaitable(rewards) else rewards
+            rewards = torch.tensor([float("nan") if r is None else float(r) for r in rewards], dtype=torch.float64)
+            total += weight * rewards.nan_to_num()
+            scored |= ~rewards.isnan()
+        return [value if known else None for value, known in zip(total.tolist(), scored.tolist(), strict=True)]
+
+
+async def awaited(value: Any) -> Any:
+    return await value
+
+
+def prompt_ids(tokenizer: Any, prompts: Sequence[Prompt]) -> list[list[int]]:
+    """Token ids of prompts, of conversations through the chat template."""
+    return [
+        tokenizer(prompt)["input_ids"]
+        if isinstance(prompt, str)
+        else tokenizer.apply_chat_template(prompt, add_generation_prompt=True, return_dict=True)["input_ids"]
+        for prompt in prompts
+    ]
+
+
+class TransformersSampler:
+    """Responses by `generate` of transformers, all of a chunk in one batch.
+
+    Args:
+        model: the reference model, on its device.
+        tokenizer: with a padding token.
+        num_samples: responses to a prompt.
+        options: of `generate`, such as `max_new_tokens`, `temperature`, `top_p`, `top_k`.
+    """
+
+    def __init__(self, model: Any, tokenizer: Any, *, num_samples: int, **options: Any) -> None:
+        self._model = model.eval()
+        self._tokenizer = tokenizer
+        self._options = {"do_sample": True, "num_return_sequences": num_samples, **options}
+        ends = model.generation_config.eos_token_id
+        ends = [ends] if isinstance(ends, int) else list(ends or [])
+        self._ends = {*ends, tokenizer.eos_token_id}
+
+    @torch.inference_mode()
+    def __call__(self, prompts: Sequence[Prompt], seed: int) -> list[list[list[int]]]:
+        batch = self._tokenizer.pad(
+            {"input_ids": prompt_ids(self._tokenizer, prompts)}, padding_side="left", return_tensors="pt"
+        ).to(self._model.device)
+        torch.manual_seed(seed)
+        written = self._model.generate(
+            **batch, **self._options, eos_token_id=sorted(self._ends), pad_token_id=self._tokenizer.pad_token_id
+        )
+        responses = [self._up_to_end(row) for row in written[:, batch["input_ids"].shape[1] :].tolist()]
+        count = self._options["num_return_sequences"]
+        return [responses[first : first + count] for first in range(0, len(responses), count)]
+
+    def _up_to_end(self, ids: list[int]) -> list[int]:
+        """Without the padding behind the token that ended the response."""
+        end = next((place for place, token in enumerate(ids) if token in self._ends), len(ids) - 1)
+        return ids[: end + 1]
+
+
+class VLLMSampler:
+    """Responses by a vLLM engine.
+
+    Args:
+        engine: a `vllm.LLM` of the reference model.
+        tokenizer: of the model.
+        num_samples: responses to a prompt.
+        options: of `vllm.SamplingParams`, such as `max_tokens`, `temperature`, `top_p`, `top_k`.
+    """
+
+    def __init__(self, engine: Any, tokenizer: Any, *, num_samples: int, **options: Any) -> None:
+        self._engine = engine
+        self._tokenizer = tokenizer
+        self._options = {"n": num_samples, "detokenize": False, **options}
+
+    def __call__(self, prompts: Sequence[Prompt], seed: int) -> list[list[list[int]]]:
+        from vllm import SamplingParams
+
+        parameters = [SamplingParams(seed=(seed + place) % 2**31, **self._options) for place, _ in enumerate(prompts)]
+        given = [{"prompt_token_ids": ids} for ids in prompt_ids(self._tokenizer, prompts)]
+        outputs = self._engine.generate(given, parameters, use_tqdm=False)
+        return [[list(response.token_ids) for response in output.outputs] for output in outputs]

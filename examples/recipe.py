@@ -1,0 +1,204 @@
+"""What a recipe says beside the trainer's own options, its data and its rewards, and how a run is made of it."""
+
+from dataclasses import dataclass, field
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from datasets import Dataset, DatasetDict, load_dataset
+from transformers import TrainerControl, TrainerState, TrainingArguments
+from transformers.trainer_callback import ProgressCallback
+from trl import GRPOConfig, GRPOTrainer, ModelConfig, ScriptArguments, TrlParser
+from trl.rewards import (
+    accuracy_reward,
+    get_soft_overlong_punishment,
+    reasoning_accuracy_reward,
+    think_format_reward,
+)
+
+from canon_trl.evaluation import save_history
+from canon_trl.imports import is_import_path, load_function
+from canon_trl.tasks import TASKS
+
+CONFIGS = Path(__file__).parent / "configs"
+
+REWARDS = {
+    "accuracy_reward": accuracy_reward,
+    "reasoning_accuracy_reward": reasoning_accuracy_reward,
+    "think_format_reward": think_format_reward,
+}
+FILE_BUILDERS = {".jsonl": "json", ".json": "json", ".csv": "csv", ".parquet": "parquet"}
+NEED_MATH_VERIFY = ("accuracy_reward", "reasoning_accuracy_reward")
+
+
+@dataclass
+class RecipeArguments(ScriptArguments):
+    """Data and rewards: either an embedded task, or a dataset with a prompt and an answer column."""
+
+    task: str | None = field(
+        default=None, metadata={"help": f"Embedded task, one of {list(TASKS)}; brings its model, data and reward."}
+    )
+    task_train_prompts: int = field(default=2048, metadata={"help": "Prompts of the embedded task to train on."})
+    task_eval_prompts: int = field(default=512, metadata={"help": "Held-out prompts of the embedded task."})
+    prompt_column: str = field(default="prompt", metadata={"help": "Column of the dataset with the prompt."})
+    answer_column: str = field(
+        default="answer",
+        metadata={"help": "Column with the answer; reward functions get it as `solution` and under its own name."},
+    )
+    system_prompt: str | None = field(
+        default=None, metadata={"help": "System message put before every prompt that does not begin with one."}
+    )
+    reward_funcs: list[str] | None = field(
+        default=None,
+        metadata={
+            "help": f"Reward functions: {', '.join(REWARDS)}, soft_overlong_punishment, import paths "
+            "`package.module:function`, or `model:` and the name of a reward model."
+        },
+    )
+    soft_overlong_cache: int = field(
+        default=1024, metadata={"help": "Tokens before the length limit in which soft_overlong_punishment sets in."}
+    )
+
+
+class CompactProgress(ProgressCallback):
+    """A progress bar with the numbers that matter, in place of every logged number on a line of its own."""
+
+    def on_log(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs: dict | None = None, **kwargs
+    ) -> None:
+        if state.is_world_process_zero and self.training_bar is not None and "reward" in (logs or {}):
+            shown = {"reward": "reward", "length": "completions/mean_length", "entropy": "entropy"}
+            numbers = {label: logs.get(name) for label, name in shown.items()}
+            self.training_bar.set_postfix({k: f"{float(v):.3g}" for k, v in numbers.items() if v is not None})
+
+
+def parse(argv: list[str], *config_classes: type, embedded: Path) -> tuple:
+    """`RecipeArguments`, the given configs and `ModelConfig` from flags and YAML, the embedded task's without data."""
+    names_its_data = any(
+        flag.split("=")[0] in ("--config", "--dataset_name", "--task", "--help", "-h") for flag in argv
+    )
+    if not names_its_data:
+        argv = ["--config", str(embedded), *argv]
+    parser = TrlParser((RecipeArguments, *config_classes, ModelConfig))
+    recipe, *configs, model = parser.parse_args_and_config(argv, fail_with_unknown_args=True)
+    check(recipe, model)
+    return recipe, *configs, model
+
+
+def check(recipe: RecipeArguments, model: ModelConfig) -> None:
+    if (recipe.task is None) == (recipe.dataset_name is None):
+        raise ValueError(
+            f"task={recipe.task!r} and dataset_name={recipe.dataset_name!r}: give exactly one of them, the data to "
+            "train on"
+        )
+    if recipe.task is not None and recipe.task not in TASKS:
+        raise ValueError(f"task={recipe.task!r} must be one of {list(TASKS)}")
+    if recipe.task is None and not recipe.reward_funcs:
+        raise ValueError("reward_funcs is empty; a dataset needs at least one reward function")
+    if recipe.task is None and model.model_name_or_path is None:
+        raise ValueError("model_name_or_path is missing")
+    for name in recipe.reward_funcs or []:
+        if name in NEED_MATH_VERIFY and find_spec("math_verify") is None:
+            raise ImportError(f"reward_funcs has {name!r}, which needs math-verify; install canon-trl[math]")
+
+
+def reward_functions(recipe: RecipeArguments, max_completion_length: int) -> list[Any]:
+    """The reward functions by name, import path or, after `model:`, model name."""
+    if not recipe.reward_funcs:
+        return [TASKS[recipe.task].reward]
+    found: list[Any] = []
+    for name in recipe.reward_funcs:
+        if name in REWARDS:
+            found.append(REWARDS[name])
+        elif name == "soft_overlong_punishment":
+            found.append(get_soft_overlong_punishment(max_completion_length, recipe.soft_overlong_cache))
+        elif name.startswith("model:"):
+            found.append(name.removeprefix("model:"))
+        elif is_import_path(name):
+            found.append(load_function(name, field="reward_funcs"))
+        else:
+            raise ValueError(
+                f"reward_funcs has {name!r}; choose from {[*REWARDS, 'soft_overlong_punishment']}, an import path "
+                "'package.module:function' or 'model:' and the name of a reward model"
+            )
+    return found
+
+
+def load_data(recipe: RecipeArguments, wants_eval: bool) -> tuple[Dataset, Dataset | None]:
+    """Train and held-out prompts, with the columns `prompt` and, from a dataset, `solution`."""
+    if recipe.task is not None:
+        task = TASKS[recipe.task]
+        held_out = task.dataset("test", recipe.task_eval_prompts) if wants_eval else None
+        return task.dataset("train", recipe.task_train_prompts), held_out
+    path = Path(recipe.dataset_name)
+    if path.is_file():
+        if path.suffix not in FILE_BUILDERS:
+            raise ValueError(
+                f"dataset_name={recipe.dataset_name!r} is a file that must end in one of {list(FILE_BUILDERS)}"
+            )
+        splits = load_dataset(FILE_BUILDERS[path.suffix], data_files=str(path))
+    else:
+        splits = load_dataset(recipe.dataset_name, recipe.dataset_config, streaming=recipe.dataset_streaming)
+    train = prepare(splits, recipe.dataset_train_split, recipe)
+    return train, prepare(splits, recipe.dataset_test_split, recipe) if wants_eval else None
+
+
+def prepare(splits: DatasetDict, split: str, recipe: RecipeArguments) -> Dataset:
+    if split not in splits:
+        raise ValueError(f"{recipe.dataset_name} has no split {split!r}; it has {list(splits)}")
+    data = splits[split]
+    for option in ("prompt_column", "answer_column"):
+        column = getattr(recipe, option)
+        if data.column_names is not None and column not in data.column_names:
+            raise ValueError(
+                f"{option}={column!r} is not in {recipe.dataset_name}; its columns are {data.column_names}"
+            )
+
+    def convert(row: dict[str, Any]) -> dict[str, Any]:
+        prompt = row[recipe.prompt_column]
+        if isinstance(prompt, str):
+            prompt = [{"role": "user", "content": prompt}]
+        if recipe.system_prompt and prompt[0]["role"] != "system":
+            prompt = [{"role": "system", "content": recipe.system_prompt}, *prompt]
+        return {"prompt": prompt, "solution": str(row[recipe.answer_column])}
+
+    return data.map(convert)
+
+
+def name_model(recipe: RecipeArguments, model: ModelConfig) -> str:
+    """The model to start from: the one that is named, else the embedded task's."""
+    return model.model_name_or_path or str(TASKS[recipe.task].model_path)
+
+
+def model_options(model: ModelConfig, training: GRPOConfig) -> dict[str, Any]:
+    """What the model is loaded with."""
+    named = {"revision": model.model_revision, "attn_implementation": model.attn_implementation, "dtype": model.dtype}
+    return named | (training.model_init_kwargs or {})
+
+
+def train(trainer: GRPOTrainer, recipe: RecipeArguments) -> None:
+    """Train with a progress bar and leave model, card, numbers and curves in the output folder."""
+    training: GRPOConfig = trainer.args
+    evaluates = training.eval_strategy != "no"
+    trainer.remove_callback(ProgressCallback)
+    if not training.disable_tqdm:
+        trainer.add_callback(CompactProgress)
+    accuracy = getattr(training, "accuracy_reward", None) or trainer.reward_func_names[0]
+    trainer.train(resume_from_checkpoint=training.resume_from_checkpoint)
+    if evaluates:
+        held_out = f"eval_rewards/{accuracy}/mean"
+        evaluations = [entry for entry in trainer.state.log_history if held_out in entry]
+        if evaluations[-1]["step"] < trainer.state.global_step:
+            trainer.evaluate()
+            evaluations.append(trainer.state.log_history[-1])
+        before, after = evaluations[0][held_out], evaluations[-1][held_out]
+
+    trainer.save_model(training.output_dir)
+    trainer.create_model_card(model_name=Path(training.output_dir).name, dataset_name=recipe.dataset_name)
+    if trainer.is_world_process_zero():
+        save_history(trainer.state.log_history, training.output_dir, accuracy_reward=accuracy)
+    if evaluates:
+        trainer.accelerator.print(f"{accuracy} on held-out prompts: {before:.3f} before, {after:.3f} after training")
+    trainer.accelerator.print(f"model, model card, metrics.csv, metrics.json and curves.png: {training.output_dir}")
+    if training.push_to_hub:
+        trainer.push_to_hub(dataset_name=recipe.dataset_name)

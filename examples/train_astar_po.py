@@ -1,0 +1,55 @@
+"""Train a model with A*-PO, on prompts whose values `estimate_values.py` has sampled.
+
+    accelerate launch examples/estimate_values.py && accelerate launch examples/train_astar_po.py      # embedded task
+    accelerate launch --config_file accelerate_configs/zero3.yaml examples/train_astar_po.py \
+        --config examples/configs/qwen2.5_1.5b_astar_po.yaml
+"""
+
+import logging
+import sys
+from dataclasses import dataclass, field
+
+from datasets import load_dataset
+from recipe import CONFIGS, load_data, model_options, name_model, parse, reward_functions, train
+from trl import get_peft_config, get_quantization_config
+
+from canon_trl import AStarPOConfig, AStarPOTrainer
+
+
+@dataclass
+class ValueData:
+    """Where the values of an embedded task are; a dataset brings its own."""
+
+    values: str | None = field(default=None, metadata={"help": "Folder that estimate_values.py wrote for the task."})
+
+
+def main(argv: list[str]) -> AStarPOTrainer:
+    embedded = CONFIGS / "arithmetic_astar_po.yaml"
+    recipe, data, training, model = parse(argv, ValueData, AStarPOConfig, embedded=embedded)
+    if (recipe.task is None) != (data.values is None):
+        raise ValueError(
+            f"task={recipe.task!r} and values={data.values!r}: an embedded task needs the folder of its values, and a "
+            "dataset_name brings them in its columns"
+        )
+    training.eval_on_start = training.eval_strategy != "no"
+    training.model_init_kwargs = model_options(model, training)
+    if data.values is None:
+        splits = load_data(recipe, wants_eval=training.eval_on_start)
+    else:
+        loaded = load_dataset(data.values)
+        splits = loaded["train"], loaded["test"] if training.eval_on_start else None
+    trainer = AStarPOTrainer(
+        name_model(recipe, model),
+        reward_functions(recipe, training.max_completion_length),
+        training,
+        *splits,
+        peft_config=get_peft_config(model),
+        quantization_config=get_quantization_config(model),
+    )
+    train(trainer, recipe)
+    return trainer
+
+
+if __name__ == "__main__":
+    logging.basicConfig(level=logging.WARNING)
+    main(sys.argv[1:]).end()

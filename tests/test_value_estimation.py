@@ -1,0 +1,211 @@
+"""Stage 1 of A*-PO: every prompt is sampled once, whatever happens in between."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from datasets import Dataset, load_dataset
+from toy import TASK, base_model
+from transformers import AutoTokenizer
+
+from canon_trl.advantages import optimal_value
+from canon_trl.sampling.value_estimation import (
+    RewardLog,
+    Scorer,
+    TransformersSampler,
+    collect_rewards,
+    estimate_rewards,
+    missing_chunks,
+)
+
+ROOT = Path(__file__).parents[1]
+DATA = Dataset.from_dict({"prompt": [str(index) for index in range(10)]})
+
+
+def fixed_sample(prompts, seed):
+    return [[[int(prompt), seed % 97, place] for place in range(2)] for prompt in prompts]
+
+
+def fixed_score(rows, responses):
+    return [float(row["prompt"]) + ids[1] / 100 + ids[2] / 1000 for row, ids in zip(rows, responses, strict=True)]
+
+
+def run(folder, ranks=1, sample=fixed_sample, **settings):
+    """What that many ranks do, one after the other; the first one's log."""
+    logs = [RewardLog(folder, settings, rank=rank) for rank in range(ranks)]
+    missing = missing_chunks(DATA, logs[0], chunk_size=3)
+    for rank, log in enumerate(logs):
+        estimate_rewards(DATA, sample, fixed_score, log, chunks=missing[rank::ranks], chunk_size=3, seed=5)
+    return logs[0]
+
+
+def test_every_prompt_once_in_order(tmp_path):
+    log = run(tmp_path)
+    seeds = [(5 * 1_000_003 + chunk) % 97 for chunk in range(4)]
+    want = [[prompt + seeds[prompt // 3] / 100 + place / 1000 for place in range(2)] for prompt in range(10)]
+    assert collect_rewards(DATA, log)["rewards"][:] == want
+    assert [len(rows) for rows in log.read().values()] == [3, 3, 3, 1]
+
+
+@pytest.mark.parametrize("killed_at", [0, 1, 3])
+@pytest.mark.parametrize("ranks", [(1, 1), (2, 1), (1, 3)])
+def test_a_killed_run_goes_on_with_the_same_numbers(tmp_path, killed_at, ranks):
+    """Also on another number of ranks, and with a line that the kill has torn."""
+    want = collect_rewards(DATA, run(tmp_path / "whole"))["rewards"][:]
+    sampled = []
+
+    def dying(prompts, seed):
+        if len(sampled) == killed_at:
+            raise KeyboardInterrupt
+        sampled.append(prompts)
+        return fixed_sample(prompts, seed)
+
+    before, after = ranks
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path / "killed", ranks=before, sample=dying)
+    with (tmp_path / "killed" / "rewards-00000.jsonl").open("a") as file:
+        file.write('{"chunk": 3, "rewa')
+
+    def going_on(prompts, seed):
+        sampled.append(prompts)
+        return fixed_sample(prompts, seed)
+
+    log = run(tmp_path / "killed", ranks=after, sample=going_on)
+    assert collect_rewards(DATA, log)["rewards"][:] == want
+    assert sorted(prompt for prompts in sampled for prompt in prompts) == sorted(DATA["prompt"])
+
+
+def test_other_settings_are_refused(tmp_path):
+    run(tmp_path, temperature=1.0, seed=1)
+    with pytest.raises(ValueError, match=r"was begun with temperature=1.0, not 0.5; name another output_dir"):
+        RewardLog(tmp_path, {"temperature": 0.5, "seed": 1})
+
+
+def test_an_unfinished_log_is_not_taken_for_whole(tmp_path):
+    log = RewardLog(tmp_path, {})
+    log.append(1, [[1.0]])
+    with pytest.raises(ValueError, match="1 of 10 prompts have rewards; run the estimation to its end"):
+        collect_rewards(DATA, log)
+
+
+class Letters:
+    def batch_decode(self, ids, skip_special_tokens):
+        return ["".join(map(str, row)) for row in ids]
+
+
+def test_scores_are_weighted_sums():
+    def first(prompts, completions, completion_ids, answer, **kwargs):
+        assert (prompts, completions, completion_ids) == (["p", "q"], ["12", "3"], [[1, 2], [3]])
+        return [float(text == wanted) for text, wanted in zip(completions, answer, strict=True)]
+
+    async def second(completions, **kwargs):
+        return [None, 2.0]
+
+    rows = [{"prompt": "p", "answer": "12"}, {"prompt": "q", "answer": "0"}]
+    assert Scorer([first, second], Letters(), [1.0, 0.5])(rows, [[1, 2], [3]]) == [1.0, 1.0]
+    assert Scorer([second], Letters())(rows, [[1, 2], [3]]) == [None, 2.0]
+
+    def told(completions, **kwargs):
+        assert completions == [[{"role": "assistant", "content": "1"}]]
+        return [0.5]
+
+    assert Scorer([told], Letters())([{"prompt": [{"role": "user", "content": "?"}]}], [[1]]) == [0.5]
+
+
+def test_what_cannot_score():
+    with pytest.raises(ValueError, match=r"reward_weights=\[1.0\] must be one for each of the 2 functions"):
+        Scorer([print, print], Letters(), [1.0])
+    with pytest.raises(TypeError, match="reward_funcs has 'judge'; values are estimated with reward functions alone"):
+        Scorer(["judge"], Letters())
+
+
+def test_sampling_with_transformers():
+    tokenizer = AutoTokenizer.from_pretrained(TASK.model_path)
+    sample = TransformersSampler(base_model(), tokenizer, num_samples=3, max_new_tokens=12, top_k=0)
+    prompts = ["7+8*3-9+4*6=", "1*2=", "9-9*1="]
+    first, again = sample(prompts, 7), sample(prompts, 7)
+    assert first == again != sample(prompts, 8)
+    assert [len(responses) for responses in first] == [3, 3, 3]
+    for responses in first:
+        for ids in responses:
+            assert 1 <= len(ids) <= 12
+            ends = [token in (tokenizer.eos_token_id, tokenizer.pad_token_id) for token in ids]
+            assert not any(ends[:-1])
+            assert ends[-1] or len(ids) == 12
+
+
+def script(folder, *flags, ranks=None):
+    launcher = ["--config_file", str(ROOT / "tests" / "configs" / "cpu_two_processes.yaml")] if ranks else []
+    command = [sys.executable, "-m", "accelerate.commands.launch", *launcher, "--main_process_port", "0"]
+    command += [str(ROOT / "examples" / "estimate_values.py"), "--task", "arithmetic", "--output_dir", str(folder)]
+    command += ["--task_train_prompts", "48", "--task_eval_prompts", "16", "--chunk_prompts", "4"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    return [*command, "--max_completion_length", "40", *flags], environment
+
+
+def finish(command, environment):
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr[-4000:]
+    return done
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("values") / "whole"
+    return folder, finish(*script(folder))
+
+
+def test_the_dataset_of_the_script(whole):
+    folder, done = whole
+    data = load_dataset(str(folder))
+    assert {split: len(part) for split, part in data.items()} == {"train": 48, "test": 16}
+    assert data["train"].column_names == ["prompt", "answer", "rewards", "v_star", "pass_rate"]
+    rewards = torch.tensor(data["train"]["rewards"][:], dtype=torch.float64)
+    assert rewards.shape == (48, 8) and set(rewards.flatten().tolist()) == {0.0, 1.0}
+    assert 0.3 < rewards.mean() < 0.6  # the base model's accuracy
+    assert data["train"]["v_star"][:] == optimal_value(rewards, beta=0.5).tolist()
+    assert data["train"]["prompt"][:] == TASK.dataset("train", 48)["prompt"][:]
+    card = (folder / "README.md").read_text()
+    for line in ("| `num_samples` | `8` |", "| `seed` | `0` |", "| `temperature` | `1.0` |", "arithmetic_model"):
+        assert line in card, line
+    assert "12/12" in done.stderr, "a progress bar"
+
+
+def test_two_ranks_and_a_kill_give_the_same_dataset(whole, tmp_path):
+    """The script on two processes, killed once some chunks are known, then on one."""
+    folder = tmp_path / "killed"
+    command, environment = script(folder, ranks=2)
+    process = subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL, start_new_session=True)
+    deadline = time.monotonic() + 300
+    while time.monotonic() < deadline and process.poll() is None:
+        if sum(path.read_text().count("\n") for path in folder.glob(".progress/train/rewards-*")) >= 2:
+            os.killpg(process.pid, signal.SIGKILL)
+            break
+        time.sleep(0.02)
+    process.wait()
+    assert not (folder / "train.parquet").exists(), "killed before its end"
+    known = [json.loads(line) for path in folder.glob(".progress/train/*.jsonl") for line in whole_lines(path)]
+    assert 2 <= len(known) < 12
+    finish(*script(folder))
+    for split in ("train", "test"):
+        assert (folder / f"{split}.parquet").read_bytes() == (whole[0] / f"{split}.parquet").read_bytes()
+
+
+def whole_lines(path):
+    return [line for line in path.read_text().splitlines(keepends=True) if line.endswith("\n")]
+
+
+def test_a_second_run_samples_nothing(whole, tmp_path):
+    folder = tmp_path / "again"
+    shutil.copytree(whole[0], folder)
+    done = finish(*script(folder, "--beta1", "0"))
+    assert "0it [00:00" in done.stderr
+    data = load_dataset(str(folder))["train"]
+    assert data["v_star"][:] == pytest.approx(data["pass_rate"][:])
