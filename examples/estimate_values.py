@@ -63,8 +63,6 @@ class ValueArguments:
             raise ValueError(f"temperature={self.temperature!r} must be positive")
         if not self.beta1 >= 0:
             raise ValueError(f"beta1={self.beta1!r} must be at least 0")
-        if self.use_vllm and find_spec("vllm") is None:
-            raise ImportError("use_vllm=True needs vllm; install canon-trl[vllm]")
         if self.vllm_kwargs != "{}" and not self.use_vllm:
             raise ValueError(f"vllm_kwargs={self.vllm_kwargs!r} would be ignored: use_vllm is False")
 
@@ -118,6 +116,8 @@ Train on it with `accelerate launch examples/train_astar_po.py --dataset_name {d
 
 def main(argv: list[str]) -> None:
     recipe, values, model = parse(argv, ValueArguments, embedded=CONFIGS / "arithmetic_values.yaml")
+    if values.use_vllm and find_spec("vllm") is None:
+        raise ImportError("use_vllm=True needs vllm; install canon-trl[vllm]")
     name, state = name_model(recipe, model), PartialState()
     splits = dict(zip(("train", "test"), load_data(recipe, wants_eval=values.include_test), strict=True))
     tokenizer = AutoTokenizer.from_pretrained(name, revision=model.model_revision)

@@ -5,12 +5,14 @@ from pathlib import Path
 import datasets
 import pytest
 import recipe
+import train_astar_po
 import yaml
 from estimate_values import ValueArguments
 from train_astar_po import ValueData
 from trl.rewards import accuracy_reward
 
 from canon_trl import AStarPOConfig, CANONConfig
+from canon_trl.policy_losses import ClipCov, KLCov
 
 ROOT = Path(__file__).parents[1]
 RECIPES = sorted((ROOT / "examples" / "configs").glob("*.yaml"))
@@ -70,6 +72,71 @@ def test_the_papers_setting(name):
     assert (training.temperature, training.loss_type, training.scale_rewards) == (1.0, "dr_grpo", "none")
     assert model.model_name_or_path == "Qwen/Qwen2.5-Math-7B"
     assert recipe.reward_functions(arguments, training.max_completion_length) == [accuracy_reward]
+
+
+METHODS = {
+    "clip_higher": ("grpo", None, "dapo", (0.2, 0.28), True),
+    "clip_cov": (
+        "grpo",
+        ClipCov(epsilon_low=1.0, epsilon_high=1.0),
+        "dapo",
+        (1, 1),
+        True,
+    ),
+    "kl_cov": ("grpo", KLCov(fraction=0.002, coef=1.0), "dapo", (0.2, 0.28), True),
+    "canon_kl_cov": ("canon", KLCov(fraction=0.002, coef=1.0), "dr_grpo", (0.2, 0.28), False),
+    "a_grae": ("a_grae", None, "grpo", (0.2, 0.28), False),
+    "a_grae_dr_grpo": ("a_grae", None, "dr_grpo", (0.2, 0.28), False),
+    "a_grae_dapo": ("a_grae", None, "dapo", (0.2, 0.28), True),
+    "a_grae_clip_cov": ("a_grae", ClipCov(epsilon_low=1.0, epsilon_high=1.0), "dapo", (1, 1), False),
+    "w_reinforce": ("w_reinforce", None, "dr_grpo", (0.2, 0.28), False),
+}
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_the_other_methods(name, caplog):
+    path = ROOT / "examples" / "configs" / f"qwen2.5_math_7b_{name}.yaml"
+    _, training, _ = parse_canon("--config", str(path))
+    clip = (training.epsilon, training.epsilon_high)
+    made = (training.advantage_estimator, training.make_policy_loss(), training.loss_type, clip)
+    assert (*made, training.dynamic_sampling) == METHODS[name]
+    assert training.advantage_estimator_kwargs == {
+        "a_grae": {"scale": name != "a_grae_dr_grpo", "attenuation": 1.0},
+        "w_reinforce": {"positive_weight": 0.1},
+    }.get(training.advantage_estimator, {})
+    assert training.steps_per_generation == 16 * training.gradient_accumulation_steps, "several updates a rollout"
+    assert "plain policy gradient" not in caplog.text
+
+
+@pytest.mark.parametrize("name", ["qwen2.5_1.5b_astar_po", "arithmetic_astar_po"])
+def test_astar_po(name):
+    path = ROOT / "examples" / "configs" / f"{name}.yaml"
+    _, _, training, _ = recipe.parse(
+        ["--config", str(path), "--use_cpu", "true"], ValueData, AStarPOConfig, embedded=path
+    )
+    assert (training.beta1, training.beta2, training.num_generations) == (0.5, 1e-3, 1)
+    assert training.filter_all_incorrect
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--num_samples", "0"], "num_samples=0 must be at least 1"),
+        (["--temperature", "0"], "temperature=0.0 must be positive"),
+        (["--beta1", "-1"], "beta1=-1.0 must be at least 0"),
+        (["--vllm_kwargs", '{"a": 1}'], "would be ignored: use_vllm is False"),
+    ],
+)
+def test_bad_flags_of_the_estimation(flags, message):
+    with pytest.raises(ValueError, match=message):
+        recipe.parse(flags, ValueArguments, embedded=recipe.CONFIGS / "arithmetic_values.yaml")
+
+
+@pytest.mark.parametrize("flags", [["--task", "arithmetic"], ["--dataset_name", "x", "--values", "y"]])
+def test_astar_po_needs_values_with_a_task_and_only_then(flags):
+    rest = ["--model_name_or_path", "m", "--reward_funcs", "accuracy_reward", "--use_cpu", "true"]
+    with pytest.raises(ValueError, match="an embedded task needs the folder of its values, and a dataset_name brings"):
+        train_astar_po.main([*flags, *rest])
 
 
 def test_no_arguments_is_the_embedded_task():
