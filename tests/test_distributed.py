@@ -9,16 +9,16 @@ from pathlib import Path
 import pytest
 import torch
 from distributed.groups_across_ranks import METRICS, run_fixed
-from distributed.stages_across_ranks import POLICY_LOSSES, run
+from distributed.stages_across_ranks import POLICY_LOSSES, run, run_astar_po
 from toy import TASK, assert_same_parameters
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 TESTS = Path(__file__).parent
 
 
-def launch(config: str, script: str, folder: Path) -> None:
+def launch(config: str, script: str, folder: Path, *arguments: str) -> None:
     command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(TESTS / "configs" / config)]
-    command += ["--main_process_port", "0", str(TESTS / "distributed" / script), str(folder)]
+    command += ["--main_process_port", "0", str(TESTS / "distributed" / script), str(folder), *arguments]
     environment = os.environ | {"PYTHONPATH": str(TESTS), "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-6000:]
@@ -70,13 +70,19 @@ def test_resume_on_two_ranks(two_ranks, metric):
         assert_same_parameters(rank["resumed"], rank["sampled"]["parameters"])
 
 
-@pytest.mark.parametrize("stage", [2, 3])
-def test_zero(tmp_path, stage):
-    launch(f"zero{stage}_cpu.yaml", "zero.py", tmp_path)
+@pytest.mark.parametrize(("stage", "method"), [(2, "canon"), (3, "canon"), (3, "kl_cov"), (3, "astar_po")])
+def test_zero(tmp_path, stage, method):
+    launch(f"zero{stage}_cpu.yaml", "zero.py", tmp_path, method)
     report = json.loads((tmp_path / "report.json").read_text())
     assert (report["stage"], report["processes"]) == (stage, 2)
-    assert report["log"]["canon/mu"] == 1.0
-    assert 0 < report["log"]["canon/metric_lower"] < report["log"]["canon/metric_higher"]
+    if method == "astar_po":
+        assert report["log"]["astar_po/v_star"] > 0
+    else:
+        assert report["log"]["canon/mu"] == 1.0
+        assert 0 < report["log"]["canon/metric_lower"] < report["log"]["canon/metric_higher"]
+    if method == "kl_cov":
+        assert report["log"]["policy_loss/frac_gated"] > 0
+        assert report["log"]["groups/frac_no_spread"] == 0
     trained = AutoModelForCausalLM.from_pretrained(tmp_path / "model")
     resumed = AutoModelForCausalLM.from_pretrained(tmp_path / "resumed")
     assert_same_parameters(dict(resumed.named_parameters()), dict(trained.named_parameters()))
@@ -86,6 +92,18 @@ def test_zero(tmp_path, stage):
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "model")
     written = trained.generate(**tokenizer("7+8*3-9+4*6=", return_tensors="pt"), max_new_tokens=40)
     assert "#" in tokenizer.decode(written[0])
+
+
+def test_astar_po_does_not_depend_on_ranks(stages, tmp_path):
+    alone = run_astar_po(tmp_path, ranks=1)
+    kept = [torch.load(stages / f"astar_po_{rank}.pt", weights_only=False) for rank in (0, 1)]
+    assert alone["advantages"][0].unique().numel() > 2
+    for step, advantages in enumerate(alone["advantages"]):
+        assert torch.equal(torch.cat([rank["whole"]["advantages"][step] for rank in kept]), advantages)
+    for key, value in alone["parameters"].items():
+        torch.testing.assert_close(kept[0]["whole"]["parameters"][key], value, atol=1e-6, rtol=1e-5)
+    for rank in kept:
+        assert_same_parameters(rank["resumed"], rank["whole"]["parameters"])
 
 
 @pytest.fixture(scope="module")

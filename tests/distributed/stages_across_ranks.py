@@ -1,4 +1,4 @@
-"""Dynamic sampling and policy losses on several ranks whose borders cut through prompt groups.
+"""Dynamic sampling, policy losses and A*-PO on several ranks, whose borders cut through prompt groups.
 
 `test_distributed.py` starts it. Every rank writes what it saw to the folder that is named on the command line.
 """
@@ -9,7 +9,9 @@ from typing import Any
 
 import torch
 from accelerate import PartialState
-from toy import make_trainer, parameters, prompts
+from toy import OPTIONS, TASK, make_trainer, parameters, prompts
+
+from canon_trl import AStarPOConfig, AStarPOTrainer
 
 POLICY_LOSSES = {
     "clip_cov": {"low": -5.0, "ratio": 0.3},
@@ -93,8 +95,32 @@ def run(folder: Path, name: str, scope: str, ranks: int, resume: str | None = No
     }
 
 
+def run_astar_po(folder: Path, ranks: int, resume: str | None = None) -> dict[str, Any]:
+    """Four updates on two rollouts of one response a prompt."""
+    data = prompts(24)
+    data = data.add_column("rewards", [[1.0] + [float(row % step == 0) for step in (2, 3)] for row in range(24)])
+    options = OPTIONS | {"num_generations": 1, "per_device_train_batch_size": RESPONSES // ranks, "beta2": 0.1}
+    options |= {"num_iterations": 2, "max_steps": 4, "optim": "sgd", "learning_rate": 0.1}
+    config = AStarPOConfig(str(folder), **(options | {"save_strategy": "steps", "save_steps": 1}))
+    trainer = AStarPOTrainer(str(TASK.model_path), TASK.reward, config, data, rollout_func=fixed_responses)
+    seen, generate = [], trainer._generate_and_score_completions
+
+    def keep(inputs: list) -> dict[str, Any]:
+        output = generate(inputs)
+        seen.append(output["advantages"].clone())
+        return output
+
+    trainer._generate_and_score_completions = keep
+    trainer.train(resume_from_checkpoint=resume)
+    return {"parameters": parameters(trainer), "advantages": seen}
+
+
 def main(folder: Path) -> None:
     torch.set_num_threads(1)
+    whole = run_astar_po(folder / "astar_po", ranks=2)
+    resumed = run_astar_po(folder / "astar_po", ranks=2, resume=str(folder / "astar_po" / "checkpoint-1"))
+    kept = {"whole": whole, "resumed": resumed["parameters"]}
+    torch.save(kept, folder / f"astar_po_{torch.distributed.get_rank()}.pt")
     for name in POLICY_LOSSES:
         for scope in ("batch", "micro_batch"):
             whole = run(folder / name / scope, name, scope, ranks=2)

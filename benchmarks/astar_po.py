@@ -1,0 +1,206 @@
+"""A*-PO beside trl.experimental.a2po and beside GRPO, on the same model, prompts and responses' length.
+
+    python benchmarks/astar_po.py                      # the embedded model
+    python benchmarks/astar_po.py --model DIR          # any causal language model
+
+Stage 1 is timed on the same prompts and number of samples, a step of stage 2 on the same number of responses of the
+same, fixed length; the two sides run in turn, A B A B, in one process. Reported is the median of the ratios of the pairs
+with its quartiles; the first pair is a warm-up that is not counted. Peak memory is that of a process of its own a side.
+"""
+
+import argparse
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from datasets import Dataset
+from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, Trainer
+from trl import GRPOConfig, GRPOTrainer
+from trl.experimental.a2po import A2POConfig, A2POTrainer
+
+from canon_trl import AStarPOConfig, AStarPOTrainer
+from canon_trl.sampling.optimal_values import with_optimal_values
+from canon_trl.sampling.value_estimation import Scorer, TransformersSampler
+from canon_trl.tasks import TASKS
+
+TASK = TASKS["arithmetic"]
+SAMPLES = 8
+
+
+def varied_reward(completions: list[str], **kwargs: Any) -> list[float]:
+    return [float(len(text) % 2) for text in completions]
+
+
+def shared(options: argparse.Namespace) -> dict[str, Any]:
+    return {
+        "per_device_train_batch_size": options.responses,
+        "max_completion_length": options.tokens,
+        "learning_rate": 1e-6,
+        "bf16": options.bf16,
+        "use_cpu": options.cpu,
+        "gradient_checkpointing": False,
+        "max_steps": 1,
+        "save_strategy": "no",
+        "report_to": [],
+        "disable_tqdm": True,
+    }
+
+
+def ours(options: argparse.Namespace, data: Dataset) -> AStarPOTrainer:
+    rewards = [[1.0, float(row % 2)] for row in range(len(data))]
+    config = AStarPOConfig(tempfile.mkdtemp(), generation_kwargs=fixed(options), **shared(options))
+    return AStarPOTrainer(options.model, varied_reward, config, data.add_column("rewards", rewards))
+
+
+def a2po(options: argparse.Namespace, data: Dataset) -> A2POTrainer:
+    settings = {"num_value_samples": SAMPLES, "top_k": 0, "filter_all_incorrect": False}
+    trainer = A2POTrainer(
+        options.model, varied_reward, A2POConfig(tempfile.mkdtemp(), **settings, **shared(options)), data
+    )
+    for config in (trainer.generation_config, trainer.value_generation_config):
+        config.min_new_tokens = options.tokens
+    return trainer
+
+
+def grpo(options: argparse.Namespace, data: Dataset) -> GRPOTrainer:
+    settings = shared(options) | {"per_device_train_batch_size": options.responses, "num_generations": SAMPLES}
+    config = GRPOConfig(tempfile.mkdtemp(), generation_kwargs=fixed(options), **settings)
+    return GRPOTrainer(options.model, varied_reward, config, data)
+
+
+def fixed(options: argparse.Namespace) -> dict[str, Any]:
+    return {"min_new_tokens": options.tokens}
+
+
+def stage_1(options: argparse.Namespace, data: Dataset) -> Callable[[], Any]:
+    """Ours: sample, score, and V*."""
+    model = AutoModelForCausalLM.from_pretrained(options.model)
+    tokenizer = AutoTokenizer.from_pretrained(options.model)
+    lengths = {"max_new_tokens": options.tokens, "min_new_tokens": options.tokens, "top_k": 0}
+    sample = TransformersSampler(model, tokenizer, num_samples=SAMPLES, **lengths)
+    score = Scorer([varied_reward], tokenizer)
+
+    def run() -> None:
+        rewards = []
+        for first in range(0, len(data), options.chunk):
+            rows = list(data.select(range(first, min(first + options.chunk, len(data)))))
+            responses = sample([row["prompt"] for row in rows], first)
+            repeated = [row for row in rows for _ in range(SAMPLES)]
+            scores = score(repeated, [ids for given in responses for ids in given])
+            rewards += [scores[place : place + SAMPLES] for place in range(0, len(scores), SAMPLES)]
+        with_optimal_values(data.add_column("rewards", rewards), beta1=0.5, filter_all_incorrect=False)
+
+    return run
+
+
+def stage_1_a2po(options: argparse.Namespace, data: Dataset) -> Callable[[], Any]:
+    return a2po(options, data)._estimate_optimal_values
+
+
+def a_step(trainer: Trainer) -> Callable[[], Any]:
+    if isinstance(trainer, A2POTrainer):
+        trainer._estimate_optimal_values()
+    return trainer.train
+
+
+def paired(name: str, one: Callable[[], Any], other: Callable[[], Any], pairs: int, factor: float = 1.0) -> None:
+    """The ratio of the second's time to the first's, so above 1 where the first is faster."""
+
+    def seconds(run: Callable[[], Any]) -> float:
+        start = time.perf_counter()
+        run()
+        return time.perf_counter() - start
+
+    ratios = [factor * seconds(other) / seconds(one) for _ in range(pairs + 1)][1:]
+    lower, median, upper = statistics.quantiles(ratios, n=4)
+    print(f"{name}: {median:.2f} (quartiles {lower:.2f} to {upper:.2f}, {pairs} pairs)", flush=True)
+
+
+def same_loss(options: argparse.Namespace, data: Dataset) -> None:
+    """Both losses on the same responses, rewards and values."""
+    mine, theirs = ours(options, data), a2po(options, data)
+    torch.manual_seed(0)
+    model, ref = theirs.model, theirs.ref_model
+    with torch.no_grad():
+        for value in model.parameters():
+            value.mul_(1.01)
+    tokenizer = AutoTokenizer.from_pretrained(options.model)
+    batch = tokenizer(data["prompt"][: options.responses], return_tensors="pt", padding=True, padding_side="left")
+    length = {"max_new_tokens": options.tokens, "min_new_tokens": options.tokens, "do_sample": True}
+    ids = model.generate(**batch, generation_config=GenerationConfig(**length, pad_token_id=tokenizer.pad_token_id))
+    width = batch["input_ids"].shape[1]
+    mask = torch.ones_like(ids[:, width:])
+    attention = torch.cat([batch["attention_mask"], mask], dim=1)
+    rewards, values = torch.rand(len(ids)), torch.rand(len(ids))
+    ref_log_probs = theirs._get_sequence_logps(ref, ids, attention, options.tokens).detach()
+    inputs = {"input_ids": ids, "attention_mask": attention, "logits_to_keep": options.tokens}
+    model.train()
+    want = theirs.compute_loss(model, inputs | {"ref_logps": ref_log_probs, "rewards": rewards, "v_star": values})
+    mine.model.load_state_dict(model.state_dict())
+    mine.model.train()
+    mine.current_gradient_accumulation_steps = 1
+    with torch.no_grad():
+        by_token = mine._get_per_token_logps_and_entropies(mine.ref_model, ids, attention, options.tokens)[0]
+    got = mine._compute_loss(
+        mine.model,
+        {
+            "prompt_ids": ids[:, :width],
+            "prompt_mask": batch["attention_mask"],
+            "completion_ids": ids[:, width:],
+            "completion_mask": mask,
+            "advantages": rewards - values,
+            "ref_per_token_logps": by_token,
+            "num_items_in_batch": mask.sum(),
+        },
+    )
+    print(f"loss on the same responses: {got.item():.7f}, a2po {want.item():.7f}", flush=True)
+
+
+def peak(options: argparse.Namespace, side: str) -> float:
+    """Peak memory of three steps in a process of their own, in MiB."""
+    command = [sys.executable, __file__, "--model", options.model, "--responses", str(options.responses)]
+    command += ["--tokens", str(options.tokens), "--prompts", str(options.responses), "--side", side]
+    command += ["--cpu"] if options.cpu else []
+    return float(subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()[-1])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default=str(TASK.model_path))
+    parser.add_argument("--prompts", type=int, default=256, help="prompts of stage 1")
+    parser.add_argument("--chunk", type=int, default=64, help="prompts that our stage 1 samples at a time")
+    parser.add_argument("--responses", type=int, default=16, help="responses of a step")
+    parser.add_argument("--tokens", type=int, default=40)
+    parser.add_argument("--pairs", type=int, default=15)
+    parser.add_argument("--cpu", action="store_true")
+    parser.add_argument("--threads", type=int, default=1, help="more than one is noisy on a CPU that is shared")
+    parser.add_argument("--bf16", action="store_true")
+    parser.add_argument("--side", choices=["ours", "a2po"], help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    data = TASK.dataset("train", options.prompts).select_columns("prompt")
+    if options.side:
+        run = a_step({"ours": ours, "a2po": a2po}[options.side](options, data))
+        for _ in range(3):
+            run()
+        print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+        return
+    same_loss(options, data)
+    sides = stage_1(options, data), stage_1_a2po(options, data)
+    paired("stage 1, time of a2po over ours", *sides, max(options.pairs // 3, 3))
+    few = data.select(range(min(options.responses * 2, len(data))))
+    step, step_a2po, step_grpo = a_step(ours(options, few)), a_step(a2po(options, few)), a_step(grpo(options, few))
+    paired("step, time of a2po over ours", step, step_a2po, options.pairs)
+    paired("prompt, time of ours over GRPO with 8 responses", step_grpo, step, options.pairs, factor=1 / SAMPLES)
+    memory = {side: peak(options, side) for side in ("ours", "a2po")}
+    print(f"peak memory, ours over a2po: {memory['ours'] / memory['a2po']:.2f} ({memory['ours']:.0f} MiB)", flush=True)
+
+
+if __name__ == "__main__":
+    main()
