@@ -3,9 +3,10 @@
     python benchmarks/astar_po.py                      # the embedded model
     python benchmarks/astar_po.py --model DIR          # any causal language model
 
-Stage 1 is timed on the same prompts and number of samples, a step of stage 2 on the same number of responses of the
-same, fixed length; the two sides run in turn, A B A B, in one process. Reported is the median of the ratios of the pairs
-with its quartiles; the first pair is a warm-up that is not counted. Peak memory is that of a process of its own a side.
+Stage 1 is timed on the same prompts and number of samples, of their natural length as in use; where all are equally
+long there is less to save. A step of stage 2 is timed on the same number of responses of the same, fixed length. The
+two sides run in turn, A B A B, in one process. Reported is the median of the ratios of the pairs with its quartiles;
+the first pair is a warm-up that is not counted. Peak memory is that of a process of its own for each side.
 """
 
 import argparse
@@ -16,10 +17,12 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
 from datasets import Dataset
+from step_time import step_seconds
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, Trainer
 from trl import GRPOConfig, GRPOTrainer
 from trl.experimental.a2po import A2POConfig, A2POTrainer
@@ -60,11 +63,9 @@ def ours(options: argparse.Namespace, data: Dataset) -> AStarPOTrainer:
 
 def a2po(options: argparse.Namespace, data: Dataset) -> A2POTrainer:
     settings = {"num_value_samples": SAMPLES, "top_k": 0, "filter_all_incorrect": False}
-    trainer = A2POTrainer(
-        options.model, varied_reward, A2POConfig(tempfile.mkdtemp(), **settings, **shared(options)), data
-    )
-    for config in (trainer.generation_config, trainer.value_generation_config):
-        config.min_new_tokens = options.tokens
+    args = A2POConfig(tempfile.mkdtemp(), **settings, **shared(options))
+    trainer = A2POTrainer(options.model, varied_reward, args, data)
+    trainer.generation_config.min_new_tokens = options.tokens
     return trainer
 
 
@@ -79,11 +80,10 @@ def fixed(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def stage_1(options: argparse.Namespace, data: Dataset) -> Callable[[], Any]:
-    """Ours: sample, score, and V*."""
+    """Ours: sample responses of their natural length, score, and V*."""
     model = AutoModelForCausalLM.from_pretrained(options.model)
     tokenizer = AutoTokenizer.from_pretrained(options.model)
-    lengths = {"max_new_tokens": options.tokens, "min_new_tokens": options.tokens, "top_k": 0}
-    sample = TransformersSampler(model, tokenizer, num_samples=SAMPLES, **lengths)
+    sample = TransformersSampler(model, tokenizer, num_samples=SAMPLES, max_new_tokens=options.tokens)
     score = Scorer([varied_reward], tokenizer)
 
     def run() -> None:
@@ -103,21 +103,25 @@ def stage_1_a2po(options: argparse.Namespace, data: Dataset) -> Callable[[], Any
     return a2po(options, data)._estimate_optimal_values
 
 
-def a_step(trainer: Trainer) -> Callable[[], Any]:
+def a_step(trainer: Trainer) -> Callable[[], float]:
+    """Seconds of one step, from its begin to its end."""
     if isinstance(trainer, A2POTrainer):
         trainer._estimate_optimal_values()
-    return trainer.train
+    return partial(step_seconds, trainer)
 
 
-def paired(name: str, one: Callable[[], Any], other: Callable[[], Any], pairs: int, factor: float = 1.0) -> None:
-    """The ratio of the second's time to the first's, so above 1 where the first is faster."""
-
-    def seconds(run: Callable[[], Any]) -> float:
+def timed(run: Callable[[], Any]) -> Callable[[], float]:
+    def seconds() -> float:
         start = time.perf_counter()
         run()
         return time.perf_counter() - start
 
-    ratios = [factor * seconds(other) / seconds(one) for _ in range(pairs + 1)][1:]
+    return seconds
+
+
+def paired(name: str, one: Callable[[], float], other: Callable[[], float], pairs: int, factor: float = 1.0) -> None:
+    """The ratio of the second's seconds to the first's, so above 1 where the first is faster."""
+    ratios = [factor * other() / one() for _ in range(pairs + 1)][1:]
     lower, median, upper = statistics.quantiles(ratios, n=4)
     print(f"{name}: {median:.2f} (quartiles {lower:.2f} to {upper:.2f}, {pairs} pairs)", flush=True)
 
@@ -192,7 +196,7 @@ def main() -> None:
         print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
         return
     same_loss(options, data)
-    sides = stage_1(options, data), stage_1_a2po(options, data)
+    sides = timed(stage_1(options, data)), timed(stage_1_a2po(options, data))
     paired("stage 1, time of a2po over ours", *sides, max(options.pairs // 3, 3))
     few = data.select(range(min(options.responses * 2, len(data))))
     step, step_a2po, step_grpo = a_step(ours(options, few)), a_step(a2po(options, few)), a_step(grpo(options, few))

@@ -128,7 +128,7 @@ def test_what_cannot_score():
 
 def test_sampling_with_transformers():
     tokenizer = AutoTokenizer.from_pretrained(TASK.model_path)
-    sample = TransformersSampler(base_model(), tokenizer, num_samples=3, max_new_tokens=12, top_k=0)
+    sample = TransformersSampler(base_model(), tokenizer, num_samples=3, max_new_tokens=12, top_k=5, top_p=0.9)
     prompts = ["7+8*3-9+4*6=", "1*2=", "9-9*1="]
     first, again = sample(prompts, 7), sample(prompts, 7)
     assert first == again != sample(prompts, 8)
@@ -139,6 +139,31 @@ def test_sampling_with_transformers():
             ends = [token in (tokenizer.eos_token_id, tokenizer.pad_token_id) for token in ids]
             assert not any(ends[:-1])
             assert ends[-1] or len(ids) == 12
+
+
+def test_the_sampler_writes_what_generate_writes():
+    """With the likeliest token alone there is nothing to chance: the same text, though rows leave the batch."""
+    tokenizer, model = AutoTokenizer.from_pretrained(TASK.model_path), base_model()
+    prompts = [*TASK.dataset("test", 30)["prompt"], "1*2=", "9-9*1="]
+    sampled = TransformersSampler(model, tokenizer, num_samples=2, max_new_tokens=40, top_k=1)(prompts, 0)
+    assert len({len(responses[0]) for responses in sampled}) > 2, "the case needs different lengths"
+    for prompt, responses in zip(prompts, sampled, strict=True):
+        ids = tokenizer(prompt, return_tensors="pt")
+        written = model.generate(**ids, do_sample=False, max_new_tokens=40, pad_token_id=tokenizer.pad_token_id)
+        assert responses == [written[0, ids["input_ids"].shape[1] :].tolist()] * 2
+
+
+def test_the_sampler_draws_from_the_models_distribution():
+    """The share of each first token over many responses is its probability, at another temperature too."""
+    tokenizer, model = AutoTokenizer.from_pretrained(TASK.model_path), base_model()
+    prompt = "7+8*3-9+4*6="
+    with torch.no_grad():
+        logits = model(**tokenizer(prompt, return_tensors="pt")).logits[0, -1]
+    for temperature in (1.0, 2.0):
+        options = {"num_samples": 4000, "max_new_tokens": 1, "temperature": temperature}
+        (responses,) = TransformersSampler(model, tokenizer, **options)([prompt], 3)
+        shares = torch.tensor([ids[0] for ids in responses]).bincount(minlength=len(logits)) / 4000
+        torch.testing.assert_close(shares, (logits / temperature).softmax(-1), atol=0.03, rtol=0)
 
 
 def script(folder, *flags, ranks=None):

@@ -17,6 +17,8 @@ from typing import Any
 import torch
 from datasets import Dataset
 from torch import nn
+from transformers import LogitsProcessorList, PreTrainedModel
+from transformers.generation import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
 Prompt = str | list[dict[str, Any]]
 
@@ -184,40 +186,90 @@ def prompt_ids(tokenizer: Any, prompts: Sequence[Prompt]) -> list[list[int]]:
 
 
 class TransformersSampler:
-    """Responses by `generate` of transformers, all of a chunk in one batch.
+    """Responses of a transformers model, of which those that have ended cost nothing any more.
+
+    `generate` keeps every response in the batch until the longest has ended, and reads a prompt once for each of its
+    responses. Values take many responses of very different lengths, so here a prompt is read once, and responses that
+    have ended leave the batch.
 
     Args:
-        model: the reference model, on its device.
+        model: the reference model, on its device; a decoder whose cache can drop rows, as all plain attention can.
         tokenizer: with a padding token.
         num_samples: responses to a prompt.
-        options: of `generate`, such as `max_new_tokens`, `temperature`, `top_p`, `top_k`.
+        max_new_tokens: tokens of a response at most.
+        temperature, top_p, top_k: as for `generate`; `top_k=0` samples from all tokens.
+
+    Raises:
+        TypeError: the model takes no `position_ids`, which tell left padding from text.
     """
 
-    def __init__(self, model: Any, tokenizer: Any, *, num_samples: int, **options: Any) -> None:
+    KEEP_UNTIL = 0.75  # share of the rows that must be alive; below it the others are dropped from batch and cache
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        tokenizer: Any,
+        *,
+        num_samples: int,
+        max_new_tokens: int,
+        temperature: float = 1.0,
+        top_p: float = 1.0,
+        top_k: int = 0,
+    ) -> None:
+        if "position_ids" not in inspect.signature(model.forward).parameters:
+            raise TypeError(f"{type(model).__name__} takes no position_ids; estimate its values with use_vllm=True")
         self._model = model.eval()
         self._tokenizer = tokenizer
-        self._options = {"do_sample": True, "num_return_sequences": num_samples, **options}
+        self._num_samples = num_samples
+        self._max_new_tokens = max_new_tokens
         ends = model.generation_config.eos_token_id
         ends = [ends] if isinstance(ends, int) else list(ends or [])
-        self._ends = {*ends, tokenizer.eos_token_id}
+        self._ends = torch.tensor(sorted({*ends, tokenizer.eos_token_id}), device=model.device)
+        self._warpers = LogitsProcessorList([TemperatureLogitsWarper(float(temperature))])
+        if top_k:
+            self._warpers.append(TopKLogitsWarper(top_k))
+        if top_p < 1:
+            self._warpers.append(TopPLogitsWarper(top_p))
 
     @torch.inference_mode()
     def __call__(self, prompts: Sequence[Prompt], seed: int) -> list[list[list[int]]]:
+        device = self._model.device
         batch = self._tokenizer.pad(
             {"input_ids": prompt_ids(self._tokenizer, prompts)}, padding_side="left", return_tensors="pt"
-        ).to(self._model.device)
-        torch.manual_seed(seed)
-        written = self._model.generate(
-            **batch, **self._options, eos_token_id=sorted(self._ends), pad_token_id=self._tokenizer.pad_token_id
-        )
-        responses = [self._up_to_end(row) for row in written[:, batch["input_ids"].shape[1] :].tolist()]
-        count = self._options["num_return_sequences"]
-        return [responses[first : first + count] for first in range(0, len(responses), count)]
+        ).to(device)
+        generator = torch.Generator(device).manual_seed(seed)
+        attention = batch["attention_mask"]
+        positions = (attention.cumsum(dim=1) - 1).clamp(min=0)
+        output = self._model(**batch, position_ids=positions, use_cache=True, logits_to_keep=1)
+        cache, logits = output.past_key_values, output.logits[:, -1].repeat_interleave(self._num_samples, dim=0)
+        cache.batch_repeat_interleave(self._num_samples)
+        attention = attention.repeat_interleave(self._num_samples, dim=0)
 
-    def _up_to_end(self, ids: list[int]) -> list[int]:
-        """Without the padding behind the token that ended the response."""
-        end = next((place for place, token in enumerate(ids) if token in self._ends), len(ids) - 1)
-        return ids[: end + 1]
+        count = len(prompts) * self._num_samples
+        written = torch.zeros(count, self._max_new_tokens, dtype=torch.long, device=device)
+        lengths = torch.zeros(count, dtype=torch.long, device=device)
+        rows = torch.arange(count, device=device)  # which response a row of the batch is
+        alive = torch.ones(count, dtype=torch.bool, device=device)
+        for step in range(self._max_new_tokens):
+            probs = self._warpers(None, logits.float()).softmax(dim=-1)
+            tokens = torch.multinomial(probs, 1, generator=generator)
+            written[rows, step] = tokens.squeeze(1)
+            lengths[rows] += alive
+            alive &= ~torch.isin(tokens.squeeze(1), self._ends)
+            share = alive.float().mean().item()
+            if share == 0 or step + 1 == self._max_new_tokens:
+                break
+            attention = torch.cat([attention, attention.new_ones(len(rows), 1)], dim=1)
+            if share < self.KEEP_UNTIL:
+                cache.batch_select_indices(alive.nonzero().squeeze(1))
+                rows, tokens, attention, alive = rows[alive], tokens[alive], attention[alive], alive[alive]
+            positions = attention.sum(dim=1, keepdim=True) - 1
+            output = self._model(
+                input_ids=tokens, attention_mask=attention, position_ids=positions, past_key_values=cache
+            )
+            logits = output.logits[:, -1]
+        responses = [ids[:length] for ids, length in zip(written.tolist(), lengths.tolist(), strict=True)]
+        return [responses[first : first + self._num_samples] for first in range(0, count, self._num_samples)]
 
 
 class VLLMSampler:

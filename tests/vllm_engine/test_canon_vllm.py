@@ -27,9 +27,9 @@ def varied(completions, **kwargs):
     return [float(len(completion[0]["content"]) % 3) / 2 for completion in completions]
 
 
-def make(model, folder, trainer_options=None, **options):
+def make(model, folder, trainer_options=None, reward=varied, **options):
     config = CANONConfig(str(folder), **(OPTIONS | VLLM | options))
-    return CANONTrainer(str(model), varied, config, DATA, **(trainer_options or {}))
+    return CANONTrainer(str(model), reward, config, DATA, **(trainer_options or {}))
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,111 @@
+"""Dynamic sampling, KL-Cov and A*-PO on the real vLLM engine, with a real pretrained language model."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from datasets import Dataset, load_dataset
+from observe import count_forwards, keep_outputs, keep_rollouts
+from test_canon_vllm import DATA, VLLM, make, varied
+from toy import OPTIONS, logged, parameters
+
+from canon_trl import AStarPOConfig, AStarPOTrainer
+
+ROOT = Path(__file__).parents[2]
+
+
+def half_teach(prompts, completions, **kwargs):
+    """A reward with spread for prompts about an even number."""
+    even = [int(prompt[0]["content"].split()[2]) % 2 == 0 for prompt in prompts]
+    return [float(index % 2) if teaches else 1.0 for index, teaches in enumerate(even)]
+
+
+def test_dynamic_sampling_and_kl_cov(smollm2, tmp_path):
+    trainer = make(
+        smollm2,
+        tmp_path,
+        reward=half_teach,
+        dynamic_sampling=True,
+        policy_loss="kl_cov",
+        policy_loss_kwargs={"fraction": 0.1, "scope": "batch"},
+        num_iterations=2,
+        max_steps=4,
+    )
+    rollouts, _ = keep_rollouts(trainer)
+    outputs = keep_outputs(trainer)
+    calls = count_forwards(trainer)
+    before = parameters(trainer)
+    trainer.train()
+    assert len(rollouts) == 2
+    for rollout, output in zip(rollouts, outputs, strict=True):
+        assert rollout.rewards.tolist() == [[0.0, 1.0, 0.0, 1.0]] * 2
+        texts = trainer.processing_class.batch_decode(output["prompt_ids"])
+        assert all(int(text.split("What is ")[1].split()[0]) % 2 == 0 for text in texts)
+        # The sampler's log-probabilities came along to the places where their responses are now.
+        mask = output["completion_mask"].bool()
+        apart = (output["old_per_token_logps"] - output["sampling_per_token_logps"])[mask].abs().max()
+        assert apart < 1e-2
+    # What was rejected is scored by no pass: one a rollout without gradients, one a step with.
+    assert calls == {"without_grad": 2, "with_grad": 4}
+    entries = [entry for entry in logged(trainer) if "dynamic_sampling/rounds" in entry]
+    assert max(entry["dynamic_sampling/rounds"] for entry in entries) > 1
+    assert all(entry["policy_loss/frac_gated"] > 0 for entry in logged(trainer))
+    assert all(not torch.equal(value, before[name]) for name, value in parameters(trainer).items())
+
+
+def test_astar_po(smollm2, tmp_path):
+    data = DATA.add_column("rewards", [[1.0, 0.0, float(row % 2)] for row in range(len(DATA))])
+    options = OPTIONS | VLLM | {"num_generations": 1}
+    trainer = AStarPOTrainer(str(smollm2), varied, AStarPOConfig(str(tmp_path), **options), data)
+    rollouts, _ = keep_rollouts(trainer)
+    outputs = keep_outputs(trainer)
+    calls = count_forwards(trainer)
+    before = parameters(trainer)
+    trainer.train()
+    rollout, output = rollouts[0], outputs[0]
+    assert rollout.rewards.shape == (8, 1)
+    want = rollout.rewards - rollout.metrics["v_star"]
+    assert torch.equal(output["advantages"], want.flatten())
+    assert output["ref_per_token_logps"].shape == output["completion_ids"].shape
+    # The policy is the reference still, so its implicit reward is 0.
+    assert logged(trainer)[0]["loss"] == pytest.approx(want.pow(2).mean().item(), rel=1e-4)
+    assert calls == {"without_grad": 0, "with_grad": 1}  # the reference is a model of its own
+    assert any(not torch.equal(value, before[name]) for name, value in parameters(trainer).items())
+
+
+def test_values_are_estimated_by_vllm(smollm2, tmp_path):
+    rows = [
+        {"prompt": f"What is {number} + 1? Answer with a number.", "answer": str(number + 1)} for number in range(6)
+    ]
+    Dataset.from_list(rows).to_json(tmp_path / "data.jsonl")
+    (tmp_path / "rewards.py").write_text(
+        "def found(completions, solution, **kwargs):\n"
+        "    return [float(s in c[0]['content']) for c, s in zip(completions, solution)]\n"
+    )
+    flags = {
+        "output_dir": tmp_path / "values",
+        "dataset_name": tmp_path / "data.jsonl",
+        "model_name_or_path": smollm2,
+        "dtype": "float32",
+        "reward_funcs": "rewards:found",
+        "include_test": "false",
+        "num_samples": "3",
+        "chunk_prompts": "4",
+        "max_completion_length": "16",
+        "use_vllm": "true",
+        "vllm_kwargs": json.dumps({"enforce_eager": True, "max_model_len": 128}),
+    }
+    command = [sys.executable, str(ROOT / "examples" / "estimate_values.py")]
+    command += [part for name, value in flags.items() for part in (f"--{name}", str(value))]
+    environment = os.environ | {"PYTHONPATH": str(tmp_path)}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
+    data = load_dataset(str(tmp_path / "values"))["train"]
+    rewards = torch.tensor(data["rewards"][:])
+    assert rewards.shape == (6, 3)
+    assert 0 < rewards.mean() < 1, "SmolLM2 gets some of these right"
+    assert (torch.tensor(data["v_star"][:]) >= rewards.mean(dim=1) - 1e-6).all()
