@@ -30,6 +30,7 @@ benchmark: $(VENV)/.installed-test
 	PYTHONPATH=tests $(BIN)/python -c 'from smollm2 import save_smollm2; save_smollm2("outputs/smollm2")'
 	$(BIN)/python benchmarks/step_time.py --metrics entropy 'entropy by a pass' --model outputs/smollm2 \
 		--responses 8 --group 4 --tokens 32 --pairs 9
+	$(BIN)/python benchmarks/astar_po.py
 
 benchmark-vllm:
 	bash tests/vllm_engine/install.sh $(VLLM_VENV)

@@ -8,7 +8,7 @@ from datasets import Dataset
 from golden_cases import assert_golden, cases, tensor
 from observe import keep_outputs, keep_rollouts
 from peft import LoraConfig
-from toy import OPTIONS, TASK, assert_same_parameters, logged, parameters, prompts
+from toy import OPTIONS, TASK, assert_resumes, logged, parameters, prompts
 
 from canon_trl import AStarPOConfig, AStarPOTrainer, CANONConfig
 from canon_trl.advantages import optimal_value
@@ -227,15 +227,7 @@ def test_evaluation(tmp_path):
 
 
 def test_resume(tmp_path):
-    options = {"max_steps": 4, "num_iterations": 2, "save_strategy": "steps", "save_steps": 1}
-    whole = make(tmp_path / "whole", **options)
-    whole.train()
-    for step in (1, 2, 3):
-        torch.manual_seed(step)
-        resumed = make(tmp_path / str(step), **options)
-        resumed.train(resume_from_checkpoint=str(tmp_path / "whole" / f"checkpoint-{step}"))
-        assert_same_parameters(parameters(resumed), parameters(whole))
-        assert logged(resumed) == logged(whole)
+    assert_resumes(make, tmp_path, num_iterations=2)
 
 
 def test_the_model_card_cites_the_paper(tmp_path, caplog):

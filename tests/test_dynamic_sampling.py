@@ -7,7 +7,7 @@ import pytest
 import torch
 from datasets import Dataset, IterableDataset
 from observe import count_forwards, keep_outputs, keep_rollouts, scored_entropy
-from toy import TASK, assert_same_parameters, logged, make_trainer, parameters, prompts
+from toy import TASK, assert_resumes, assert_same_parameters, logged, make_trainer, parameters, prompts
 
 from canon_trl.sampling import DynamicSampling, PromptStream, group_verdicts
 
@@ -277,17 +277,11 @@ def test_evaluation_samples_as_ever(tmp_path):
 )
 def test_resume(tmp_path, options):
     """Also within a rollout, and with the fresh prompts going on where they were."""
-    options = {"dynamic_sampling": True, "max_steps": 4, "save_strategy": "steps", "save_steps": 1} | options
     trainer_options = {"reward_funcs": graded, "train_dataset": prompts(20)}
-    whole = make_trainer(tmp_path / "whole", trainer_options=trainer_options, **options)
-    whole.train()
-    for step in (1, 2, 3):
-        torch.manual_seed(step)
-        resumed = make_trainer(tmp_path / str(step), trainer_options=trainer_options, **options)
-        resumed.train(resume_from_checkpoint=str(tmp_path / "whole" / f"checkpoint-{step}"))
-        assert_same_parameters(parameters(resumed), parameters(whole))
-        assert logged(resumed) == logged(whole)
-        assert resumed._collector.prompts.drawn == whole._collector.prompts.drawn
+    trainers = assert_resumes(
+        make_trainer, tmp_path, trainer_options=trainer_options, dynamic_sampling=True, **options
+    )
+    assert len({trainer._collector.prompts.drawn for trainer in trainers}) == 1
 
 
 @pytest.mark.parametrize(

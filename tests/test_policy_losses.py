@@ -8,7 +8,7 @@ from golden_cases import assert_golden, cases, tensor
 from hypothesis import given
 from hypothesis import strategies as st
 from observe import count_forwards, keep_outputs, scored_entropy
-from toy import assert_same_parameters, logged, make_trainer, parameters
+from toy import assert_resumes, assert_same_parameters, logged, make_trainer, parameters
 from trl import GRPOTrainer
 
 from canon_trl.policy_losses import (
@@ -381,13 +381,5 @@ def test_the_batch_scope_does_not_depend_on_micro_batches(tmp_path, name):
 @pytest.mark.parametrize("scope", ["micro_batch", "batch"])
 @pytest.mark.parametrize("name", OPTIONS)
 def test_resume(tmp_path, name, scope):
-    options = UPDATES | {"save_strategy": "steps", "save_steps": 1, "policy_loss": name}
-    options["policy_loss_kwargs"] = OPTIONS[name]["policy_loss_kwargs"] | {"scope": scope}
-    whole = make_trainer(tmp_path / "whole", **options)
-    whole.train()
-    for step in (1, 2, 3):
-        torch.manual_seed(step)
-        resumed = make_trainer(tmp_path / str(step), **options)
-        resumed.train(resume_from_checkpoint=str(tmp_path / "whole" / f"checkpoint-{step}"))
-        assert_same_parameters(parameters(resumed), parameters(whole))
-        assert logged(resumed) == logged(whole)
+    kwargs = OPTIONS[name]["policy_loss_kwargs"] | {"scope": scope}
+    assert_resumes(make_trainer, tmp_path, policy_loss=name, policy_loss_kwargs=kwargs, **UPDATES)

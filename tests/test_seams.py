@@ -11,7 +11,8 @@ from trl import GRPOTrainer
 from trl.models.utils import disable_gradient_checkpointing
 from trl.trainer.utils import strip_images_from_messages
 
-from canon_trl.trainers.pluggable import GENERATED, MULTIMODAL_INPUTS
+from canon_trl.trainers.pluggable import MULTIMODAL_INPUTS
+from canon_trl.trainers.rollout_parts import GENERATED
 
 SIGNATURES = {
     "_generate": ["self", "prompts"],

@@ -1,5 +1,6 @@
 """Small, real training runs on the embedded task."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -64,6 +65,22 @@ def assert_same_parameters(got: dict[str, torch.Tensor], want: dict[str, torch.T
     assert got.keys() == want.keys()
     different = [name for name in want if not torch.equal(got[name], want[name])]
     assert not different, f"{len(different)} of {len(want)} parameters differ, the first is {different[0]}"
+
+
+def assert_resumes(make: Callable[..., Any], folder: Path, **options: Any) -> list[Any]:
+    """A run of four steps, resumed from each checkpoint, ends as if it had never stopped; all four trainers."""
+    options = {"max_steps": 4, "save_strategy": "steps", "save_steps": 1} | options
+    whole = make(folder / "whole", **options)
+    whole.train()
+    trainers = [whole]
+    for step in (1, 2, 3):
+        torch.manual_seed(step)  # nothing but the checkpoint may carry over
+        resumed = make(folder / str(step), **options)
+        resumed.train(resume_from_checkpoint=str(folder / "whole" / f"checkpoint-{step}"))
+        assert_same_parameters(parameters(resumed), parameters(whole))
+        assert logged(resumed) == logged(whole)
+        trainers.append(resumed)
+    return trainers
 
 
 def length_reward(completions: list[str], **kwargs: Any) -> list[float]:

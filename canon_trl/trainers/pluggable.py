@@ -18,10 +18,8 @@ still happens, and copies none. What it relies on in TRL 1.16, checked by `tests
 import logging
 import math
 import os
-from collections import deque
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -50,21 +48,10 @@ from canon_trl.trainers.before_loading import (
 )
 from canon_trl.trainers.generation_recorder import GenerationRecorder
 from canon_trl.trainers.group_collector import GroupCollector, SampledBatch, SampledResponse
+from canon_trl.trainers.rollout_parts import GENERATED, RewardsAreKnown, RolloutParts, ScoringPass, plain
 from canon_trl.trainers.token_gate import TokenGate, trained_tokens
 
 logger = logging.getLogger(__name__)
-
-# What `_generate` returns, in order.
-GENERATED = (
-    "prompt_ids",
-    "completion_ids",
-    "tool_mask",
-    "completions",
-    "sampling_log_probs",
-    "extra_fields",
-    "images",
-    "tool_images",
-)
 
 RESERVED_COLUMNS = ("prompt", "completion", "completion_ids")
 
@@ -702,44 +689,3 @@ class PluggableGRPOTrainer(GRPOTrainer):
         if not isinstance(self.train_dataset, IterableDataset):  # a stream is shuffled by its epoch
             for _ in range(int(self.state.epoch)):
                 next(iter(self._prompt_sampler))
-
-
-def plain(value: Any) -> Any:
-    """The value in Python's own types, whatever a reward function has put into the completions table."""
-    if isinstance(value, Mapping):
-        return {str(key): plain(entry) for key, entry in value.items()}
-    if isinstance(value, (list, tuple, deque)):
-        return [plain(entry) for entry in value]
-    if hasattr(value, "tolist"):  # numpy's numbers and arrays, tensors
-        return value.tolist()
-    return value if value is None or isinstance(value, (str, int, float)) else str(value)
-
-
-class RewardsAreKnown(Exception):
-    """Ends a rollout of which nothing but the responses and their rewards is wanted."""
-
-
-@dataclass
-class ScoringPass:
-    """What one scoring pass over the rollout gave, `(B, T)` each."""
-
-    for_trl: Tensor
-    log_probs: Tensor
-    entropies: Tensor
-
-
-@dataclass
-class RolloutParts:
-    """What passes by while TRL makes a rollout, of this rank's rows unless said."""
-
-    sampling_only: bool = False  # whether to go no further than the rewards
-    replayed: SampledBatch | None = None  # responses that are there already
-    generated: dict[str, list | None] = field(default_factory=dict)
-    recorded: list[dict[str, Tensor]] = field(default_factory=list)
-    completion_ids: list[list[int]] | None = None
-    tool_mask: list[list[int]] | None = None
-    rewards_per_func: Tensor | None = None  # of all ranks
-    metric_inputs: dict[str, Any] = field(default_factory=dict)
-    token_values: dict[str, Tensor] = field(default_factory=dict)  # (B, T) each
-    passes: list[ScoringPass] = field(default_factory=list)
-    recorder: GenerationRecorder | None = None

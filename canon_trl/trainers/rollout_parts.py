@@ -1,0 +1,64 @@
+"""What a rollout is made of while TRL makes it, and how it is saved."""
+
+from collections import deque
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor
+
+from canon_trl.trainers.generation_recorder import GenerationRecorder
+from canon_trl.trainers.group_collector import SampledBatch
+
+# What `_generate` returns, in order.
+GENERATED = (
+    "prompt_ids",
+    "completion_ids",
+    "tool_mask",
+    "completions",
+    "sampling_log_probs",
+    "extra_fields",
+    "images",
+    "tool_images",
+)
+
+
+class RewardsAreKnown(Exception):
+    """Ends a rollout of which nothing but the responses and their rewards is wanted."""
+
+
+@dataclass
+class ScoringPass:
+    """What one scoring pass over the rollout gave, `(B, T)` each."""
+
+    for_trl: Tensor
+    log_probs: Tensor
+    entropies: Tensor
+
+
+@dataclass
+class RolloutParts:
+    """What passes by while TRL makes a rollout, of this rank's rows unless said."""
+
+    sampling_only: bool = False  # whether to go no further than the rewards
+    replayed: SampledBatch | None = None  # responses that are there already
+    generated: dict[str, list | None] = field(default_factory=dict)
+    recorded: list[dict[str, Tensor]] = field(default_factory=list)
+    completion_ids: list[list[int]] | None = None
+    tool_mask: list[list[int]] | None = None
+    rewards_per_func: Tensor | None = None  # of all ranks
+    metric_inputs: dict[str, Any] = field(default_factory=dict)
+    token_values: dict[str, Tensor] = field(default_factory=dict)  # (B, T) each
+    passes: list[ScoringPass] = field(default_factory=list)
+    recorder: GenerationRecorder | None = None
+
+
+def plain(value: Any) -> Any:
+    """The value in Python's own types, whatever a reward function has put into the completions table."""
+    if isinstance(value, Mapping):
+        return {str(key): plain(entry) for key, entry in value.items()}
+    if isinstance(value, (list, tuple, deque)):
+        return [plain(entry) for entry in value]
+    if hasattr(value, "tolist"):  # numpy's numbers and arrays, tensors
+        return value.tolist()
+    return value if value is None or isinstance(value, (str, int, float)) else str(value)
