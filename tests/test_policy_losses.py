@@ -120,10 +120,10 @@ def test_the_gradient_of_trls_whole_loss(trainer, monkeypatch, inputs, expected,
         "old_per_token_logps": old,
         "num_items_in_batch": mask.sum(),
         "response": torch.arange(rows),
-        "width": torch.tensor(width),
     }
     trainer.model.train()
     monkeypatch.setattr(trainer, "_buffered_inputs", [batch])
+    monkeypatch.setattr(trainer._gate, "width", width)
     loss = trainer._compute_loss(trainer.model, batch)
     got = torch.autograd.grad(loss, log_probs)[0]
     # The reference's gradient by token, without its divisor, times TRL's.
@@ -263,8 +263,8 @@ def watch(trainer):
     """What the gate sees and what it selects, micro-batch by micro-batch."""
     seen, select = [], trainer._gate._select
 
-    def keep(packed, responses, width, seed):
-        selected = select(packed, responses, width, seed)
+    def keep(packed, responses, seed):
+        selected = select(packed, responses, seed)
         seen.append({"packed": packed, "responses": responses, "selected": selected})
         return selected
 

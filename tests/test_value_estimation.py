@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 from datasets import Dataset, load_dataset
+from hub import local_hub
 from toy import TASK, base_model
 from transformers import AutoTokenizer
 
@@ -234,3 +235,16 @@ def test_a_second_run_samples_nothing(whole, tmp_path):
     assert "0it [00:00" in done.stderr
     data = load_dataset(str(folder))["train"]
     assert data["v_star"][:] == pytest.approx(data["pass_rate"][:])
+
+
+def test_the_dataset_is_pushed(whole, tmp_path):
+    folder = tmp_path / "pushed"
+    shutil.copytree(whole[0], folder)
+    with local_hub() as (hub, files):
+        command, environment = script(folder, "--push_to_hub", "me/values")
+        finish(command, environment | hub)
+    names = ("README.md", "train.parquet", "test.parquet")
+    assert sorted(files) == sorted(f"datasets/me/values/{name}" for name in names)
+    for name in names:
+        assert files[f"datasets/me/values/{name}"] == (folder / name).read_bytes()
+    assert b"--dataset_name me/values" in files["datasets/me/values/README.md"]

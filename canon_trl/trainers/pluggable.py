@@ -535,9 +535,10 @@ class PluggableGRPOTrainer(GRPOTrainer):
         return advantages.detach().float().masked_fill(~valid, 0.0)
 
     def _gate_inputs(self, output: dict[str, Any], rollout: Rollout) -> dict[str, Tensor]:
-        """What the policy loss needs beside TRL's own: which response a row is, and how wide the rollout is."""
+        """What the policy loss needs beside TRL's own: which response a row is, and its log-probabilities."""
+        self._gate.width = rollout.width
         responses = torch.arange(rollout.rewards.numel(), device=output["completion_ids"].device)
-        added = {"response": self._local(responses), "width": torch.tensor(rollout.width)}
+        added = {"response": self._local(responses)}
         if self._gate.policy_loss.scope == "batch":
             old_log_probs = output.get("old_per_token_logps")
             found = self._making.token_values.get("log_probs") if old_log_probs is None else old_log_probs
@@ -641,6 +642,7 @@ class PluggableGRPOTrainer(GRPOTrainer):
         return {
             "sampling": self._sampling(),
             "step": self._step,
+            "width": self._gate.width if self._gate is not None else 0,
             "fresh_prompts": self._collector.prompts.drawn if self._collector is not None else 0,
             "in_flight": self._buffered_inputs if self._step % self._generate_every else None,
             "metrics": dict(self._metrics["train"]),
@@ -675,6 +677,8 @@ class PluggableGRPOTrainer(GRPOTrainer):
                 self._sampling(),
             )
             return
+        if self._gate is not None:
+            self._gate.width = state["width"]
         self._step, self._steps_not_restored = state["step"], 0
         self._buffered_inputs = send_to_device(state["in_flight"], self.accelerator.device)
         self._metrics["train"].update(state["metrics"])

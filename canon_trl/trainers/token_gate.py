@@ -27,6 +27,7 @@ class TokenGate:
         self.policy_loss = policy_loss
         self._accelerator = accelerator
         self._seed = seed
+        self.width = 0  # positions of the widest response of the rollout in flight, on any rank
         self._selected: list[Tensor] = []  # of the micro-batches of this optimiser step, with scope "batch"
         self._statistics: list[dict[str, Tensor]] = []
 
@@ -54,7 +55,7 @@ class TokenGate:
         if self.policy_loss.scope == "micro_batch":
             packed = torch.stack([log_probs.detach(), old_log_probs, advantages, mask.float()], dim=1)
             seed = (self._seed * 1_000_003 + step) * 1_000_003 + position
-            selected = self._select(packed, inputs["response"], int(inputs["width"]), seed)
+            selected = self._select(packed, inputs["response"], seed)
         else:
             if position == 0:
                 self._selected = self._select_in_step(step_batch, step)
@@ -74,15 +75,14 @@ class TokenGate:
             log_probs = log_probs.nan_to_num()
             packed.append(torch.stack([log_probs, log_probs, per_token(inputs), mask.float()], dim=1))
         responses = torch.cat([inputs["response"] for inputs in step_batch])
-        width = int(step_batch[0]["width"])
-        selected = self._select(torch.cat(packed), responses, width, self._seed * 1_000_003 + step)
+        selected = self._select(torch.cat(packed), responses, self._seed * 1_000_003 + step)
         return list(selected.split([len(part) for part in packed]))
 
     @torch.no_grad()
-    def _select(self, packed: Tensor, responses: Tensor, width: int, seed: int) -> Tensor:
+    def _select(self, packed: Tensor, responses: Tensor, seed: int) -> Tensor:
         """The selected tokens of this rank, `(B, T)`, from log-probabilities, old ones, advantages and mask."""
         rows, _, local_width = packed.shape
-        everyones = self._accelerator.gather(nn.functional.pad(packed, (0, width - local_width)))
+        everyones = self._accelerator.gather(nn.functional.pad(packed, (0, self.width - local_width)))
         order = self._accelerator.gather(responses).argsort()
         log_probs, old_log_probs, advantages, mask = everyones[order].unbind(1)
         generator = torch.Generator(packed.device).manual_seed(seed % 2**63)

@@ -71,8 +71,8 @@ def run(folder: Path, name: str, scope: str, ranks: int, resume: str | None = No
         seen["rewards"].append(rollout.rewards)
         return estimate(rollout)
 
-    def keep_selected(packed: torch.Tensor, responses: torch.Tensor, width: int, seed: int) -> torch.Tensor:
-        selected = select(packed, responses, width, seed)
+    def keep_selected(packed: torch.Tensor, responses: torch.Tensor, seed: int) -> torch.Tensor:
+        selected = select(packed, responses, seed)
         seen["selected"].append({int(row): chosen for row, chosen in zip(responses, selected, strict=True)})
         return selected
 
