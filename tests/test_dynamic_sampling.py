@@ -295,3 +295,47 @@ def test_resume(tmp_path, options):
 def test_bad_options(options, message):
     with pytest.raises(ValueError, match=message):
         DynamicSampling(**options)
+
+
+def test_a_streamed_dataset(tmp_path):
+    trainer = make_trainer(
+        tmp_path,
+        trainer_options={"reward_funcs": graded, "train_dataset": prompts(64).to_iterable_dataset()},
+        dynamic_sampling=True,
+        max_steps=3,
+    )
+    rollouts, _ = keep_rollouts(trainer)
+    trainer.train()
+    assert [rollout.rewards.tolist() for rollout in rollouts] == [[[0.0, 1.0, 0.0, 1.0]] * 2] * 3
+    assert trainer._collector.prompts.drawn > 0
+
+
+def test_tool_masks_and_extra_fields_come_along(tmp_path):
+    """What a rollout_func says of a response stays with it, also where it lands in another place."""
+
+    def with_tool(prompts, trainer):
+        written = fixed_responses(prompts, trainer)
+        masks = [[1] * (len(ids) - 1) + [0] for ids in written["completion_ids"]]
+        return written | {"env_mask": masks, "note": [f"of {prompt}" for prompt in prompts]}
+
+    def noted(prompts, note, **kwargs):
+        assert note == [f"of {prompt}" for prompt in prompts]
+        return graded(prompts, prompts, lambda *args: None)
+
+    trainer = make_trainer(
+        tmp_path,
+        trainer_options={"reward_funcs": noted, "rollout_func": with_tool},
+        dynamic_sampling=True,
+        mask_truncated_completions=True,
+        canon_metric="length",
+        per_device_train_batch_size=24,
+        max_steps=1,
+    )
+    rollouts, _ = keep_rollouts(trainer)
+    outputs = keep_outputs(trainer)
+    trainer.train()
+    assert rollouts[0].rewards.tolist() == [[0.0, 1.0, 0.0, 1.0]] * 6
+    # one digit, 0 to 3 sevens, '#', and the digit that a tool wrote
+    assert rollouts[0].lengths.tolist() == [[2, 3, 4, 5]] * 6
+    assert outputs[0]["tool_mask"].shape == outputs[0]["completion_ids"].shape
+    assert logged(trainer)[0]["dynamic_sampling/rounds"] > 1

@@ -75,3 +75,29 @@ def test_images_and_both_sources_of_entropy(tmp_path, processor, model):
         assert "pixel_values" in outputs[0]
         entropies[source] = rollouts[0].metrics["entropy"]
     torch.testing.assert_close(entropies["generation"], entropies["forward"], atol=2e-5, rtol=0)
+
+
+def test_images_come_along_with_dynamic_sampling(tmp_path, processor, model):
+    """Groups about a red image teach, those about a blue one are replaced."""
+    data = Dataset.from_dict(
+        {
+            "prompt": [[{"role": "user", "content": "colour?"}]] * 8,
+            "image": [Image.new("RGB", (16, 16), (255, 0, 0) if row % 2 else (0, 0, 255)) for row in range(8)],
+        }
+    )
+
+    def red_teaches(completions, image, **kwargs):
+        red = [picture.getpixel((0, 0))[0] == 255 for picture in image]
+        return [float(index % 2) if teaches else 0.0 for index, teaches in enumerate(red)]
+
+    options = OPTIONS | {"max_steps": 1, "per_device_train_batch_size": 16, "dynamic_sampling": True}
+    config = CANONConfig(str(tmp_path), **options)
+    trainer = CANONTrainer(model, red_teaches, config, data, processing_class=processor)
+    rollouts, _ = keep_rollouts(trainer)
+    outputs = keep_outputs(trainer)
+    trainer.train()
+    assert rollouts[0].rewards.tolist() == [[0.0, 1.0, 0.0, 1.0]] * 4
+    pixels = outputs[0]["pixel_values"]
+    assert len(pixels) == 16
+    assert (pixels[:, 0].mean(dim=(1, 2)) > pixels[:, 2].mean(dim=(1, 2))).all(), "all of them red"
+    assert trainer.state.log_history[0]["dynamic_sampling/rounds"] > 1
