@@ -9,8 +9,10 @@ it was.
 """
 
 import json
+import math
 import sys
 from dataclasses import asdict, dataclass, field
+from datetime import timedelta
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -18,7 +20,7 @@ from typing import Any
 import datasets
 from accelerate import PartialState
 from datasets import Dataset
-from recipe import CONFIGS, load_data, name_model, parse, reward_functions
+from recipe import CONFIGS, RecipeArguments, load_data, name_model, parse, reward_functions
 from tqdm import tqdm
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from trl import ModelConfig
@@ -61,8 +63,12 @@ class ValueArguments:
                 raise ValueError(f"{name}={getattr(self, name)!r} must be at least 1")
         if not self.temperature > 0:
             raise ValueError(f"temperature={self.temperature!r} must be positive")
-        if not self.beta1 >= 0:
-            raise ValueError(f"beta1={self.beta1!r} must be at least 0")
+        if not 0 <= self.beta1 < math.inf:
+            raise ValueError(f"beta1={self.beta1!r} must be finite and at least 0")
+        if not 0 < self.top_p <= 1:
+            raise ValueError(f"top_p={self.top_p!r} must lie in (0, 1]")
+        if self.top_k < 0:
+            raise ValueError(f"top_k={self.top_k!r} must be at least 0; 0 is all tokens")
         if self.vllm_kwargs != "{}" and not self.use_vllm:
             raise ValueError(f"vllm_kwargs={self.vllm_kwargs!r} would be ignored: use_vllm is False")
 
@@ -114,39 +120,76 @@ Train on it with `accelerate launch examples/train_astar_po.py --dataset_name {d
 """
 
 
-def main(argv: list[str]) -> None:
-    recipe, values, model = parse(argv, ValueArguments, embedded=CONFIGS / "arithmetic_values.yaml")
+def check_options(values: ValueArguments, model: ModelConfig, state: PartialState) -> None:
+    """What neither stage of the sampling could honour."""
     if values.use_vllm and find_spec("vllm") is None:
         raise ImportError("use_vllm=True needs vllm; install canon-trl[vllm]")
-    name, state = name_model(recipe, model), PartialState()
-    splits = dict(zip(("train", "test"), load_data(recipe, wants_eval=values.include_test), strict=True))
-    tokenizer = AutoTokenizer.from_pretrained(name, revision=model.model_revision)
-    score = Scorer(reward_functions(recipe, values.max_completion_length), tokenizer, values.reward_weights)
-    sample = make_sampler(values, model, name, tokenizer, state)
-    not_of_the_numbers = ("output_dir", "beta1", "push_to_hub", "include_test", "vllm_kwargs")
-    settings = {key: value for key, value in asdict(values).items() if key not in not_of_the_numbers}
-    settings |= {"model": name, "data": recipe.task or recipe.dataset_name, "reward_funcs": recipe.reward_funcs}
+    for name in ("use_peft", "load_in_8bit", "load_in_4bit"):
+        if getattr(model, name):
+            raise ValueError(f"{name}=True would be ignored: values are those of the reference model as it is")
+    parallel = json.loads(values.vllm_kwargs).get("tensor_parallel_size", 1)
+    if parallel > 1 and state.num_processes > 1:
+        raise ValueError(
+            f"vllm_kwargs has tensor_parallel_size={parallel}, but each of the {state.num_processes} processes has an "
+            "engine of its own; start one process"
+        )
 
-    folder, done = Path(values.output_dir), {}
+
+def main(argv: list[str]) -> None:
+    recipe, values, model = parse(argv, ValueArguments, embedded=CONFIGS / "arithmetic_values.yaml")
+    state = PartialState(timeout=timedelta(days=7))  # a rank waits for the others until their last chunk
+    check_options(values, model, state)
+    name = name_model(recipe, model)
+    splits = dict(zip(("train", "test"), load_data(recipe, wants_eval=values.include_test), strict=True))
+    splits = {split: data for split, data in splits.items() if data is not None}
     for split, data in splits.items():
-        if data is None:
-            continue
         if not isinstance(data, Dataset):
-            raise TypeError(f"{split} data is a {type(data).__name__}; stages of chunks need a Dataset")
-        contents = settings | {"prompts": len(data), "fingerprint": fingerprint(data)}
-        log = RewardLog(folder / ".progress" / split, contents, rank=state.process_index)
-        missing = missing_chunks(data, log, chunk_size=values.chunk_prompts)
-        state.wait_for_everyone()
-        share = missing[state.process_index :: state.num_processes]
-        chunks = tqdm(share, desc=f"{split} chunks of rank 0", disable=not state.is_main_process)
-        estimate_rewards(data, sample, score, log, chunks=chunks, chunk_size=values.chunk_prompts, seed=values.seed)
-        state.wait_for_everyone()
-        if state.is_main_process:
-            collected = collect_rewards(data, log)
-            done[split] = with_optimal_values(collected, beta1=values.beta1, filter_all_incorrect=False, name=split)
+            raise TypeError(f"{split} data is a {type(data).__name__}; it must be a Dataset, which has a length")
+    tokenizer = AutoTokenizer.from_pretrained(name, revision=model.model_revision)
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    score = Scorer(reward_functions(recipe, values.max_completion_length), tokenizer, values.reward_weights)
+
+    settings = settings_of(recipe, values, model, name)
+    folder = Path(values.output_dir)
+    logs = {
+        split: RewardLog(
+            folder / ".progress" / split,
+            settings | {"prompts": len(data), "fingerprint": fingerprint(data)},
+            rank=state.process_index,
+        )
+        for split, data in splits.items()
+    }
+    missing = {
+        split: missing_chunks(data, logs[split], chunk_size=values.chunk_prompts) for split, data in splits.items()
+    }
+    state.wait_for_everyone()
+    if any(missing.values()):
+        sample = make_sampler(values, model, name, tokenizer, state)
+        for split, data in splits.items():
+            share = missing[split][state.process_index :: state.num_processes]
+            chunks = tqdm(share, desc=f"{split} chunks of rank 0", disable=not state.is_main_process)
+            sizes = {"chunk_size": values.chunk_prompts, "seed": values.seed}
+            estimate_rewards(data, sample, score, logs[split], chunks=chunks, **sizes)
+    state.wait_for_everyone()
     if state.is_main_process:
+        done = {
+            split: with_optimal_values(
+                collect_rewards(data, logs[split]), beta1=values.beta1, filter_all_incorrect=False, name=split
+            )
+            for split, data in splits.items()
+        }
         write(folder, done, settings | {"beta1": values.beta1}, values.push_to_hub)
     state.wait_for_everyone()
+
+
+def settings_of(recipe: RecipeArguments, values: ValueArguments, model: ModelConfig, name: str) -> dict[str, Any]:
+    """All that the rewards depend on."""
+    of_no_effect = ("output_dir", "beta1", "push_to_hub", "include_test", "vllm_kwargs")
+    settings = {key: value for key, value in asdict(values).items() if key not in of_no_effect}
+    settings |= {"model": name, "data": recipe.task or recipe.dataset_name}
+    settings |= {key: getattr(recipe, key) for key in ("reward_funcs", "soft_overlong_cache")}
+    return settings | {key: getattr(model, key) for key in ("model_revision", "dtype", "attn_implementation")}
 
 
 def fingerprint(data: Dataset) -> str:

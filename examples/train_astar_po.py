@@ -37,6 +37,10 @@ def main(argv: list[str]) -> AStarPOTrainer:
         splits = load_data(recipe, wants_eval=training.eval_on_start)
     else:
         loaded = load_dataset(data.values)
+        if training.eval_on_start and "test" not in loaded:
+            raise ValueError(
+                f"values={data.values!r} has no split 'test'; estimate it too or set eval_strategy to 'no'"
+            )
         splits = loaded["train"], loaded["test"] if training.eval_on_start else None
     trainer = AStarPOTrainer(
         name_model(recipe, model),

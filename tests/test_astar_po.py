@@ -9,6 +9,7 @@ from golden_cases import assert_golden, cases, tensor
 from observe import keep_outputs, keep_rollouts
 from peft import LoraConfig
 from toy import OPTIONS, TASK, assert_resumes, logged, parameters, prompts
+from transformers import AutoTokenizer, Qwen3MoeConfig, Qwen3MoeForCausalLM
 
 from canon_trl import AStarPOConfig, AStarPOTrainer, CANONConfig
 from canon_trl.advantages import optimal_value
@@ -215,6 +216,27 @@ def test_lora_takes_the_model_without_adapters_as_reference(tmp_path):
     torch.testing.assert_close(outputs[0]["ref_per_token_logps"], want.detach(), atol=2e-5, rtol=0)
     for name, value in parameters(trainer).items():
         assert torch.equal(value, before[name]) == ("lora_" not in name), name
+
+
+def test_a_mixture_of_experts_keeps_its_routing_loss(tmp_path):
+    torch.manual_seed(0)
+    tokenizer = AutoTokenizer.from_pretrained(TASK.model_path)
+    sizes = {"hidden_size": 16, "intermediate_size": 16, "moe_intermediate_size": 16, "num_hidden_layers": 2}
+    heads = {"num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 8}
+    experts = {"num_experts": 4, "num_experts_per_tok": 2, "output_router_logits": True, "router_aux_loss_coef": 0.5}
+    ends = {"eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id}
+    model = Qwen3MoeForCausalLM(Qwen3MoeConfig(vocab_size=len(tokenizer), **sizes, **heads, **experts, **ends))
+    model.save_pretrained(tmp_path / "experts")
+    tokenizer.save_pretrained(tmp_path / "experts")
+    config = AStarPOConfig(str(tmp_path), **(OWN | {"max_steps": 1, "learning_rate": 0.0}))
+    trainer = AStarPOTrainer(str(tmp_path / "experts"), TASK.reward, config, valued_prompts())
+    outputs = keep_outputs(trainer)
+    trainer.train()
+    entry = logged(trainer)[0]
+    regression = outputs[0]["advantages"].pow(2).mean().item()  # the policy is the reference still
+    assert entry["aux_loss"] > 0.5
+    assert entry["loss"] == pytest.approx(regression + trainer.router_aux_loss_coef * entry["aux_loss"], rel=1e-4)
+    assert trainer.router_aux_loss_coef == 0.5
 
 
 def test_evaluation(tmp_path):

@@ -1,6 +1,7 @@
 """Errors come before any model is loaded and name the field, the value and what is allowed."""
 
 import logging
+from functools import partial
 from importlib.util import find_spec
 
 import pytest
@@ -8,8 +9,10 @@ from datasets import Dataset
 from toy import OPTIONS, TASK, length_reward, make_trainer, prompts
 from trl import GRPOConfig
 
-from canon_trl import CANONConfig, CANONTrainer, requires_metrics
+from canon_trl import CANONConfig, CANONTrainer, PluggableGRPOTrainer, requires_metrics
+from canon_trl.advantages import ESTIMATORS
 from canon_trl.metrics import METRICS
+from canon_trl.policy_losses import KLCov
 from canon_trl.trainers.canon_config import PRESETS
 
 NO_MODEL = "a-model-that-does-not-exist"
@@ -90,20 +93,20 @@ def config(**options):
         ({"policy_loss": "kl_cov", "policy_loss_kwargs": {"scope": "rank"}}, "scope='rank' must be 'micro_batch' or"),
         (
             {"policy_loss": "clip_cov", "loss_type": "cispo"},
-            "loss_type='cispo' does not go with policy_loss",
+            "loss_type='cispo' does not go with a policy_loss",
         ),
         (
             {"policy_loss": "clip_cov", "importance_sampling_level": "sequence"},
             "importance_sampling_level='sequence' does not go with",
         ),
-        ({"policy_loss": "kl_cov", "delta": 2.0}, "delta=2.0 does not go with policy_loss='kl_cov'"),
+        ({"policy_loss": "kl_cov", "delta": 2.0}, "delta=2.0 does not go with a policy_loss"),
         (
             {"policy_loss": "kl_cov", "off_policy_mask_threshold": 0.5},
             "off_policy_mask_threshold=0.5 does not",
         ),
         (
             {"policy_loss": "kl_cov", "epsilon_high": 0.3},
-            "epsilon_high would be ignored: policy_loss='kl_cov'",
+            "epsilon_high would be ignored: KLCov clips no ratio",
         ),
         (
             {
@@ -351,6 +354,28 @@ def test_rewards_for_which_a_method_is_not_defined(tmp_path, estimator, reward, 
     trainer = make_trainer(tmp_path, trainer_options={"reward_funcs": rewards}, advantage_estimator=estimator)
     with pytest.raises(ValueError, match=message):
         trainer.train()
+
+
+def test_the_range_holds_for_bound_options(tmp_path):
+    estimator = partial(ESTIMATORS["a_grae"], attenuation=0.5)
+    trainer_options = {"reward_funcs": above_one, "advantage_estimator": estimator}
+    with pytest.raises(ValueError, match=r"defined for rewards in \[0, 1\]"):
+        make_trainer(tmp_path, trainer_options=trainer_options).train()
+
+
+@pytest.mark.parametrize(
+    ("options", "loss_options", "message"),
+    [
+        ({"loss_type": "sapo"}, {"policy_loss": KLCov()}, "loss_type='sapo' does not go with a policy_loss"),
+        ({}, {"loss_function": print}, "beta=0.0 must be above 0 with a loss_function"),
+        ({"beta": 0.1}, {"loss_function": print, "policy_loss": KLCov()}, "policy_loss would be ignored"),
+    ],
+)
+def test_the_hook_itself_refuses_what_it_cannot_honour(options, loss_options, message):
+    args = GRPOConfig("out", **(OPTIONS | options))
+    shared = {"advantage_estimator": ESTIMATORS["dr_grpo"], "metrics": {}}
+    with pytest.raises(ValueError, match=message):
+        PluggableGRPOTrainer(NO_MODEL, TASK.reward, args, prompts(8), **shared, **loss_options)
 
 
 @pytest.mark.parametrize(

@@ -94,6 +94,15 @@ def test_zero(tmp_path, stage, method):
     assert "#" in tokenizer.decode(written[0])
 
 
+def test_what_was_recorded_moves_with_its_response(stages):
+    """And ranks agree on the fresh prompts, also one that was not there when the checkpoint was written."""
+    kept = [torch.load(stages / f"recorded_{rank}.pt", weights_only=False) for rank in (0, 1)]
+    assert max(kept[0]["rounds"]) > 1, "the case needs a second round"
+    for rank in kept:
+        assert len(rank["apart"]) == 3 and max(rank["apart"]) < 2e-5
+    assert kept[0]["drawn"] == kept[1]["drawn"] > 0
+
+
 def test_astar_po_does_not_depend_on_ranks(stages, tmp_path):
     alone = run_astar_po(tmp_path, ranks=1)
     kept = [torch.load(stages / f"astar_po_{rank}.pt", weights_only=False) for rank in (0, 1)]

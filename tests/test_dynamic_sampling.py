@@ -19,7 +19,9 @@ def test_verdicts():
     spread, in_band = group_verdicts(rewards, rewards, lower=0.2, upper=0.6)
     assert spread.tolist() == [True, False, True, False, False]
     assert in_band.tolist() == [False, False, True, False, False]  # means 2/3, 0.1, 1/2, 1, none
-    assert group_verdicts(rewards, rewards)[1].tolist() == [True, True, True, True, False]
+    # without a band the spread alone decides, whatever measures accuracy
+    for accuracy in (rewards, torch.full_like(rewards, NAN), rewards - 3):
+        assert group_verdicts(rewards, accuracy)[1].all()
 
 
 @pytest.mark.parametrize("streamed", [False, True])
@@ -140,6 +142,44 @@ def test_band_of_accuracy(tmp_path):
     trainer.train()
     assert [rollout.rewards.mean(dim=1).tolist() for rollout in rollouts] == [[0.75, 0.75]] * 2
     assert sum(entry["dynamic_sampling/prompts_outside_band"] for entry in logged(trainer)) > 0
+
+
+def test_a_band_needs_an_accuracy(tmp_path):
+    trainer = make_trainer(
+        tmp_path,
+        trainer_options={
+            "reward_funcs": lambda completions, **kwargs: [float(i % 3 - 1) for i in range(len(completions))]
+        },
+        dynamic_sampling=True,
+        dynamic_sampling_kwargs={"lower": 0.1},
+    )
+    with pytest.raises(ValueError, match=r"but the reward that measures it gave \[-1.0, 0.0, 1.0, -1.0\] for"):
+        trainer.train()
+
+
+def test_a_column_that_a_round_lacks(tmp_path):
+    """The reward function logs an extra column in the first round only: the table has it, with gaps."""
+    calls = []
+
+    def sometimes(prompts, completions, log_extra, **kwargs):
+        calls.append(len(prompts))
+        if len(calls) == 1:
+            log_extra("first round", list(range(len(prompts))))
+        return graded(prompts, completions, lambda *args: None)
+
+    trainer = make_trainer(
+        tmp_path,
+        trainer_options={"reward_funcs": sometimes},
+        dynamic_sampling=True,
+        per_device_train_batch_size=24,
+        log_completions=True,
+        max_steps=1,
+    )
+    trainer.train()
+    column = list(trainer._logs["extra"]["first round"])
+    assert len(calls) > 1 and len(column) == 24
+    kept = [value for value in column if value is not None]
+    assert kept == sorted(kept) and 0 < len(kept) < 24
 
 
 def fixed_responses(prompts, trainer):

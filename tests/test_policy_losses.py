@@ -239,6 +239,16 @@ def test_covariance_does_not_depend_on_where_zero_is(table, shift):
         assert mean == pytest.approx(torch.cov(valid, correction=0)[0, 1].item(), abs=1e-9)
 
 
+def test_no_other_token_overflows_the_penalty():
+    old = torch.tensor([[-1.0, -1.0]])
+    log_probs = torch.tensor([[-1.5, -200.0]], requires_grad=True)  # a ratio that underflows, not selected
+    shaped = KLCov(coef=2.0).advantages(torch.tensor([[True, False]]), log_probs, old, torch.tensor([[1.0, 1.0]]))
+    loss = -((log_probs - old).exp() * shaped).sum()
+    assert loss.item() == pytest.approx(-math.exp(-0.5) + 2.0 * 0.5)
+    (gradient,) = torch.autograd.grad(loss, log_probs)
+    assert gradient.tolist() == [[pytest.approx(-math.exp(-0.5) - 2.0), 0.0]]
+
+
 @given(table=token_tables())
 def test_inputs_are_not_modified_and_bf16_is_compared_in_float32(table):
     log_probs, old, advantages, mask = table
@@ -342,6 +352,21 @@ def test_the_batch_scope_reads_the_rollouts_own_log_probabilities(tmp_path):
     log_probs, _, advantages, mask = noted["packed"][noted["responses"].argsort()].unbind(1)
     torch.testing.assert_close(-(log_probs * mask).sum(1) / mask.sum(1), surprisal, atol=2e-5, rtol=0)
     assert torch.equal(advantages[:, 0], outputs[0]["advantages"])
+
+
+def test_the_batch_scope_may_score_by_a_pass(tmp_path):
+    options = {"low": -5.0, "scope": "batch"}
+    trainer = make_trainer(
+        tmp_path,
+        advantage_estimator="grpo",
+        policy_loss="clip_cov",
+        policy_loss_kwargs=options,
+        entropy_source="forward",
+        max_steps=1,
+    )
+    calls = count_forwards(trainer)
+    trainer.train()
+    assert calls == {"without_grad": 1, "with_grad": 1}
 
 
 def trainer_at_start(folder):

@@ -123,7 +123,9 @@ def test_astar_po(name):
     [
         (["--num_samples", "0"], "num_samples=0 must be at least 1"),
         (["--temperature", "0"], "temperature=0.0 must be positive"),
-        (["--beta1", "-1"], "beta1=-1.0 must be at least 0"),
+        (["--beta1", "-1"], "beta1=-1.0 must be finite and at least 0"),
+        (["--top_p", "1.7"], r"top_p=1.7 must lie in \(0, 1\]"),
+        (["--top_k", "-3"], "top_k=-3 must be at least 0"),
         (["--vllm_kwargs", '{"a": 1}'], "would be ignored: use_vllm is False"),
     ],
 )

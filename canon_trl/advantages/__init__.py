@@ -95,6 +95,13 @@ def required_metrics(estimator: AdvantageEstimator) -> tuple[str, ...]:
     return getattr(estimator, "required_metrics", ())
 
 
+def reward_range(estimator: AdvantageEstimator) -> RewardRange | None:
+    """The rewards for which the estimator says that it is defined, also within `functools.partial`."""
+    if isinstance(estimator, partial):
+        return reward_range(estimator.func)
+    return getattr(estimator, "reward_range", None)
+
+
 def get_estimator(name: str) -> AdvantageEstimator:
     """The estimator of that name in [`ESTIMATORS`], or at that import path.
 
@@ -152,6 +159,7 @@ __all__ = [
     "reinforce_pp_baseline_advantage",
     "required_metrics",
     "requires_metrics",
+    "reward_range",
     "rloo_advantage",
     "split_by_metric",
     "w_reinforce_advantage",

@@ -209,9 +209,8 @@ class KLCov:
         Times the ratio, which the policy loss multiplies by, that is the penalty: it gets every weight and divisor
         that the policy loss has, and none of them is written twice.
         """
-        log_ratio = log_probs - old_log_probs
-        penalty = self.coef * log_ratio.abs() * (-log_ratio).exp()
-        return advantages - torch.where(selected, penalty, 0.0)
+        log_ratio = torch.where(selected, log_probs - old_log_probs, 0.0)  # of no other token, lest it overflow
+        return advantages - self.coef * log_ratio.abs() * (-log_ratio).exp()
 
 
 def check_share(name: str, value: float) -> None:

@@ -26,10 +26,12 @@ def group_verdicts(
         rewards: `(P, G)`, NaN where a response was not scored. Spread means two different rewards, by equality: the
             standard deviation of equal rewards need not be 0 in floating point.
         accuracy: `(P, G)` in [0, 1], the reward that measures it; NaN as above.
-        lower, upper: the band that the mean accuracy of a group must lie in, both ends included. 0 and 1 leave
-            everything to the spread.
+        lower, upper: the band that the mean accuracy of a group must lie in, both ends included. With 0 and 1 the
+            spread alone decides, whatever measures accuracy and in whatever range.
     """
     spread = has_spread(rewards, is_scored(rewards)).squeeze(-1)
+    if (lower, upper) == (0, 1):
+        return spread, torch.ones_like(spread)
     mean = group_mean(accuracy, is_scored(accuracy)).squeeze(-1).nan_to_num(nan=-1.0)
     return spread, (mean >= lower) & (mean <= upper)
 

@@ -159,6 +159,7 @@ class Scorer:
         completions = [[{"role": "assistant", "content": text}] for text in texts] if conversational else texts
         columns = {name: [row[name] for row in rows] for name in rows[0] if name not in ("prompt", "completion")}
         given = {"prompts": [row["prompt"] for row in rows], "completions": completions, "completion_ids": responses}
+        given |= {"trainer_state": None, "log_extra": ignore, "log_metric": ignore}  # which TRL hands over, too
         weights = self.weights or [1.0] * len(self.reward_funcs)
         total = torch.zeros(len(rows), dtype=torch.float64)
         scored = torch.zeros(len(rows), dtype=torch.bool)
@@ -169,6 +170,10 @@ class Scorer:
             total += weight * rewards.nan_to_num()
             scored |= ~rewards.isnan()
         return [value if known else None for value, known in zip(total.tolist(), scored.tolist(), strict=True)]
+
+
+def ignore(*args: Any) -> None:
+    """What a reward function logs has no table here."""
 
 
 async def awaited(value: Any) -> Any:
@@ -290,7 +295,9 @@ class VLLMSampler:
     def __call__(self, prompts: Sequence[Prompt], seed: int) -> list[list[list[int]]]:
         from vllm import SamplingParams
 
-        parameters = [SamplingParams(seed=(seed + place) % 2**31, **self._options) for place, _ in enumerate(prompts)]
+        # vLLM gives response i of a prompt the prompt's seed plus i, so the seeds of prompts keep their distance.
+        seeds = [(seed * 1_000_003 + place) * self._options["n"] % 2**31 for place, _ in enumerate(prompts)]
+        parameters = [SamplingParams(seed=each, **self._options) for each in seeds]
         given = [{"prompt_token_ids": ids} for ids in prompt_ids(self._tokenizer, prompts)]
         outputs = self._engine.generate(given, parameters, use_tqdm=False)
         return [[list(response.token_ids) for response in output.outputs] for output in outputs]

@@ -1,12 +1,18 @@
 """What can be known to be wrong before a model is loaded."""
 
 from collections.abc import Mapping
+from dataclasses import fields
 from importlib.util import find_spec
 from typing import Any
 
 from torch import nn
 from trl import GRPOConfig
 from trl.trainer.utils import get_callable_name
+
+from canon_trl.policy_losses import PolicyLoss
+
+# Losses that clip the ratio of every token as PPO does; they differ in what they divide by.
+PPO_LOSSES = ("grpo", "bnpo", "dapo", "dr_grpo")
 
 # Ways of decoding in which one forward pass is not one sampled token a row, by the values that switch them off; a
 # cache that is not dynamic lets generate compile the forward pass, past any hook.
@@ -23,6 +29,45 @@ RECORDABLE_DECODING: dict[str, tuple] = {
 def check_vllm(args: GRPOConfig) -> None:
     if args.use_vllm and find_spec("vllm") is None:
         raise ImportError("use_vllm=True needs vllm; install canon-trl[vllm]")
+
+
+def check_policy_loss(args: GRPOConfig, policy_loss: PolicyLoss) -> None:
+    needed = {"loss_type": PPO_LOSSES, "importance_sampling_level": ("token",)}
+    needed |= {"delta": (None,), "off_policy_mask_threshold": (None,)}
+    for name, allowed in needed.items():
+        if (value := getattr(args, name)) not in allowed:
+            raise ValueError(
+                f"{name}={value!r} does not go with a policy_loss, which is defined on PPO's loss per token; it must "
+                f"be one of {allowed}"
+            )
+    clip = {option.name: option.default for option in fields(args) if option.name in ("epsilon", "epsilon_high")}
+    changed = [name for name, default in clip.items() if getattr(args, name) != default]
+    if changed and not policy_loss.clips_ratios:
+        raise ValueError(
+            f"{', '.join(changed)} would be ignored: {type(policy_loss).__name__} clips no ratio; leave {clip} as "
+            "they are"
+        )
+    a_step, a_rollout = args.gradient_accumulation_steps, args.steps_per_generation
+    if policy_loss.scope == "batch" and a_rollout % a_step:
+        raise ValueError(
+            f"policy_loss_kwargs has scope='batch', the batch of one optimiser step, of which "
+            f"gradient_accumulation_steps={a_step} micro-batches must come from one rollout of "
+            f"steps_per_generation={a_rollout}; make this a multiple of the former"
+        )
+
+
+def check_loss_function(args: GRPOConfig, policy_loss: PolicyLoss | None) -> None:
+    if not args.beta:
+        raise ValueError(f"beta={args.beta!r} must be above 0 with a loss_function: it reads the reference model")
+    if policy_loss is not None:
+        raise ValueError("policy_loss would be ignored: a loss_function takes the place of TRL's loss")
+
+
+def trl_scores(args: GRPOConfig) -> bool:
+    """Whether TRL runs a scoring pass of its own over the rollout."""
+    micro_batches = args.steps_per_generation * args.num_iterations  # that one rollout is trained on in
+    corrects = args.use_vllm and args.vllm_importance_sampling_correction
+    return args.gradient_accumulation_steps % micro_batches != 0 or corrects
 
 
 def check_dynamic_sampling(wanted: bool, trl_kwargs: Mapping[str, Any]) -> None:

@@ -14,6 +14,7 @@ from canon_trl.advantages import (
     check_options,
     get_estimator,
     required_metrics,
+    reward_range,
     split_by_metric,
 )
 from canon_trl.advantages.canon import canon_statistics
@@ -103,7 +104,7 @@ class CANONTrainer(PluggableGRPOTrainer):
             eval_dataset,
             advantage_estimator=estimator,
             metrics=metrics,
-            reward_range=getattr(named, "reward_range", None),
+            reward_range=reward_range(named),
             accuracy_reward=args.accuracy_reward,
             needs_accuracy=self._metric_name is not None and args.canon_mu_schedule in ACCURACY_SCHEDULES,
             entropy_source=args.entropy_source,

@@ -12,13 +12,12 @@ from canon_trl.metrics import METRICS, RANDOM, ResponseMetric, get_metric
 from canon_trl.policy_losses import PolicyLoss, get_policy_loss
 from canon_trl.sampling import DynamicSampling
 from canon_trl.schedules import SCHEDULES
+from canon_trl.trainers.before_loading import check_policy_loss
 
 logger = logging.getLogger(__name__)
 
 ENTROPY_SOURCES = ("auto", "generation", "forward")
 ACCURACY_SCHEDULES = ("inter_to_intra", "intra_to_inter")
-# Losses that clip the ratio of every token as PPO does; they differ in what they divide by.
-PPO_LOSSES = ("grpo", "bnpo", "dapo", "dr_grpo")
 COSINE_SCHEDULES = ("cosine_inter_to_intra", "cosine_intra_to_inter")
 
 # The reference implementation's names for its estimators. Its `alpha` is canon_alpha, its `_lambda` is canon_mu.
@@ -326,28 +325,8 @@ class CANONConfig(GRPOConfig):
         policy_loss = self.make_policy_loss()
         if policy_loss is None:
             return
-        needed = {"loss_type": PPO_LOSSES, "importance_sampling_level": ("token",)}
-        needed |= {"delta": (None,), "off_policy_mask_threshold": (None,)}
-        for name, allowed in needed.items():
-            if (value := getattr(self, name)) not in allowed:
-                raise ValueError(
-                    f"{name}={value!r} does not go with policy_loss={self.policy_loss!r}, which is defined on PPO's "
-                    f"loss per token; it must be one of {allowed}"
-                )
-        clip = {option.name: option.default for option in fields(self) if option.name in ("epsilon", "epsilon_high")}
-        changed = [name for name, default in clip.items() if getattr(self, name) != default]
-        if changed and not policy_loss.clips_ratios:
-            raise ValueError(
-                f"{', '.join(changed)} would be ignored: policy_loss={self.policy_loss!r} clips no ratio; leave "
-                f"{clip} as they are"
-            )
+        check_policy_loss(self, policy_loss)
         a_step, a_rollout = self.gradient_accumulation_steps, self.steps_per_generation
-        if policy_loss.scope == "batch" and a_rollout % a_step:
-            raise ValueError(
-                f"policy_loss_kwargs has scope='batch', the batch of one optimiser step, of which "
-                f"gradient_accumulation_steps={a_step} micro-batches must come from one rollout of "
-                f"steps_per_generation={a_rollout}; make this a multiple of the former"
-            )
         if self.policy_loss == "kl_cov" and a_step % (a_rollout * self.num_iterations) == 0:
             logger.warning(
                 "policy_loss='kl_cov' with one update a rollout is the plain policy gradient: its penalty on the "

@@ -3,7 +3,7 @@
 import logging
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -38,8 +38,8 @@ class SampledBatch:
 class GroupCollector:
     """Samples groups in rounds and puts the batch together from those that are kept.
 
-    Groups are kept in the order in which they were sampled. All ranks see all rewards, so they decide alike; only
-    responses that end up on another rank than the one they were sampled on are sent.
+    Groups are kept in the order in which they were sampled. All ranks see all rewards, so they decide alike; what is
+    sent is only the responses that end up on another rank than the one they were sampled on.
 
     Args:
         options: see [`~canon_trl.sampling.DynamicSampling`].
@@ -78,6 +78,7 @@ class GroupCollector:
             sample: generates and scores a response to each row; called on all ranks alike.
 
         Raises:
+            ValueError: there is a band, and an accuracy lies outside [0, 1].
             RuntimeError: the rounds ran out and `exhausted` is `"error"`.
         """
         wanted = len(rows) * self._accelerator.num_processes // self._group_size
@@ -92,7 +93,14 @@ class GroupCollector:
             batch = sample(rows)
             rewards, accuracy = self._rewards(batch.rewards_per_func)
             verdicts = group_verdicts(rewards, accuracy, lower=self._options.lower, upper=self._options.upper)
-            spread, in_band = torch.stack(verdicts).tolist()
+            inside = ((accuracy >= 0) & (accuracy <= 1) | accuracy.isnan()).all(dim=1)
+            spread, in_band, bounded = torch.stack([*verdicts, inside]).tolist()
+            if (self._options.lower, self._options.upper) != (0, 1) and not all(bounded):
+                outside = accuracy[bounded.index(False)].tolist()
+                raise ValueError(
+                    f"dynamic_sampling_kwargs has a band of accuracy, but the reward that measures it gave {outside} "
+                    "for a group; name a reward function in [0, 1] as accuracy_reward"
+                )
             for group, keep in enumerate(map(all, zip(spread, in_band, strict=True))):
                 (kept if keep else rejected).append((len(rounds), group))
             drawn += len(spread)
@@ -148,17 +156,22 @@ class GroupCollector:
             for round_, group in [*kept, *rejected[:missing]]
             for response in range(size)
         ]
-        held = []
+        local = len(places) // ranks
+        mine: dict[int, SampledResponse] = {}
+        sent: list[tuple[int, SampledResponse]] = []
         for place, (round_, row) in enumerate(places):
             owner, index = divmod(row, len(rounds[round_].responses))
             if owner == rank:
-                held.append((place, rounds[round_].responses[index]))
-        local = len(places) // ranks
-        everyones = dict(gather_object(held))
+                response = rounds[round_].responses[index]
+                if place // local == rank:
+                    mine[place] = response
+                else:  # a slice would be sent with the whole tensor that it is one of
+                    recorded = {name: values.cpu().clone() for name, values in response.recorded.items()}
+                    sent.append((place, replace(response, recorded=recorded)))
+        mine |= {place: response for place, response in gather_object(sent) if place // local == rank}
         rewards = torch.stack([rounds[round_].rewards_per_func[row] for round_, row in places])
         trained = None
         if missing and self._options.exhausted == "shrink":
             trained = torch.arange(len(places), device=rewards.device) < len(kept) * size
             rewards = rewards.masked_fill(~trained.unsqueeze(1), torch.nan)
-        mine = [everyones[place] for place in range(rank * local, (rank + 1) * local)]
-        return SampledBatch(mine, rewards, trained)
+        return SampledBatch([mine[place] for place in sorted(mine)], rewards, trained)

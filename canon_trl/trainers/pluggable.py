@@ -9,6 +9,7 @@ still happens, and copies none. What it relies on in TRL 1.16, checked by `tests
     _generate_and_score_completions(inputs)     dict with "advantages", "completion_ids", ...; rows of this rank
     _compute_loss(model, inputs)                scores the micro-batch first, then reads `inputs["advantages"]`
     epsilon_low, epsilon_high                   the bounds of its ratio clipping
+    aux_loss_enabled, router_aux_loss_coef      what it adds for a mixture of experts
     _metrics, _logs                             what `log` averages and tabulates
     _pending_extra_logs                         columns that reward functions put into the table, before it is written
     _step, _buffered_inputs                     the position in, and the rest of, the rollout in flight
@@ -23,7 +24,7 @@ from contextlib import nullcontext
 from typing import Any
 
 import torch
-from accelerate.utils import send_to_device
+from accelerate.utils import broadcast_object_list, send_to_device
 from datasets import IterableDataset
 from peft import PeftModel
 from torch import Tensor, nn
@@ -42,9 +43,12 @@ from canon_trl.sampling import DynamicSampling, PromptStream
 from canon_trl.trainers.before_loading import (
     check_accuracy_reward,
     check_dynamic_sampling,
+    check_loss_function,
+    check_policy_loss,
     check_prompt_column,
     check_vllm,
     records_generation,
+    trl_scores,
 )
 from canon_trl.trainers.generation_recorder import GenerationRecorder
 from canon_trl.trainers.group_collector import GroupCollector, SampledBatch, SampledResponse
@@ -128,14 +132,21 @@ class PluggableGRPOTrainer(GRPOTrainer):
         self._records_generation = records_generation(entropy_source, args, trl_kwargs)
         self._advantage_estimator = advantage_estimator
         self._response_metrics = dict(metrics)
+        self._trl_scores = trl_scores(args)
         named = set().union(*(token_inputs(metric) for metric in metrics.values() if metric is not None))
         self._scored_inputs = named & {"entropies", "log_probs"}
+        if policy_loss is not None:
+            check_policy_loss(args, policy_loss)
+            if policy_loss.scope == "batch" and not self._trl_scores:
+                self._scored_inputs |= {"log_probs"}
+        if loss_function is not None:
+            check_loss_function(args, policy_loss)
         self._needs_accuracy = needs_accuracy
         self._reward_range = reward_range
         if entropy_source != "auto" and not self._scored_inputs:
             raise ValueError(
-                f"entropy_source={entropy_source!r} would be ignored: of the metrics {list(metrics)} none reads "
-                "entropies or log-probabilities; leave it at 'auto'"
+                f"entropy_source={entropy_source!r} would be ignored: neither the metrics {list(metrics)} nor a "
+                "policy loss read entropies or log-probabilities of the rollout; leave it at 'auto'"
             )
         self._making: RolloutParts | None = None
         self._loss_function = loss_function
@@ -152,8 +163,6 @@ class PluggableGRPOTrainer(GRPOTrainer):
             self._gate = TokenGate(policy_loss, self.accelerator, args.seed)
             if not policy_loss.clips_ratios:
                 self.epsilon_low, self.epsilon_high = 1.0, math.inf  # a ratio is never below 0
-            if policy_loss.scope == "batch" and not self._trl_scores:
-                self._scored_inputs |= {"log_probs"}
         self._accuracy_index = self.reward_func_names.index(accuracy_reward) if accuracy_reward else 0
         self._collector: GroupCollector | None = None
         if dynamic_sampling is not None:
@@ -173,9 +182,9 @@ class PluggableGRPOTrainer(GRPOTrainer):
         if self._collector is not None and self.model.training:
             collected = self._collector.collect(inputs, self._sample_batch)
             inputs = [response.row for response in collected.responses]
-            for response in collected.responses:
-                for column, value in response.columns.items():
-                    self._pending_extra_logs[column].append(value)
+            columns = {column for response in collected.responses for column in response.columns}
+            for column in columns:  # of which a round or a rank may lack one
+                self._pending_extra_logs[column].extend(r.columns.get(column) for r in collected.responses)
         self._making = RolloutParts(replayed=collected)
         try:
             output = super()._generate_and_score_completions(inputs)
@@ -288,7 +297,7 @@ class PluggableGRPOTrainer(GRPOTrainer):
             scored = super()._get_per_token_logps_and_entropies(
                 model, input_ids, attention_mask, logits_to_keep, *args, compute_entropy=compute_entropy, **kwargs
             )
-            self._losing["log_probs"] = scored[0]
+            self._losing["log_probs"], self._losing["aux_loss"] = scored[0], scored[2]
             if self._gate is None or not self.model.training:
                 return scored
             step_batch = self._step_batch()
@@ -297,6 +306,7 @@ class PluggableGRPOTrainer(GRPOTrainer):
                 self._losing,
                 step_batch,
                 step=self.state.global_step,
+                micro_step=self._steps_not_restored + self._step,
                 position=self._position % len(step_batch),
             )
             return scored
@@ -345,12 +355,13 @@ class PluggableGRPOTrainer(GRPOTrainer):
             loss = super()._compute_loss(model, inputs)
         finally:
             self._losing = None
+        accumulated = self.current_gradient_accumulation_steps if self.model.training else 1
+        routing = self.router_aux_loss_coef * inputs["aux_loss"] / accumulated if self.aux_loss_enabled else 0.0
         if self._loss_function is not None:
             # TRL's own loss is left without a backward pass; what it logs stands.
             parts = (inputs["log_probs"], inputs["ref_per_token_logps"], inputs["advantages"], trained_tokens(inputs))
-            accumulated = self.current_gradient_accumulation_steps if self.model.training else 1
-            loss = self._loss_function(*parts) / accumulated
-        return loss if "trained" not in inputs else loss * self._share_left_out()
+            return self._loss_function(*parts) / accumulated + routing
+        return loss if "trained" not in inputs else (loss - routing) * self._share_left_out() + routing
 
     def _share_left_out(self) -> Tensor | float:
         """The factor by which the loss's divisor, a count of places, exceeds that of the places trained on."""
@@ -373,13 +384,6 @@ class PluggableGRPOTrainer(GRPOTrainer):
         return self._step % self.args.steps_per_generation
 
     # --- Its parts put together ---
-
-    @property
-    def _trl_scores(self) -> bool:
-        """Whether TRL runs a scoring pass of its own over the rollout."""
-        return self.args.gradient_accumulation_steps % self._generate_every != 0 or (
-            self.use_vllm and self.vllm_importance_sampling_correction
-        )
 
     @property
     def _generate_every(self) -> int:
@@ -418,8 +422,8 @@ class PluggableGRPOTrainer(GRPOTrainer):
             width = completion_ids.shape[1]
             found = {}
             for name in self._making.recorded[0]:
-                padded = pad_sequence([row[name] for row in self._making.recorded], batch_first=True)
-                padded = padded.to(completion_ids.device)
+                recorded = [row[name].to(completion_ids.device) for row in self._making.recorded]
+                padded = pad_sequence(recorded, batch_first=True)
                 found[name] = nn.functional.pad(padded, (0, width - padded.shape[1]))
         else:
             found = self._score(output)
@@ -558,11 +562,11 @@ class PluggableGRPOTrainer(GRPOTrainer):
             By name, as 0-d tensors or floats; NaN where a number is undefined. The same names at every rollout.
         """
         centred = dr_grpo_advantage(rollout.rewards)
-        spread = has_spread(rollout.rewards, rollout.valid)
+        spread, scored = has_spread(rollout.rewards, rollout.valid), rollout.valid.any(dim=1)
         relative = advantages.abs().sum() / centred.abs().sum()
         return {
             "advantage/relative_to_dr_grpo": relative.masked_fill(~spread.any(), torch.nan),
-            "groups/frac_no_spread": 1 - spread.float().mean(),
+            "groups/frac_no_spread": 1 - spread.sum() / scored.sum(),  # of the groups with a scored response
         }
 
     def completion_columns(self, rollout: Rollout) -> dict[str, Tensor]:
@@ -625,6 +629,7 @@ class PluggableGRPOTrainer(GRPOTrainer):
         super()._load_optimizer_and_scheduler(checkpoint)
         if checkpoint is not None:
             self._restore_prompt_order()
+            self._restore_fresh_prompts(checkpoint)
             self._restore_rollout(self._rollout_state_path(checkpoint))
 
     def _rollout_state_path(self, checkpoint: str) -> str:
@@ -650,7 +655,7 @@ class PluggableGRPOTrainer(GRPOTrainer):
             "table_columns": plain(columns),
         }
 
-    def _sampling(self) -> dict[str, int]:
+    def _sampling(self) -> dict[str, int | str]:
         """What the parts of a rollout in flight depend on."""
         return {
             "num_processes": self.accelerator.num_processes,
@@ -658,6 +663,7 @@ class PluggableGRPOTrainer(GRPOTrainer):
             "steps_per_generation": self.args.steps_per_generation,
             "num_iterations": self.num_iterations,
             "gradient_accumulation_steps": self.args.gradient_accumulation_steps,
+            "policy_loss": repr(self._gate.policy_loss) if self._gate is not None else "",
         }
 
     def _restore_rollout(self, path: str) -> None:
@@ -668,8 +674,6 @@ class PluggableGRPOTrainer(GRPOTrainer):
             )
             return
         state = torch.load(path, map_location="cpu", weights_only=True)
-        if self._collector is not None:
-            self._collector.prompts.drawn = state["fresh_prompts"]
         if state["sampling"] != self._sampling():
             logger.warning(
                 "the checkpoint was written with %s and is resumed with %s: a rollout in flight is sampled anew",
@@ -687,6 +691,15 @@ class PluggableGRPOTrainer(GRPOTrainer):
         for name, columns in state["table_columns"].items():
             for column, rows in columns.items():
                 self._logs[name][column].extend(rows)
+
+    def _restore_fresh_prompts(self, checkpoint: str) -> None:
+        """The main process tells all how many there were, so that ranks that were not there before agree."""
+        if self._collector is None:
+            return
+        drawn, path = [0], self._rollout_state_path(checkpoint)
+        if self.accelerator.is_main_process and os.path.exists(path):
+            drawn = [torch.load(path, map_location="cpu", weights_only=True)["fresh_prompts"]]
+        self._collector.prompts.drawn = broadcast_object_list(drawn)[0]
 
     def _restore_prompt_order(self) -> None:
         """TRL's sampler draws one permutation an epoch and forgets on resume how many it has drawn."""

@@ -38,6 +38,7 @@ class TokenGate:
         step_batch: Sequence[Mapping[str, Any]],
         *,
         step: int,
+        micro_step: int,
         position: int,
     ) -> Tensor:
         """The advantages of one micro-batch as the loss is to see them, `(B, T)`.
@@ -47,6 +48,7 @@ class TokenGate:
             inputs: the micro-batch.
             step_batch: the micro-batches of this optimiser step.
             step: optimiser steps before this one.
+            micro_step: micro-batches before this one.
             position: of the micro-batch within the optimiser step.
         """
         old_log_probs = inputs.get("old_per_token_logps")
@@ -54,8 +56,7 @@ class TokenGate:
         advantages, mask = per_token(inputs), trained_tokens(inputs)
         if self.policy_loss.scope == "micro_batch":
             packed = torch.stack([log_probs.detach(), old_log_probs, advantages, mask.float()], dim=1)
-            seed = (self._seed * 1_000_003 + step) * 1_000_003 + position
-            selected = self._select(packed, inputs["response"], seed)
+            selected = self._select(packed, inputs["response"], self._seed * 1_000_003 + micro_step)
         else:
             if position == 0:
                 self._selected = self._select_in_step(step_batch, step)

@@ -3,12 +3,14 @@
 `test_distributed.py` starts it. Every rank writes what it saw to the folder that is named on the command line.
 """
 
+import os
 import sys
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import PartialState
+from observe import keep_rollouts, scored_entropy
 from toy import OPTIONS, TASK, make_trainer, parameters, prompts
 
 from canon_trl import AStarPOConfig, AStarPOTrainer
@@ -115,8 +117,49 @@ def run_astar_po(folder: Path, ranks: int, resume: str | None = None) -> dict[st
     return {"parameters": parameters(trainer), "advantages": seen}
 
 
+def run_recorded(folder: Path) -> dict[str, Any]:
+    """Sampled responses with their recorded entropies, of which some change ranks; then a rank without its state."""
+
+    def half_teach_by_place(prompts: list[str], **kwargs: Any) -> list[float]:
+        return [float(row % 2) if int(prompt[0]) % 2 == 0 else 0.5 for row, prompt in enumerate(prompts)]
+
+    def make() -> Any:
+        return make_trainer(
+            folder,
+            trainer_options={"train_dataset": prompts(24), "reward_funcs": half_teach_by_place},
+            dynamic_sampling=True,
+            per_device_train_batch_size=RESPONSES // 2,
+            max_steps=3,
+            save_strategy="steps",
+            save_steps=1,
+        )
+
+    trainer = make()
+    rollouts, _ = keep_rollouts(trainer)
+    generate, apart = trainer._generate_and_score_completions, []
+
+    def compare(inputs: list) -> dict[str, Any]:
+        output = generate(inputs)
+        entropy, _ = scored_entropy(trainer, output)
+        recorded = trainer._local(rollouts[-1].metrics["entropy"].flatten())
+        apart.append((recorded - entropy).abs().max().item())
+        return output
+
+    trainer._generate_and_score_completions = compare
+    trainer.train()
+    rounds = [entry["dynamic_sampling/rounds"] for entry in trainer.state.log_history if "loss" in entry]
+    checkpoint = folder / "checkpoint-2"
+    if trainer.accelerator.is_main_process:
+        (checkpoint / "rollout_state_1.pt").unlink()
+    trainer.accelerator.wait_for_everyone()
+    later = make()
+    later.train(resume_from_checkpoint=str(checkpoint))
+    return {"apart": apart, "rounds": rounds, "drawn": later._collector.prompts.drawn}
+
+
 def main(folder: Path) -> None:
     torch.set_num_threads(1)
+    torch.save(run_recorded(folder / "recorded"), folder / f"recorded_{os.environ['RANK']}.pt")
     whole = run_astar_po(folder / "astar_po", ranks=2)
     resumed = run_astar_po(folder / "astar_po", ranks=2, resume=str(folder / "astar_po" / "checkpoint-1"))
     kept = {"whole": whole, "resumed": resumed["parameters"]}
