@@ -250,3 +250,16 @@ def test_the_dataset_is_pushed(whole, tmp_path):
     for name in names:
         assert files[f"datasets/me/values/{name}"] == (folder / name).read_bytes()
     assert b"--dataset_name me/values" in files["datasets/me/values/README.md"]
+
+
+def test_the_next_script_trains_on_it(whole, tmp_path):
+    """`train_astar_po.py` on the folder that `estimate_values.py` wrote, as the README has it."""
+    command = [sys.executable, "-m", "accelerate.commands.launch", str(ROOT / "examples" / "train_astar_po.py")]
+    command += ["--config", str(ROOT / "examples" / "configs" / "arithmetic_astar_po.yaml"), "--values", str(whole[0])]
+    command += ["--output_dir", str(tmp_path), "--max_steps", "2", "--per_device_train_batch_size", "16"]
+    done = finish(command, os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"})
+    assert "accuracy on held-out prompts: " in done.stdout
+    history = json.loads((tmp_path / "metrics.json").read_text())
+    assert [entry["step"] for entry in history if "astar_po/v_star" in entry] == [1, 2]
+    assert (tmp_path / "model.safetensors").exists() and (tmp_path / "curves.png").exists()
+    assert "2505.20686" in (tmp_path / "README.md").read_text()
