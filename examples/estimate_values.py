@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import datasets
+import torch
 from accelerate import PartialState
 from datasets import Dataset
 from recipe import CONFIGS, RecipeArguments, load_data, name_model, parse, reward_functions
@@ -137,7 +138,9 @@ def check_options(values: ValueArguments, model: ModelConfig, state: PartialStat
 
 def main(argv: list[str]) -> None:
     recipe, values, model = parse(argv, ValueArguments, embedded=CONFIGS / "arithmetic_values.yaml")
-    state = PartialState(timeout=timedelta(days=7))  # a rank waits for the others until their last chunk
+    # Without `cpu` each process on a machine of CPUs alone would take itself for the only one. A rank waits for the
+    # others until their last chunk.
+    state = PartialState(cpu=not torch.accelerator.is_available(), timeout=timedelta(days=7))
     check_options(values, model, state)
     name = name_model(recipe, model)
     splits = dict(zip(("train", "test"), load_data(recipe, wants_eval=values.include_test), strict=True))
@@ -181,6 +184,7 @@ def main(argv: list[str]) -> None:
         }
         write(folder, done, settings | {"beta1": values.beta1}, values.push_to_hub)
     state.wait_for_everyone()
+    state.destroy_process_group()
 
 
 def settings_of(recipe: RecipeArguments, values: ValueArguments, model: ModelConfig, name: str) -> dict[str, Any]:

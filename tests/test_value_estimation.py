@@ -3,12 +3,12 @@
 import json
 import os
 import shutil
-import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 import torch
 from datasets import Dataset, load_dataset
@@ -210,11 +210,13 @@ def test_two_ranks_and_a_kill_give_the_same_dataset(whole, tmp_path):
     """The script on two processes, killed once some chunks are known, then on one."""
     folder = tmp_path / "killed"
     command, environment = script(folder, ranks=2)
-    process = subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL, start_new_session=True)
+    process = psutil.Popen(command, env=environment, stderr=subprocess.DEVNULL)
     deadline = time.monotonic() + 300
     while time.monotonic() < deadline and process.poll() is None:
-        if sum(path.read_text().count("\n") for path in folder.glob(".progress/train/rewards-*")) >= 2:
-            os.killpg(process.pid, signal.SIGKILL)
+        known = [path.read_text().count("\n") for path in folder.glob(".progress/train/rewards-*")]
+        if len(known) == 2 and min(known) > 0:  # both ranks have given something
+            for each in [*process.children(recursive=True), process]:
+                each.kill()
             break
         time.sleep(0.02)
     process.wait()
