@@ -8,8 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import PartialState
-from toy import TASK, make_trainer, parameters, prompts
+from toy import TASK, leave, make_trainer, parameters, prompts
 
 METRICS = {"entropy": {}, "length": {"canon_alpha": 0.9}, "surprisal": {"canon_mu": 0.3}, "random": {}}
 RESPONSES = 12  # three groups of four: on two ranks of six, the second group straddles them
@@ -89,9 +88,8 @@ def main(folder: Path) -> None:
         resumed = run_sampled(folder / metric, metric, ranks=2, resume=str(folder / metric / "checkpoint-1"))
         kept = {"fixed": fixed, "sampled": sampled, "resumed": resumed["parameters"]}
         torch.save(kept, folder / f"{metric}_{torch.distributed.get_rank()}.pt")
-    PartialState().wait_for_everyone()
-    PartialState().destroy_process_group()
 
 
 if __name__ == "__main__":
     main(Path(sys.argv[1]))
+    leave()

@@ -9,9 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import PartialState
 from observe import keep_rollouts, scored_entropy
-from toy import OPTIONS, TASK, make_trainer, parameters, prompts
+from toy import OPTIONS, TASK, leave, make_trainer, parameters, prompts
 
 from canon_trl import AStarPOConfig, AStarPOTrainer
 
@@ -171,9 +170,8 @@ def main(folder: Path) -> None:
             resumed = run(folder / name / scope, name, scope, ranks=2, resume=resume)
             kept = {"whole": whole, "resumed": resumed["parameters"]}
             torch.save(kept, folder / f"{name}_{scope}_{torch.distributed.get_rank()}.pt")
-    PartialState().wait_for_everyone()
-    PartialState().destroy_process_group()
 
 
 if __name__ == "__main__":
     main(Path(sys.argv[1]))
+    leave()

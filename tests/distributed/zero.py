@@ -1,12 +1,11 @@
 """DeepSpeed on two CPU processes: train, save, resume in the middle of a rollout; `test_distributed.py` starts it."""
 
 import json
-import os
 import sys
 from pathlib import Path
 
 import torch
-from toy import OPTIONS, TASK, prompts
+from toy import OPTIONS, TASK, leave, prompts
 from transformers import Trainer
 
 from canon_trl import AStarPOConfig, AStarPOTrainer, CANONConfig, CANONTrainer
@@ -50,7 +49,4 @@ def main(folder: Path, method: str) -> None:
 
 if __name__ == "__main__":
     main(Path(sys.argv[1]), sys.argv[2])
-    sys.stdout.flush()
-    sys.stderr.flush()
-    # DeepSpeed keeps its gloo groups, and a thread of theirs may abort the interpreter while it is torn down.
-    os._exit(0)
+    leave()
