@@ -379,3 +379,32 @@ def test_tool_masks_and_extra_fields_come_along(tmp_path):
     assert rollouts[0].lengths.tolist() == [[2, 3, 4, 5]] * 6
     assert outputs[0]["tool_mask"].shape == outputs[0]["completion_ids"].shape
     assert logged(trainer)[0]["dynamic_sampling/rounds"] > 1
+
+
+def test_rewards_stay_with_their_responses(tmp_path):
+    """Every response has a reward of its own, so one that came to another place would show."""
+
+    def own_reward(prompt, completion):
+        place = int(completion[-1])
+        return (int(prompt[2]) + place) / 16 if teaches(prompt) else 0.5
+
+    def rewards(prompts, completions, **kwargs):
+        return [own_reward(prompt, completion) for prompt, completion in zip(prompts, completions, strict=True)]
+
+    trainer = make_trainer(
+        tmp_path,
+        trainer_options={"reward_funcs": rewards, "rollout_func": fixed_responses},
+        dynamic_sampling=True,
+        advantage_estimator="dr_grpo",
+        per_device_train_batch_size=24,
+        max_steps=1,
+    )
+    rollouts, _ = keep_rollouts(trainer)
+    outputs = keep_outputs(trainer)
+    trainer.train()
+    decode = trainer.processing_class.batch_decode
+    texts = [decode(outputs[0][name], skip_special_tokens=True) for name in ("prompt_ids", "completion_ids")]
+    want = torch.tensor([own_reward(*row) for row in zip(*texts, strict=True)])
+    assert torch.equal(rollouts[0].rewards.flatten(), want)
+    assert len({tuple(group) for group in rollouts[0].rewards.tolist()}) > 2, "the case needs different groups"
+    assert logged(trainer)[0]["dynamic_sampling/rounds"] > 1
