@@ -2,7 +2,14 @@
 
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
+
+
+def weighted_reward(rewards_per_func: Tensor, weights: Tensor) -> Tensor:
+    """The weighted sum of the reward functions, `(N, F) -> (N,)`; NaN where none of them could score the response."""
+    weighted = (rewards_per_func * weights.to(rewards_per_func.device)).nansum(dim=1)
+    return weighted.masked_fill(rewards_per_func.isnan().all(dim=1), torch.nan)
 
 
 class ResponseMetrics(dict[str, Tensor]):

@@ -8,6 +8,7 @@ chunks that are missing, on as many ranks as there are then, and ends with the s
 import asyncio
 import inspect
 import json
+import math
 import os
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -19,6 +20,8 @@ from datasets import Dataset
 from torch import nn
 from transformers import LogitsProcessorList, PreTrainedModel
 from transformers.generation import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
+
+from canon_trl.rollout import weighted_reward
 
 Prompt = str | list[dict[str, Any]]
 
@@ -160,16 +163,14 @@ class Scorer:
         columns = {name: [row[name] for row in rows] for name in rows[0] if name not in ("prompt", "completion")}
         given = {"prompts": [row["prompt"] for row in rows], "completions": completions, "completion_ids": responses}
         given |= {"trainer_state": None, "log_extra": ignore, "log_metric": ignore}  # which TRL hands over, too
-        weights = self.weights or [1.0] * len(self.reward_funcs)
-        total = torch.zeros(len(rows), dtype=torch.float64)
-        scored = torch.zeros(len(rows), dtype=torch.bool)
-        for function, weight in zip(self.reward_funcs, weights, strict=True):
+        by_function = []
+        for function in self.reward_funcs:
             rewards = function(**given, **columns)
             rewards = asyncio.run(awaited(rewards)) if inspect.isawaitable(rewards) else rewards
-            rewards = torch.tensor([float("nan") if r is None else float(r) for r in rewards], dtype=torch.float64)
-            total += weight * rewards.nan_to_num()
-            scored |= ~rewards.isnan()
-        return [value if known else None for value, known in zip(total.tolist(), scored.tolist(), strict=True)]
+            by_function.append([math.nan if reward is None else float(reward) for reward in rewards])
+        weights = torch.tensor(self.weights or [1.0] * len(self.reward_funcs), dtype=torch.float64)
+        total = weighted_reward(torch.tensor(by_function, dtype=torch.float64).T, weights)
+        return [None if math.isnan(value) else value for value in total.tolist()]
 
 
 def ignore(*args: Any) -> None:

@@ -11,6 +11,7 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 from torch import Tensor
 
+from canon_trl.rollout import weighted_reward
 from canon_trl.sampling import DynamicSampling, PromptStream, group_verdicts
 
 logger = logging.getLogger(__name__)
@@ -120,8 +121,7 @@ class GroupCollector:
 
     def _rewards(self, rewards_per_func: Tensor) -> tuple[Tensor, Tensor]:
         """The weighted reward and the accuracy, `(P, G)` each."""
-        weighted = (rewards_per_func * self._reward_weights.to(rewards_per_func.device)).nansum(dim=1)
-        weighted = weighted.masked_fill(rewards_per_func.isnan().all(dim=1), torch.nan)
+        weighted = weighted_reward(rewards_per_func, self._reward_weights)
         accuracy = rewards_per_func[:, self._accuracy_index]
         return weighted.view(-1, self._group_size), accuracy.reshape(-1, self._group_size)
 

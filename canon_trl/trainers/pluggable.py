@@ -38,7 +38,7 @@ from canon_trl.advantages import AdvantageEstimator, RewardRange, dr_grpo_advant
 from canon_trl.advantages.groups import has_spread
 from canon_trl.metrics import ResponseMetric, measure, random_metric, token_inputs
 from canon_trl.policy_losses import PolicyLoss
-from canon_trl.rollout import ResponseMetrics, Rollout
+from canon_trl.rollout import ResponseMetrics, Rollout, weighted_reward
 from canon_trl.sampling import DynamicSampling, PromptStream
 from canon_trl.trainers.before_loading import (
     check_accuracy_reward,
@@ -464,9 +464,7 @@ class PluggableGRPOTrainer(GRPOTrainer):
         local = torch.stack([widths, lengths, *measured.values()], dim=1)
         widths, lengths, *metrics = self.accelerator.gather(local).view(-1, group_size, local.shape[1]).unbind(-1)
 
-        unscored = rewards_per_func.isnan().all(dim=1)
-        rewards = (rewards_per_func * self.reward_weights.to(device).unsqueeze(0)).nansum(dim=1)
-        rewards = rewards.masked_fill(unscored, torch.nan).view(-1, group_size)
+        rewards = weighted_reward(rewards_per_func, self.reward_weights).view(-1, group_size)
         accuracy = rewards_per_func[:, self._accuracy_index]
         step = (self._steps_not_restored + self._step) // self._generate_every
         by_name = dict(zip(measured, metrics, strict=True))
@@ -629,8 +627,10 @@ class PluggableGRPOTrainer(GRPOTrainer):
         super()._load_optimizer_and_scheduler(checkpoint)
         if checkpoint is not None:
             self._restore_prompt_order()
-            self._restore_fresh_prompts(checkpoint)
-            self._restore_rollout(self._rollout_state_path(checkpoint))
+            path = self._rollout_state_path(checkpoint)
+            state = torch.load(path, map_location="cpu", weights_only=True) if os.path.exists(path) else None
+            self._restore_fresh_prompts(state)
+            self._restore_rollout(state, path)
 
     def _rollout_state_path(self, checkpoint: str) -> str:
         return os.path.join(checkpoint, f"rollout_state_{self.accelerator.process_index}.pt")
@@ -666,14 +666,13 @@ class PluggableGRPOTrainer(GRPOTrainer):
             "policy_loss": repr(self._gate.policy_loss) if self._gate is not None else "",
         }
 
-    def _restore_rollout(self, path: str) -> None:
+    def _restore_rollout(self, state: dict[str, Any] | None, path: str) -> None:
         self._steps_not_restored = self.state.global_step * self.args.gradient_accumulation_steps
-        if not os.path.exists(path):
+        if state is None:
             logger.warning(
                 "%s is missing, as in a checkpoint of another trainer: a rollout in flight is sampled anew", path
             )
             return
-        state = torch.load(path, map_location="cpu", weights_only=True)
         if state["sampling"] != self._sampling():
             logger.warning(
                 "the checkpoint was written with %s and is resumed with %s: a rollout in flight is sampled anew",
@@ -692,14 +691,11 @@ class PluggableGRPOTrainer(GRPOTrainer):
             for column, rows in columns.items():
                 self._logs[name][column].extend(rows)
 
-    def _restore_fresh_prompts(self, checkpoint: str) -> None:
+    def _restore_fresh_prompts(self, state: dict[str, Any] | None) -> None:
         """The main process tells all how many there were, so that ranks that were not there before agree."""
-        if self._collector is None:
-            return
-        drawn, path = [0], self._rollout_state_path(checkpoint)
-        if self.accelerator.is_main_process and os.path.exists(path):
-            drawn = [torch.load(path, map_location="cpu", weights_only=True)["fresh_prompts"]]
-        self._collector.prompts.drawn = broadcast_object_list(drawn)[0]
+        if self._collector is not None:
+            drawn = [state["fresh_prompts"] if state is not None else 0]
+            self._collector.prompts.drawn = broadcast_object_list(drawn)[0]
 
     def _restore_prompt_order(self) -> None:
         """TRL's sampler draws one permutation an epoch and forgets on resume how many it has drawn."""
