@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from canon_trl.tasks import arithmetic
+from canon_trl.tasks import arithmetic, countdown, verbosity
 
 if TYPE_CHECKING:
+    import random
+
     from datasets import Dataset
 
 
@@ -23,26 +25,77 @@ class Task:
 
     name: str
     description: str  # also what the task can't show
-    model_path: Path  # folder for AutoModelForCausalLM.from_pretrained and AutoTokenizer.from_pretrained
     dataset: Callable[..., Dataset]  # (split, size, seed=0) -> columns `prompt` and `answer`, both str
     reward: Callable[..., list[float]]  # a reward function in TRL's signature
+    symbols: str  # the characters of prompts and completions, a token each
+    draw_examples: Callable[[random.Random, int], Iterable[tuple[str, str]]]  # what the base model is taught
+    styles: tuple[str, ...]
+    style_of: Callable[[str], str | None]  # the style that a completion is written in
+
+    @property
+    def model_path(self) -> Path:
+        """Folder for AutoModelForCausalLM.from_pretrained and AutoTokenizer.from_pretrained."""
+        return Path(str(files(__name__) / f"{self.name}_model"))
 
 
 TASKS: dict[str, Task] = {
-    "arithmetic": Task(
-        name="arithmetic",
-        description=(
-            "Five operators from + - * on operands 1 to 9, worked out from left to right modulo 10; the reward is 1 "
-            "if the completion has exactly the right digit after its first '#'. The base model (Qwen3 architecture, "
-            "429k parameters) mixes three styles of solution: the bare answer in 3 tokens, right in one case of "
-            "six; the running values in 8, right in half; every step written out in 32, right in three quarters. "
-            "It shows whether training moves a policy to the styles that are right, and how fast. It can't tell "
-            "response entropy from response length: in the base model's samples the two correlate at -0.82, so what "
-            "prefers low entropy here also prefers long responses. Nor does it say anything about a language model "
-            "that has seen natural text."
+    task.name: task
+    for task in (
+        Task(
+            name="arithmetic",
+            description=(
+                "Five operators from + - * on operands 1 to 9, worked out from left to right modulo 10; the reward is "
+                "1 if the completion has exactly the right digit after its first '#'. The base model (Qwen3 "
+                "architecture, 429k parameters) mixes three styles of solution: the bare answer in 3 tokens, right in "
+                "one case of six; the running values in 8, right in half; every step written out in 32, right in "
+                "three quarters. It shows whether training moves a policy to the styles that are right, and how fast. "
+                "It can't tell response entropy from response length: in the base model's samples the two correlate "
+                "at -0.82, so what prefers low entropy here also prefers long responses. Nor does it say anything "
+                "about a language model that has seen natural text."
+            ),
+            dataset=arithmetic.dataset,
+            reward=arithmetic.accuracy,
+            symbols=arithmetic.SYMBOLS,
+            draw_examples=arithmetic.draw_examples,
+            styles=tuple(arithmetic.STYLES),
+            style_of=arithmetic.style_of,
         ),
-        model_path=Path(str(files(__name__) / "arithmetic_model")),
-        dataset=arithmetic.dataset,
-        reward=arithmetic.accuracy,
-    ),
+        Task(
+            name="verbosity",
+            description=(
+                "Six digits to be written backwards after a '#'; the reward is 1 if they are exactly right. The base "
+                "model writes with care (a fifth of its samples, right in four cases of five) or without (right in "
+                "one of ten), and either way in 9 tokens or with 16 tokens of padding between: length is verbosity "
+                "without information. In its samples length correlates with entropy at 0.10 and with reward at -0.03, "
+                "entropy with reward at -0.66. So it tells apart what comes of regrouping by entropy and by length, "
+                "and shows what short responses cost where they need cost nothing. It can't show a trade of length "
+                "for accuracy, nor exploration: the way that is right is sampled often and easily found."
+            ),
+            dataset=verbosity.dataset,
+            reward=arithmetic.accuracy,
+            symbols=verbosity.SYMBOLS,
+            draw_examples=verbosity.draw_examples,
+            styles=verbosity.STYLES,
+            style_of=verbosity.style_of,
+        ),
+        Task(
+            name="countdown",
+            description=(
+                "Three digits and a target, to be reached by an expression with every digit once (reasoning-gym's "
+                "countdown, in a short form); the reward is 1 if it does. The base model takes the digits mostly as "
+                "they stand, with operators at random, and seldom looks for an expression that is right: one sample "
+                "in eleven is, but 65% of the prompts have a right one among 16 samples, 82% among 64 and 92% among "
+                "256. It shows what becomes of entropy and of pass@k at large k while accuracy rises, and what "
+                "exploration is worth where right answers are rare. All expressions are about equally long (6 to 8 "
+                "tokens), so it shows nothing about length; and an expression is found in one go, without steps that "
+                "could be right or wrong on the way."
+            ),
+            dataset=countdown.dataset,
+            reward=countdown.accuracy,
+            symbols=countdown.SYMBOLS,
+            draw_examples=countdown.draw_examples,
+            styles=countdown.STYLES,
+            style_of=countdown.style_of,
+        ),
+    )
 }

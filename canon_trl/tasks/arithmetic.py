@@ -10,10 +10,12 @@ from __future__ import annotations
 import operator
 import random
 import re
-import zlib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from itertools import islice
 from typing import TYPE_CHECKING, Any
+
+from canon_trl.tasks.prompts import check_split, distinct, split_of
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -21,8 +23,8 @@ if TYPE_CHECKING:
 
 OPERATORS: dict[str, Callable[[int, int], int]] = {"+": operator.add, "-": operator.sub, "*": operator.mul}
 NUM_OPERATORS = 5
-SPLITS = ("train", "test")
-MAX_DATASET_SIZE = 1_000_000  # under a tenth of the smaller split, so drawing distinct prompts never stalls
+MAX_DATASET_SIZE = 1_000_000  # under a tenth of the smaller split
+SYMBOLS = "0123456789+-*=;# "  # what the tokenizer knows
 
 _PROMPT = re.compile(rf"[1-9](?:[-+*][1-9]){{{NUM_OPERATORS}}}=")
 
@@ -102,18 +104,9 @@ def style_of(completion: str) -> str | None:
     return next((name for name, style in STYLES.items() if style.pattern.fullmatch(completion)), None)
 
 
-def split_of(prompt: str) -> str:
-    """Tell which split a prompt belongs to: about nine in ten are "train", the others "test".
-
-    The split is a function of the prompt's text alone, so no prompt can be in both, whatever the seeds.
-    """
-    return "test" if zlib.crc32(prompt.encode()) % 10 == 0 else "train"
-
-
 def draw_prompts(split: str, rng: random.Random) -> Iterator[str]:
     """Draw prompts of one split without end, uniformly and with replacement."""
-    if split not in SPLITS:
-        raise ValueError(f"split must be one of {list(SPLITS)}, got {split!r}")
+    check_split(split)
     symbols = list(OPERATORS)
     while True:
         operands = [str(rng.randint(1, 9)) for _ in range(NUM_OPERATORS + 1)]
@@ -127,19 +120,15 @@ def dataset(split: str, size: int, seed: int = 0) -> Dataset:
 
     A smaller dataset with the same split and seed is a prefix of a larger one.
     """
-    if size not in range(1, MAX_DATASET_SIZE + 1):
-        raise ValueError(f"size must be a whole number from 1 to {MAX_DATASET_SIZE}, got {size!r}")
-    # Here rather than at the top, so that the reward and the problems can be had without loading datasets.
-    from datasets import Dataset
+    prompts = draw_prompts(split, random.Random(seed))
+    return distinct(((prompt, str(running_values(prompt)[-1])) for prompt in prompts), size, max_size=MAX_DATASET_SIZE)
 
-    prompts: dict[str, None] = {}  # a set that keeps the order of drawing
-    for prompt in draw_prompts(split, random.Random(seed)):
-        prompts[prompt] = None
-        if len(prompts) == size:
-            break
-    return Dataset.from_dict(
-        {"prompt": list(prompts), "answer": [str(running_values(prompt)[-1]) for prompt in prompts]}
-    )
+
+def draw_examples(rng: random.Random, count: int) -> list[tuple[str, str]]:
+    """Draw prompts of the training split with solutions as the base model is taught them."""
+    prompts = list(islice(draw_prompts("train", rng), count))
+    styles = rng.choices(list(STYLES), weights=[style.share for style in STYLES.values()], k=count)
+    return [(prompt, solution(prompt, style, rng)) for prompt, style in zip(prompts, styles, strict=True)]
 
 
 def accuracy(completions: list[str] | list[list[Mapping[str, Any]]], answer: list[str], **kwargs: Any) -> list[float]:

@@ -1,8 +1,9 @@
-"""Make the arithmetic task's base model: `python -m canon_trl.tasks.pretrain --output DIR [--seed 0 --steps 1100]`.
+"""Make a task's base model: `python -m canon_trl.tasks.pretrain --task NAME --output DIR [--seed 0 --steps 1100]`.
 
-Supervised training from scratch on noisy solutions in three styles leaves a model that samples every style and is
-right about half of the time: something for reinforcement learning to improve. The same seed on the same machine gives
-the same bytes; `main` fixes the number of threads because sums over another number of threads round differently.
+Supervised training from scratch on imperfect solutions in several styles leaves a model that samples all of them and
+is right now and then: something for reinforcement learning to improve. The same seed and number of threads on the same
+machine give the same bytes; sums over another number of threads round differently. The arithmetic model was made with
+two threads, the others with one.
 """
 
 import argparse
@@ -10,7 +11,6 @@ import random
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 
 import torch
@@ -25,19 +25,18 @@ from transformers import (
     get_cosine_schedule_with_warmup,
 )
 
-from canon_trl.tasks import arithmetic
+from canon_trl.tasks import TASKS, Task
 
-NUM_THREADS = 2
 BATCH_SIZE = 128
 LEARNING_RATE = 3e-3
-MAX_LENGTH = 128  # tokens; the longest prompt with its solution has 44
+MAX_LENGTH = 128  # tokens; the longest prompt with its solution has 44, in the arithmetic task
 MAX_NEW_TOKENS = 40
 IGNORED_LABEL = -100  # what transformers' loss leaves out
 
 
-def build_tokenizer() -> PreTrainedTokenizerFast:
-    """Build the tokenizer: one token a character, 21 symbols, padding on the left as generation needs it."""
-    symbols = ["<pad>", "<bos>", "<eos>", "<unk>", *"0123456789+-*=;# "]
+def build_tokenizer(task: Task) -> PreTrainedTokenizerFast:
+    """Build the tokenizer: one token a character, padding on the left as generation needs it."""
+    symbols = ["<pad>", "<bos>", "<eos>", "<unk>", *task.symbols]
     tokenizer = Tokenizer(models.WordLevel({symbol: i for i, symbol in enumerate(symbols)}, unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), behavior="isolated")
     tokenizer.decoder = decoders.Fuse()  # without it, decoding puts a space between any two characters
@@ -56,7 +55,7 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
 
 
 def build_model(tokenizer: PreTrainedTokenizerFast) -> Qwen3ForCausalLM:
-    """Build the untrained model, 429k float32 parameters, from torch's current random state."""
+    """Build the untrained model, 429k float32 parameters (with 21 symbols), from torch's current random state."""
     special = {
         "pad_token_id": tokenizer.pad_token_id,
         "bos_token_id": tokenizer.bos_token_id,
@@ -81,15 +80,12 @@ def build_model(tokenizer: PreTrainedTokenizerFast) -> Qwen3ForCausalLM:
     return model
 
 
-def draw_batch(rng: random.Random, tokenizer: PreTrainedTokenizerFast) -> tuple[torch.Tensor, torch.Tensor]:
-    """Draw one batch of training-split prompts with noisy solutions: input ids and labels, both (B, T)."""
-    prompts = list(islice(arithmetic.draw_prompts("train", rng), BATCH_SIZE))
-    shares = [style.share for style in arithmetic.STYLES.values()]
-    styles = rng.choices(list(arithmetic.STYLES), weights=shares, k=BATCH_SIZE)
-    texts = [
-        prompt + arithmetic.solution(prompt, style, rng) + tokenizer.eos_token
-        for prompt, style in zip(prompts, styles, strict=True)
-    ]
+def draw_batch(
+    task: Task, rng: random.Random, tokenizer: PreTrainedTokenizerFast
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Draw one batch of training-split prompts with imperfect solutions: input ids and labels, both (B, T)."""
+    prompts, solutions = zip(*task.draw_examples(rng, BATCH_SIZE), strict=True)
+    texts = [prompt + solution + tokenizer.eos_token for prompt, solution in zip(prompts, solutions, strict=True)]
     # Not padded by the tokenizer, which would remember the side and write it to its file.
     rows = [torch.tensor(ids) for ids in tokenizer(texts).input_ids]
     input_ids = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=tokenizer.pad_token_id)
@@ -98,19 +94,19 @@ def draw_batch(rng: random.Random, tokenizer: PreTrainedTokenizerFast) -> tuple[
     return input_ids, labels
 
 
-def pretrain(*, seed: int = 0, steps: int = 1100) -> tuple[Qwen3ForCausalLM, PreTrainedTokenizerFast]:
+def pretrain(task: Task, *, seed: int = 0, steps: int = 1100) -> tuple[Qwen3ForCausalLM, PreTrainedTokenizerFast]:
     """Train the base model from scratch; sets torch's global seed."""
     if steps < 1:
         raise ValueError(f"steps must be at least 1, got {steps}")
     torch.manual_seed(seed)
     rng = random.Random(seed)
-    tokenizer = build_tokenizer()
+    tokenizer = build_tokenizer(task)
     model = build_model(tokenizer).train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE)
     scheduler = get_cosine_schedule_with_warmup(optimizer, num_warmup_steps=steps // 20, num_training_steps=steps)
     progress = tqdm(range(steps), desc="pretraining", unit="step")
     for _ in progress:
-        input_ids, labels = draw_batch(rng, tokenizer)
+        input_ids, labels = draw_batch(task, rng, tokenizer)
         # No attention mask: padding is on the right, where a causal model's real tokens can't see it.
         loss = model(input_ids=input_ids, labels=labels, use_cache=False).loss
         loss.backward()
@@ -141,35 +137,39 @@ class Evaluation:
     style_accuracies: dict[str, float]  # of the styles that occurred
 
 
-def evaluate(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, *, size: int, seed: int = 0) -> Evaluation:
+def evaluate(
+    task: Task, model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, *, size: int, seed: int = 0
+) -> Evaluation:
     """Sample one completion for each of `size` held-out prompts and measure accuracy and styles."""
-    data = arithmetic.dataset("test", size, seed)
+    data = task.dataset("test", size, seed)
     completions = sample(model, tokenizer, list(data["prompt"]), seed=seed)
-    rewards = arithmetic.accuracy(completions, list(data["answer"]))
-    styles = [arithmetic.style_of(completion) for completion in completions]
+    rewards = task.reward(completions=completions, prompts=list(data["prompt"]), answer=list(data["answer"]))
+    styles = [task.style_of(completion) for completion in completions]
     counts = Counter(styles)
     right = Counter(style for style, reward in zip(styles, rewards, strict=True) if reward == 1.0)
     return Evaluation(
         accuracy=sum(rewards) / size,
-        style_shares={style: counts[style] / size for style in arithmetic.STYLES},
-        style_accuracies={style: right[style] / counts[style] for style in arithmetic.STYLES if counts[style]},
+        style_shares={style: counts[style] / size for style in task.styles},
+        style_accuracies={style: right[style] / counts[style] for style in task.styles if counts[style]},
     )
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Train, save to `--output` and print what the saved model does on held-out prompts."""
-    parser = argparse.ArgumentParser(prog="python -m canon_trl.tasks.pretrain", description="Make the base model.")
+    parser = argparse.ArgumentParser(prog="python -m canon_trl.tasks.pretrain", description="Make a base model.")
+    parser.add_argument("--task", choices=list(TASKS), required=True)
     parser.add_argument("--output", type=Path, required=True, help="folder for the model and its tokenizer")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--steps", type=int, default=1100, help=f"of {BATCH_SIZE} examples each")
+    parser.add_argument("--threads", type=int, default=1)
     args = parser.parse_args(argv)
-    torch.set_num_threads(NUM_THREADS)
+    torch.set_num_threads(args.threads)
     torch.use_deterministic_algorithms(True)
-    model, tokenizer = pretrain(seed=args.seed, steps=args.steps)
+    model, tokenizer = pretrain(TASKS[args.task], seed=args.seed, steps=args.steps)
     model.save_pretrained(args.output)
     tokenizer.save_pretrained(args.output)
 
-    result = evaluate(model, tokenizer, size=2048)
+    result = evaluate(TASKS[args.task], model, tokenizer, size=2048)
     print(f"accuracy on held-out prompts at temperature 1: {result.accuracy:.3f}")
     for style, share in result.style_shares.items():
         print(f"{style}: {share:.3f} of the samples, {result.style_accuracies.get(style, float('nan')):.3f} right")

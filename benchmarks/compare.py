@@ -1,0 +1,297 @@
+"""Compare methods: every method on every task with every seed, from one YAML file.
+
+    python benchmarks/compare.py benchmarks/comparisons/arithmetic.yaml                # runs what is missing, reports
+    python benchmarks/compare.py benchmarks/comparisons/arithmetic.yaml --jobs 0       # reports only
+
+A run is a call of the training script with options that lie beside it in `options.yaml`, then one of
+`examples/evaluate.py` on the model that came out, and one `result.json` at the end. Runs that have one are not run
+again, so a comparison that was killed goes on where it was, and a method, a task or a seed can be added later.
+
+Keys of the file:
+
+    output_dir    folder of the runs and of the report
+    seeds         list; all methods get the same ones, and differences are taken within a seed
+    baseline      name of the method that the others are compared with
+    metrics       what the report compares: names of `compare_report.METRICS`, and pass@1, pass@4, ...
+    options       of the training script, for all runs
+    tasks         {name: options}
+    methods       {name: options}; `script: train_astar_po` takes that trainer, with values sampled once a task;
+                  `tasks: [...]` restricts a method to some of the tasks
+    values        options of examples/estimate_values.py, for A*-PO
+    evaluate      options of examples/evaluate.py for the trained model
+    launcher      command that a run is started with; default: this Python interpreter
+    keep_models   whether the trained models are kept; default true
+"""
+
+import argparse
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import dataclass, field, fields
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import yaml
+from accelerate import PartialState
+from compare_report import metric, write_report
+
+ROOT = Path(__file__).resolve().parents[1]
+SCRIPTS = ("train_canon", "train_astar_po")
+# What a training script and the scripts that sample have in common.
+OF_THE_DATA = (
+    "task",
+    "task_train_prompts",
+    "task_eval_prompts",
+    "dataset_name",
+    "dataset_config",
+    "dataset_train_split",
+    "dataset_test_split",
+    "prompt_column",
+    "answer_column",
+    "system_prompt",
+    "reward_funcs",
+    "soft_overlong_cache",
+    "max_completion_length",
+    "model_name_or_path",
+)
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What a YAML file asks for."""
+
+    output_dir: Path
+    seeds: list[int]
+    baseline: str
+    tasks: dict[str, dict[str, Any]]
+    methods: dict[str, dict[str, Any]]
+    metrics: list[str]
+    options: dict[str, Any] = field(default_factory=dict)
+    values: dict[str, Any] = field(default_factory=dict)
+    evaluate: dict[str, Any] = field(default_factory=dict)
+    launcher: list[str] = field(default_factory=lambda: [sys.executable])
+    keep_models: bool = True
+
+    @classmethod
+    def load(cls, path: Path) -> "Comparison":
+        found = yaml.safe_load(path.read_text())
+        known = {each.name for each in fields(cls)}
+        if unknown := sorted(set(found) - known):
+            raise ValueError(f"{path} has {unknown}; it may have {sorted(known)}")
+        if missing := sorted(known - {"options", "values", "evaluate", "launcher", "keep_models"} - set(found)):
+            raise ValueError(f"{path} lacks {missing}")
+        return cls(**found | {"output_dir": Path(found["output_dir"])})
+
+    def __post_init__(self) -> None:
+        if self.baseline not in self.methods:
+            raise ValueError(f"baseline={self.baseline!r} must be one of the methods {list(self.methods)}")
+        if len(set(self.seeds)) != len(self.seeds) or not self.seeds:
+            raise ValueError(f"seeds={self.seeds} must be different numbers, at least one")
+        for name in self.metrics:
+            metric(name)
+        for name, method in self.methods.items():
+            if (script := method.get("script", SCRIPTS[0])) not in SCRIPTS:
+                raise ValueError(f"methods.{name}.script={script!r} must be one of {list(SCRIPTS)}")
+            if unknown := sorted(set(method.get("tasks", [])) - set(self.tasks)):
+                raise ValueError(f"methods.{name}.tasks has {unknown}; the tasks are {list(self.tasks)}")
+
+    def runs(self) -> list["Run"]:
+        """All runs, seed by seed, so that whatever is done at any time is paired as far as it goes."""
+        return [
+            Run(task, name, seed, self.output_dir / "runs" / task / re.sub(r"[^\w.]+", "_", name) / str(seed))
+            for seed in self.seeds
+            for task in self.tasks
+            for name, method in self.methods.items()
+            if task in method.get("tasks", self.tasks)
+        ]
+
+    def script_of(self, run: "Run") -> str:
+        return self.methods[run.method].get("script", SCRIPTS[0])
+
+    def values_of(self, task: str) -> Path:
+        """Where A*-PO's values of a task are."""
+        return self.output_dir / "values" / task
+
+    def settings_of(self, run: "Run") -> dict[str, Any]:
+        """All that the result of a run depends on."""
+        method = {key: value for key, value in self.methods[run.method].items() if key not in ("script", "tasks")}
+        script = self.script_of(run)
+        base = {"task": run.task} if "dataset_name" not in self.tasks[run.task] else {}
+        values = {"values": str(self.values_of(run.task))} if script == "train_astar_po" else {}
+        training = base | self.options | self.tasks[run.task] | values | method
+        return {"script": script, "training": training | {"seed": run.seed}, "evaluate": self.evaluate}
+
+
+@dataclass(frozen=True)
+class Run:
+    """A method on a task with a seed."""
+
+    task: str
+    method: str
+    seed: int
+    folder: Path
+
+    def result(self) -> dict[str, Any] | None:
+        return read_json(self.folder / "result.json")
+
+
+def perform(folder: Path) -> None:
+    """Train and evaluate, as far as it is not done yet, and write `result.json`; the process of one run."""
+    sys.path.insert(0, str(ROOT / "examples"))
+    settings = read_json(folder / "settings.json")
+    options = settings["training"] | {"output_dir": str(folder / "model"), "disable_tqdm": True}
+    if not (folder / "curve.json").exists():
+        config = write_yaml(folder / "options.yaml", options)
+        trainer = import_module(settings["script"]).main(["--config", str(config)])
+        reward = getattr(trainer.args, "accuracy_reward", None) or trainer.reward_func_names[0]
+        if trainer.accelerator.is_main_process:
+            write_json(folder / "curve.json", curve(trainer.state.log_history, reward))
+        trainer.accelerator.wait_for_everyone()
+    options = {key: options[key] for key in OF_THE_DATA if key in options} | settings["evaluate"]
+    options |= {"model_name_or_path": str(folder / "model"), "output_dir": str(folder / "evaluation")}
+    import_module("evaluate").main(["--config", str(write_yaml(folder / "evaluation.yaml", options))])
+    if PartialState().is_main_process:
+        (evaluation,) = read_json(folder / "evaluation" / "summary.json")["benchmarks"].values()
+        learning = read_json(folder / "curve.json")
+        write_json(folder / "result.json", {"settings": settings, "curve": learning, "evaluation": evaluation})
+
+
+def curve(history: list[dict[str, Any]], reward: str) -> list[dict[str, float]]:
+    """What a run was at every evaluation, and the seconds that its optimiser steps had taken by then."""
+    points, seconds = [], 0.0
+    for entry in history:
+        seconds += entry.get("step_time", 0.0)
+        if (accuracy := entry.get(f"eval_rewards/{reward}/mean")) is not None:
+            point = {"accuracy": accuracy, "length": entry["eval_completions/mean_length"]}
+            points.append(point | {"entropy": entry["eval_entropy"], "step": entry["step"], "seconds": seconds})
+    return points
+
+
+def write_yaml(path: Path, options: dict[str, Any]) -> Path:
+    path.write_text(yaml.safe_dump(options))
+    return path
+
+
+def write_json(path: Path, content: Any) -> None:
+    """At once or not at all: what was half written by a killed run would pass for its result."""
+    partial = path.with_suffix(".partial")
+    partial.write_text(json.dumps(content, indent=1))
+    partial.replace(path)
+
+
+def read_json(path: Path) -> Any:
+    return json.loads(path.read_text()) if path.exists() else None
+
+
+def unfinished(comparison: Comparison) -> list[Run]:
+    """The runs that have no result yet.
+
+    Raises:
+        ValueError: a result was made with other settings.
+    """
+    missing = []
+    for run in comparison.runs():
+        if (result := run.result()) is None:
+            missing.append(run)
+        elif result["settings"] != comparison.settings_of(run):
+            raise ValueError(f"{run.folder} was made with other settings; delete it or name another output_dir")
+    return missing
+
+
+def start(command: list[str], log: Path, threads: int) -> bool:
+    """Run a command with its output in a file; whether it went well."""
+    log.parent.mkdir(parents=True, exist_ok=True)
+    environment = os.environ | {"OMP_NUM_THREADS": str(threads)}
+    with log.open("w") as file:
+        return subprocess.run(command, stdout=file, stderr=subprocess.STDOUT, env=environment).returncode == 0
+
+
+def sample_values(comparison: Comparison, task: str, threads: int) -> None:
+    """Stage 1 of A*-PO for a task, whose values all seeds share, and the seconds that it took."""
+    folder = comparison.values_of(task)
+    if (folder / "seconds.json").exists():
+        return
+    options = {"task": task} | comparison.options | comparison.tasks[task]
+    options = {key: options[key] for key in OF_THE_DATA if key in options} | comparison.values
+    folder.mkdir(parents=True, exist_ok=True)
+    config = write_yaml(folder / "options.yaml", options | {"output_dir": str(folder)})
+    command = [*comparison.launcher, str(ROOT / "examples" / "estimate_values.py"), "--config", str(config)]
+    begin = time.perf_counter()
+    if not start(command, folder / "log.txt", threads):
+        raise RuntimeError(f"the values of {task} failed, see {folder / 'log.txt'}")
+    write_json(folder / "seconds.json", time.perf_counter() - begin)
+
+
+def execute(comparison: Comparison, run: Run, threads: int) -> bool:
+    """A run in a process of its own."""
+    settings, known = comparison.settings_of(run), run.folder / "settings.json"
+    changed = {key for key, value in (read_json(known) or {}).items() if value != settings[key]}
+    if changed - {"evaluate"} or not (run.folder / "curve.json").exists():
+        shutil.rmtree(run.folder, ignore_errors=True)  # training does not go on in the middle
+    elif changed:
+        shutil.rmtree(run.folder / "evaluation", ignore_errors=True)
+    run.folder.mkdir(parents=True, exist_ok=True)
+    write_json(known, settings)
+    went_well = start([*comparison.launcher, __file__, str(run.folder), "--perform"], run.folder / "log.txt", threads)
+    if went_well and not comparison.keep_models:
+        shutil.rmtree(run.folder / "model")
+    return went_well
+
+
+def execute_all(comparison: Comparison, jobs: int, threads: int) -> list[Run]:
+    """Do what is missing, several runs at a time; the runs that failed."""
+    missing = unfinished(comparison)
+    for task in {run.task for run in missing if comparison.script_of(run) == "train_astar_po"}:
+        sample_values(comparison, task, threads)
+    print(f"{len(missing)} of {len(comparison.runs())} runs to do, {jobs} at a time", flush=True)
+    failed, begin = [], time.perf_counter()
+    with ThreadPoolExecutor(jobs) as pool:
+        started = {pool.submit(execute, comparison, run, threads): run for run in missing}
+        for count, done in enumerate(as_completed(started), start=1):
+            run, went_well = started[done], done.result()
+            if not went_well:
+                failed.append(run)
+            left = (time.perf_counter() - begin) / count * (len(missing) - count) / 60
+            outcome = "done" if went_well else f"FAILED, see {run.folder / 'log.txt'}"
+            print(f"{run.task} {run.method} seed {run.seed}: {outcome}; {left:.0f} min left", flush=True)
+    return failed
+
+
+def collect(comparison: Comparison) -> list[dict[str, Any]]:
+    """The results that there are, each with what it is a result of and the seconds that were spent before its run."""
+    results = []
+    for run in comparison.runs():
+        if (result := run.result()) is not None:
+            values = comparison.values_of(run.task) / "seconds.json"
+            before = read_json(values) if comparison.script_of(run) == "train_astar_po" else 0.0
+            results.append(
+                result | {"task": run.task, "method": run.method, "seed": run.seed, "seconds_before": before}
+            )
+    return results
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("file", type=Path, help="the comparison")
+    parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="runs at a time; 0 only reports")
+    parser.add_argument("--threads", type=int, default=1, help="of each run")
+    parser.add_argument("--perform", action="store_true", help=argparse.SUPPRESS)  # a run's own process
+    options = parser.parse_args(argv)
+    if options.perform:
+        perform(options.file)
+        return
+    comparison = Comparison.load(options.file)
+    failed = execute_all(comparison, options.jobs, options.threads) if options.jobs else []
+    write_report(comparison.output_dir / "report", collect(comparison), comparison.metrics, comparison.baseline)
+    if failed:
+        sys.exit(f"{len(failed)} runs failed")
+
+
+if __name__ == "__main__":
+    main()

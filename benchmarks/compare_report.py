@@ -1,0 +1,206 @@
+"""The report of a comparison: `report.md`, `report.json` and four pictures."""
+
+import json
+import statistics
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from canon_trl.evaluation import fit_entropy_law
+from canon_trl.evaluation.comparisons import paired_difference
+
+Result = dict[str, Any]
+
+# What can be compared: how a run's result gives it, its unit and how it is written.
+METRICS: dict[str, tuple[Callable[[Result], float], str]] = {
+    "accuracy": (lambda run: run["evaluation"]["avg"]["mean"], ".3f"),
+    "mean accuracy on the way": (lambda run: mean_on_the_way(run["curve"]), ".3f"),
+    "length (tokens)": (lambda run: run["evaluation"]["length"], ".1f"),
+    "entropy (nats)": (lambda run: run["evaluation"]["entropy"], ".3f"),
+    "tokens per right answer": (lambda run: run["evaluation"]["tokens_per_right_answer"], ".1f"),
+    "seconds": (lambda run: run["curve"][-1]["seconds"] + run["seconds_before"], ".0f"),
+}
+
+
+def metric(name: str) -> tuple[Callable[[Result], float], str]:
+    """A metric by its name; `pass@64` and so on are read from the evaluation.
+
+    Raises:
+        ValueError: there is none of that name.
+    """
+    if name.startswith("pass@"):
+        return lambda run: run["evaluation"]["pass_at_k"][name.removeprefix("pass@")]["mean"], ".3f"
+    if name not in METRICS:
+        raise ValueError(f"metrics has {name!r}; choose from {[*METRICS, 'pass@k with a number k']}")
+    return METRICS[name]
+
+
+def mean_on_the_way(curve: list[dict[str, float]]) -> float:
+    """The mean height of the learning curve over the optimiser steps: how fast was learnt, in one number."""
+    steps, accuracy = [point["step"] for point in curve], [point["accuracy"] for point in curve]
+    return float(np.trapezoid(accuracy, steps) / (steps[-1] - steps[0]))
+
+
+def by_method(results: list[Result], task: str) -> dict[str, dict[int, Result]]:
+    """Results of a task: method -> seed -> result."""
+    found: dict[str, dict[int, Result]] = {}
+    for result in results:
+        if result["task"] == task:
+            found.setdefault(result["method"], {})[result["seed"]] = result
+    return found
+
+
+def summarise(results: list[Result], metrics: list[str], baseline: str) -> dict[str, Any]:
+    """Means, standard deviations and paired differences of all metrics, by task and method.
+
+    The intervals of the differences hold for a task's methods and metrics together with a probability of 0.95.
+    """
+    summary: dict[str, Any] = {}
+    for task in dict.fromkeys(result["task"] for result in results):
+        runs = by_method(results, task)
+        comparisons = max(1, (len(runs) - 1) * len(metrics))
+        summary[task] = {"comparisons": comparisons, "methods": {}}
+        for method, seeds in runs.items():
+            row: dict[str, Any] = {"seeds": sorted(seeds)}
+            paired = sorted(set(seeds) & set(runs.get(baseline, {})))
+            for name in metrics:
+                read, _ = metric(name)
+                values = [read(seeds[seed]) for seed in sorted(seeds)]
+                spread = statistics.stdev(values) if len(values) > 1 else None
+                row[name] = {"mean": statistics.fmean(values), "sd": spread, "values": values}
+                if method != baseline and paired:
+                    own, other = ([read(of[seed]) for seed in paired] for of in (seeds, runs[baseline]))
+                    difference = paired_difference(own, other, comparisons=comparisons)
+                    row[name]["difference"] = {
+                        "mean": difference.mean,
+                        "low": difference.low,
+                        "high": difference.high,
+                        "pairs": difference.pairs,
+                        "is_noise": difference.is_noise,
+                    }
+            summary[task]["methods"][method] = row
+    return summary
+
+
+def table(summary: dict[str, Any], metrics: list[str], baseline: str) -> str:
+    """The summary in Markdown, a table a task; differences that may be noise are in brackets."""
+    lines = []
+    for task, found in summary.items():
+        counts = [len(row["seeds"]) for row in found["methods"].values()]
+        seeds = f"{min(counts)} to {max(counts)}" if min(counts) < max(counts) else f"{counts[0]}"
+        lines += [f"### {task}, {seeds} seeds", ""]
+        lines += [f"| | {' | '.join(f'{name} | minus {baseline}' for name in metrics)} |"]
+        lines += ["|---" * (1 + 2 * len(metrics)) + "|"]
+        for method, row in found["methods"].items():
+            cells = [method]
+            for name in metrics:
+                _, form = metric(name)
+                spread = "" if row[name]["sd"] is None else f" ± {row[name]['sd']:{form}}"
+                cells += [f"{row[name]['mean']:{form}}{spread}", written(row[name].get("difference"), form)]
+            lines.append(f"| {' | '.join(cells)} |")
+        lines += [
+            "",
+            f"Mean ± standard deviation over seeds. Differences are paired by seed, with intervals that hold for all "
+            f"{found['comparisons']} of this table together in 95% of such experiments (Student, Bonferroni); in "
+            "brackets where 0 lies inside: those say nothing.",
+            "",
+        ]
+    return "\n".join(lines)
+
+
+def written(difference: dict[str, Any] | None, form: str) -> str:
+    if difference is None:
+        return ""
+    text = f"{difference['mean']:+{form}}"
+    if difference["pairs"] > 1:
+        text += f" ({difference['low']:+{form}} to {difference['high']:+{form}})"
+    return f"[{text}]" if difference["is_noise"] else f"**{text}**"
+
+
+def write_report(folder: Path, results: list[Result], metrics: list[str], baseline: str) -> None:
+    """Everything into a folder."""
+    folder.mkdir(parents=True, exist_ok=True)
+    summary = summarise(results, metrics, baseline)
+    (folder / "report.json").write_text(json.dumps(summary, indent=1))
+    (folder / "report.md").write_text(table(summary, metrics, baseline))
+    tasks = list(summary)
+    for name, draw in PICTURES.items():
+        figure = Figure(figsize=(5.5 * len(tasks), 4), layout="constrained")
+        for axes, task in zip(figure.subplots(1, len(tasks), squeeze=False).flat, tasks, strict=True):
+            draw(axes, by_method(results, task))
+            axes.set_title(task, fontsize=10)
+            axes.grid(alpha=0.3)
+        axes.legend(fontsize=7)
+        figure.savefig(folder / f"{name}.png", dpi=120)
+
+
+def draw_learning_curves(axes: Axes, runs: dict[str, dict[int, Result]]) -> None:
+    for method, seeds in runs.items():
+        heights = np.array([[point["accuracy"] for point in run["curve"]] for run in seeds.values()])
+        steps = [point["step"] for point in next(iter(seeds.values()))["curve"]]
+        mean, spread = heights.mean(axis=0), heights.std(axis=0, ddof=1) if len(seeds) > 1 else 0
+        (line,) = axes.plot(steps, mean, label=f"{method} ({len(seeds)})")
+        axes.fill_between(steps, mean - spread, mean + spread, color=line.get_color(), alpha=0.12, linewidth=0)
+    axes.set_xlabel("optimiser step")
+    axes.set_ylabel("held-out accuracy, mean ± sd of the seeds")
+
+
+def draw_time_curves(axes: Axes, runs: dict[str, dict[int, Result]]) -> None:
+    for method, seeds in runs.items():
+        points = [run["curve"] for run in seeds.values()]
+        before = statistics.fmean(run["seconds_before"] for run in seeds.values())
+        seconds = before + np.mean([[point["seconds"] for point in curve] for curve in points], axis=0)
+        accuracy = np.mean([[point["accuracy"] for point in curve] for curve in points], axis=0)
+        axes.plot(seconds, accuracy, marker="o", markersize=3, label=f"{method} ({len(seeds)})")
+    axes.set_xlabel("seconds of sampling values and of optimiser steps")
+    axes.set_ylabel("held-out accuracy, mean of the seeds")
+
+
+def draw_pareto_front(axes: Axes, runs: dict[str, dict[int, Result]]) -> None:
+    for method, seeds in runs.items():
+        length, accuracy = (
+            [METRICS[name][0](run) for run in seeds.values()] for name in ("length (tokens)", "accuracy")
+        )
+        (line,) = axes.plot(np.mean(length), np.mean(accuracy), marker="o", linestyle="", label=method)
+        axes.scatter(length, accuracy, s=8, color=line.get_color(), alpha=0.4)
+    axes.set_xlabel("mean length of a response (tokens); small dots: seeds")
+    axes.set_ylabel("accuracy")
+
+
+def draw_entropy_law(axes: Axes, runs: dict[str, dict[int, Result]]) -> None:
+    for method, seeds in runs.items():
+        points = [point for run in seeds.values() for point in run["curve"]]
+        entropy, accuracy = ([point[name] for point in points] for name in ("entropy", "accuracy"))
+        law = fit_entropy_law(entropy, accuracy)
+        dots = axes.scatter(entropy, accuracy, s=8, alpha=0.4)
+        grid = np.linspace(min(entropy), max(entropy), 100)
+        label = f"{method}: -{law.a:.2f} exp(H) + {law.b:.2f}, rms {law.residual:.3f}"
+        axes.plot(grid, law.accuracy(grid), color=dots.get_facecolor()[0][:3], label=label)
+    axes.set_xlabel("token entropy H (nats), along the runs of all seeds")
+    axes.set_ylabel("held-out accuracy R")
+    axes.legend(fontsize=6)
+
+
+def draw_pass_at_k(axes: Axes, runs: dict[str, dict[int, Result]]) -> None:
+    for method, seeds in runs.items():
+        ks = [int(k) for k in next(iter(seeds.values()))["evaluation"]["pass_at_k"]]
+        heights = np.array([[run["evaluation"]["pass_at_k"][str(k)]["mean"] for k in ks] for run in seeds.values()])
+        mean, spread = heights.mean(axis=0), heights.std(axis=0, ddof=1) if len(seeds) > 1 else 0
+        (line,) = axes.plot(ks, mean, marker="o", markersize=3, label=f"{method} ({len(seeds)})")
+        axes.fill_between(ks, mean - spread, mean + spread, color=line.get_color(), alpha=0.12, linewidth=0)
+    axes.set_xscale("log", base=2)
+    axes.set_xlabel("k (responses)")
+    axes.set_ylabel("pass@k, mean ± sd of the seeds")
+
+
+PICTURES: dict[str, Callable[[Axes, dict[str, dict[int, Result]]], None]] = {
+    "learning_curves": draw_learning_curves,
+    "time_curves": draw_time_curves,
+    "pareto_front": draw_pareto_front,
+    "entropy_law": draw_entropy_law,
+    "pass_at_k": draw_pass_at_k,
+}
