@@ -1,4 +1,4 @@
-"""What came out of a run: its numbers as files, its curves as a picture, what they predict, and how good a model is."""
+"""How good a model is, and what came out of a run: numbers as files, curves as a picture, what they predict."""
 
 from canon_trl.evaluation.entropy_law import EntropyLaw, fit_entropy_law, save_entropy_law
 from canon_trl.evaluation.estimates import Estimate, avg_at_k, bootstrap_mean, majority_at_k, pass_at_k
