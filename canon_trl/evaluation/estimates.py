@@ -68,8 +68,8 @@ def majority_at_k(
     A response without an answer does not vote; where none has one, the accuracy is 0. Should responses with the same
     answer have been judged differently, that answer counts by the share that was judged right.
 
-    For k = n it is exact, but of one vote alone. For k < n it is the mean over random k-subsets of the n responses, the
-    same for the same seed, with a standard error of at most 0.5 / sqrt(num_subsets) a prompt from drawing subsets.
+    For k = n it is exact, but of one vote alone. For k < n it is the mean over random k-subsets of the n responses,
+    the same for the same seed, with a standard error of at most 0.5 / sqrt(num_subsets) a prompt from drawing them.
     Either way it estimates the accuracy of a vote among k responses without bias.
 
     Args:

@@ -3,7 +3,7 @@
 import asyncio
 import inspect
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -41,6 +41,10 @@ class Scorer:
             if not callable(function) or isinstance(function, nn.Module):
                 raise TypeError(f"reward_funcs has {function!r}; only reward functions can score here")
 
+    def decode(self, responses: Iterable[list[int]]) -> list[str]:
+        """The texts that reward functions see."""
+        return self.tokenizer.batch_decode(list(responses), skip_special_tokens=True)
+
     def __call__(
         self, rows: list[dict[str, Any]], responses: Sequence[Sequence[Response]]
     ) -> list[list[float | None]]:
@@ -48,7 +52,7 @@ class Scorer:
         counts = [len(given) for given in responses]
         rows = [row for row, count in zip(rows, counts, strict=True) for _ in range(count)]
         ids = [response.ids for given in responses for response in given]
-        texts = self.tokenizer.batch_decode(ids, skip_special_tokens=True)
+        texts = self.decode(ids)
         conversational = not isinstance(rows[0]["prompt"], str)
         completions = [[{"role": "assistant", "content": text}] for text in texts] if conversational else texts
         columns = {name: [row[name] for row in rows] for name in rows[0] if name not in ("prompt", "completion")}

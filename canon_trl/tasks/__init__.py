@@ -26,6 +26,7 @@ class Task:
     model_path: Path  # folder for AutoModelForCausalLM.from_pretrained and AutoTokenizer.from_pretrained
     dataset: Callable[..., Dataset]  # (split, size, seed=0) -> columns `prompt` and `answer`, both str
     reward: Callable[..., list[float]]  # a reward function in TRL's signature
+    answer_of: Callable[[str], str | None] | None = None  # (completion) -> what majority votes count
 
 
 TASKS: dict[str, Task] = {
@@ -44,5 +45,6 @@ TASKS: dict[str, Task] = {
         model_path=Path(str(files(__name__) / "arithmetic_model")),
         dataset=arithmetic.dataset,
         reward=arithmetic.accuracy,
+        answer_of=arithmetic.answer_of,
     ),
 }
