@@ -29,7 +29,8 @@ from trl.experimental.a2po import A2POConfig, A2POTrainer
 
 from canon_trl import AStarPOConfig, AStarPOTrainer
 from canon_trl.sampling.optimal_values import with_optimal_values
-from canon_trl.sampling.value_estimation import Scorer, TransformersSampler
+from canon_trl.sampling.samplers import TransformersSampler
+from canon_trl.sampling.scoring import Scorer
 from canon_trl.tasks import TASKS
 
 TASK = TASKS["arithmetic"]
@@ -90,10 +91,7 @@ def stage_1(options: argparse.Namespace, data: Dataset) -> Callable[[], Any]:
         rewards = []
         for first in range(0, len(data), options.chunk):
             rows = list(data.select(range(first, min(first + options.chunk, len(data)))))
-            responses = sample([row["prompt"] for row in rows], first)
-            repeated = [row for row in rows for _ in range(SAMPLES)]
-            scores = score(repeated, [ids for given in responses for ids in given])
-            rewards += [scores[place : place + SAMPLES] for place in range(0, len(scores), SAMPLES)]
+            rewards += score(rows, sample([row["prompt"] for row in rows], first))
         with_optimal_values(data.add_column("rewards", rewards), beta1=0.5, filter_all_incorrect=False)
 
     return run

@@ -43,14 +43,12 @@ from compare_report import metric, write_report
 
 ROOT = Path(__file__).resolve().parents[1]
 SCRIPTS = ("train_canon", "train_astar_po")
-# What a training script and the scripts that sample have in common.
+# What a training script has in common with the scripts that sample, and with the one that samples training prompts.
 OF_THE_DATA = (
     "task",
-    "task_train_prompts",
     "task_eval_prompts",
     "dataset_name",
     "dataset_config",
-    "dataset_train_split",
     "dataset_test_split",
     "prompt_column",
     "answer_column",
@@ -58,8 +56,8 @@ OF_THE_DATA = (
     "reward_funcs",
     "soft_overlong_cache",
     "max_completion_length",
-    "model_name_or_path",
 )
+OF_TRAINING_DATA = ("task_train_prompts", "dataset_train_split", "model_name_or_path")
 
 
 @dataclass(frozen=True)
@@ -218,7 +216,7 @@ def sample_values(comparison: Comparison, task: str, threads: int) -> None:
     if (folder / "seconds.json").exists():
         return
     options = {"task": task} | comparison.options | comparison.tasks[task]
-    options = {key: options[key] for key in OF_THE_DATA if key in options} | comparison.values
+    options = {key: options[key] for key in OF_THE_DATA + OF_TRAINING_DATA if key in options} | comparison.values
     folder.mkdir(parents=True, exist_ok=True)
     config = write_yaml(folder / "options.yaml", options | {"output_dir": str(folder)})
     command = [*comparison.launcher, str(ROOT / "examples" / "estimate_values.py"), "--config", str(config)]

@@ -45,6 +45,13 @@ class RecipeArguments(ScriptArguments):
         default="answer",
         metadata={"help": "Column with the answer; reward functions get it as `solution` and under its own name."},
     )
+    answer_template: str = field(
+        default="{answer}",
+        metadata={
+            "help": "What `solution` is made of the answer `{answer}`; math-verify reads bare LaTeX for what it is in "
+            "`${answer}$` only."
+        },
+    )
     system_prompt: str | None = field(
         default=None, metadata={"help": "System message put before every prompt that does not begin with one."}
     )
@@ -74,22 +81,26 @@ class CompactProgress(ProgressCallback):
 
 def parse(argv: list[str], *config_classes: type, embedded: Path) -> tuple:
     """`RecipeArguments`, the given configs and `ModelConfig` from flags and YAML, the embedded task's without data."""
+    recipe, *configs, model = parse_unchecked(argv, *config_classes, embedded=embedded)
+    check(recipe, model)
+    return recipe, *configs, model
+
+
+def parse_unchecked(argv: list[str], *config_classes: type, embedded: Path) -> tuple:
+    """As [`parse`], for what names its data elsewhere."""
     names_its_data = any(
         flag.split("=")[0] in ("--config", "--dataset_name", "--task", "--help", "-h") for flag in argv
     )
     if not names_its_data:
         argv = ["--config", str(embedded), *argv]
     parser = TrlParser((RecipeArguments, *config_classes, ModelConfig))
-    recipe, *configs, model = parser.parse_args_and_config(argv, fail_with_unknown_args=True)
-    check(recipe, model)
-    return recipe, *configs, model
+    return parser.parse_args_and_config(argv, fail_with_unknown_args=True)
 
 
 def check(recipe: RecipeArguments, model: ModelConfig) -> None:
     if (recipe.task is None) == (recipe.dataset_name is None):
         raise ValueError(
-            f"task={recipe.task!r} and dataset_name={recipe.dataset_name!r}: give exactly one of them, the data to "
-            "train on"
+            f"task={recipe.task!r} and dataset_name={recipe.dataset_name!r}: give exactly one of them, the data"
         )
     if recipe.task is not None and recipe.task not in TASKS:
         raise ValueError(f"task={recipe.task!r} must be one of {list(TASKS)}")
@@ -97,6 +108,8 @@ def check(recipe: RecipeArguments, model: ModelConfig) -> None:
         raise ValueError("reward_funcs is empty; a dataset needs at least one reward function")
     if recipe.task is None and model.model_name_or_path is None:
         raise ValueError("model_name_or_path is missing")
+    if "{answer}" not in recipe.answer_template:
+        raise ValueError(f"answer_template={recipe.answer_template!r} must contain '{{answer}}'")
     for name in recipe.reward_funcs or []:
         if name in NEED_MATH_VERIFY and find_spec("math_verify") is None:
             raise ImportError(f"reward_funcs has {name!r}, which needs math-verify; install canon-trl[math]")
@@ -130,17 +143,29 @@ def load_data(recipe: RecipeArguments, wants_eval: bool) -> tuple[Dataset, Datas
         task = TASKS[recipe.task]
         held_out = task.dataset("test", recipe.task_eval_prompts) if wants_eval else None
         return task.dataset("train", recipe.task_train_prompts), held_out
-    path = Path(recipe.dataset_name)
-    if path.is_file():
-        if path.suffix not in FILE_BUILDERS:
-            raise ValueError(
-                f"dataset_name={recipe.dataset_name!r} is a file that must end in one of {list(FILE_BUILDERS)}"
-            )
-        splits = load_dataset(FILE_BUILDERS[path.suffix], data_files=str(path))
-    else:
-        splits = load_dataset(recipe.dataset_name, recipe.dataset_config, streaming=recipe.dataset_streaming)
+    splits = read_splits(recipe)
     train = prepare(splits, recipe.dataset_train_split, recipe)
     return train, prepare(splits, recipe.dataset_test_split, recipe) if wants_eval else None
+
+
+def load_held_out(recipe: RecipeArguments) -> Dataset:
+    """The held-out prompts alone; of a file, all that it has."""
+    if recipe.task is not None:
+        return TASKS[recipe.task].dataset("test", recipe.task_eval_prompts)
+    splits = read_splits(recipe, file_split=recipe.dataset_test_split)
+    return prepare(splits, recipe.dataset_test_split, recipe)
+
+
+def read_splits(recipe: RecipeArguments, *, file_split: str = "train") -> DatasetDict:
+    """The splits of a dataset; a file is a single one."""
+    path = Path(recipe.dataset_name)
+    if not path.is_file():
+        return load_dataset(recipe.dataset_name, recipe.dataset_config, streaming=recipe.dataset_streaming)
+    if path.suffix not in FILE_BUILDERS:
+        raise ValueError(
+            f"dataset_name={recipe.dataset_name!r} is a file that must end in one of {list(FILE_BUILDERS)}"
+        )
+    return load_dataset(FILE_BUILDERS[path.suffix], data_files={file_split: str(path)})
 
 
 def prepare(splits: DatasetDict, split: str, recipe: RecipeArguments) -> Dataset:
@@ -160,7 +185,9 @@ def prepare(splits: DatasetDict, split: str, recipe: RecipeArguments) -> Dataset
             prompt = [{"role": "user", "content": prompt}]
         if recipe.system_prompt and prompt[0]["role"] != "system":
             prompt = [{"role": "system", "content": recipe.system_prompt}, *prompt]
-        return {"prompt": prompt, "solution": str(row[recipe.answer_column])}
+        answer = row[recipe.answer_column]
+        answer = ", ".join(map(str, answer)) if isinstance(answer, list) else str(answer)
+        return {"prompt": prompt, "solution": recipe.answer_template.replace("{answer}", answer)}
 
     return data.map(convert)
 

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import datasets
+import evaluate
 import pytest
 import recipe
 import train_astar_po
@@ -15,7 +16,9 @@ from canon_trl import AStarPOConfig, CANONConfig
 from canon_trl.policy_losses import ClipCov, KLCov
 
 ROOT = Path(__file__).parents[1]
-RECIPES = sorted((ROOT / "examples" / "configs").glob("*.yaml"))
+ALL = sorted((ROOT / "examples" / "configs").glob("*.yaml"))
+EVALUATIONS = [path for path in ALL if "evaluate" in path.stem]
+RECIPES = [path for path in ALL if path not in EVALUATIONS]
 PAPER = {
     "canon_inter": {"canon_metric": "entropy", "canon_mu": 1.0, "canon_mu_schedule": "constant"},
     "canon_intra": {"canon_metric": "entropy", "canon_mu": 0.0, "canon_mu_schedule": "constant"},
@@ -52,6 +55,52 @@ def test_recipe_parses(path):
         holder = next(part for part in parts if hasattr(part, name))
         if name != "report_to":
             assert getattr(holder, name) == value, name
+
+
+@pytest.mark.parametrize("path", EVALUATIONS, ids=lambda path: path.stem)
+def test_evaluation_parses(path):
+    given = yaml.safe_load(path.read_text())
+    entries = given.pop("benchmarks", [{}])
+    benchmarks, _, model = evaluate.read_benchmarks(["--config", str(path)])
+    for entry, benchmark in zip(entries, benchmarks, strict=True):
+        functions = recipe.reward_functions(benchmark.recipe, benchmark.options.max_completion_length)
+        assert functions and all(callable(function) for function in functions)
+        assert benchmark.name == entry.pop("name", benchmark.recipe.task)
+        for name, value in (given | entry).items():
+            holder = next(part for part in (benchmark.recipe, benchmark.options, model) if hasattr(part, name))
+            assert getattr(holder, name) == value, name
+
+
+def test_the_mathematics_benchmarks():
+    """Names, splits and columns as their cards have them."""
+    benchmarks, _, _ = evaluate.read_benchmarks(["--config", str(recipe.CONFIGS / "evaluate_math.yaml")])
+    names = ("dataset_name", "dataset_test_split", "prompt_column", "answer_column")
+    assert {each.name: tuple(getattr(each.recipe, name) for name in names) for each in benchmarks} == {
+        "MATH-500": ("HuggingFaceH4/MATH-500", "test", "problem", "answer"),
+        "AIME24": ("HuggingFaceH4/aime_2024", "train", "problem", "answer"),
+        "AIME25": ("math-ai/aime25", "test", "problem", "answer"),
+        "AMC23": ("math-ai/amc23", "test", "question", "answer"),
+        "Minerva": ("math-ai/minervamath", "test", "question", "answer"),
+        "OlympiadBench": ("math-ai/olympiadbench", "test", "question", "final_answer"),
+        "Omni-MATH": ("KbsdJames/Omni-MATH", "test", "problem", "answer"),
+    }
+    assert {each.options.num_samples for each in benchmarks if "AIME" in each.name} == {32}
+    assert all(each.recipe.answer_template == "${answer}$" for each in benchmarks)
+
+
+@pytest.mark.parametrize(
+    ("answers", "template", "want"),
+    [
+        (["3\\sqrt{13}", "p - q"], "${answer}$", ["$3\\sqrt{13}$", "$p - q$"]),
+        ([["$1$", "$2$"], ["7"]], "{answer}", ["$1$, $2$", "7"]),
+    ],
+)
+def test_solutions_are_made_of_answers(tmp_path, answers, template, want):
+    datasets.Dataset.from_dict({"prompt": ["a", "b"], "answer": answers}).to_json(tmp_path / "data.jsonl")
+    flags = ["--dataset_name", str(tmp_path / "data.jsonl"), "--model_name_or_path", "m"]
+    arguments, *_ = parse_canon(*flags, "--reward_funcs", "accuracy_reward", "--answer_template", template)
+    train, _ = recipe.load_data(arguments, wants_eval=False)
+    assert train["solution"][:] == want
 
 
 @pytest.mark.parametrize("name", PAPER)
@@ -155,6 +204,7 @@ def test_no_arguments_is_the_embedded_task():
         (["--task", "arithmetic", "--dataset_name", "x"], ValueError, "give exactly one of them"),
         (["--dataset_name", "x", "--model_name_or_path", "m"], ValueError, "reward_funcs is empty"),
         (["--dataset_name", "x", "--reward_funcs", "accuracy_reward"], ValueError, "model_name_or_path is missing"),
+        (["--answer_template", "$$"], ValueError, r"answer_template='\$\$' must contain '\{answer\}'"),
         (["--canon_mu", "2"], ValueError, r"canon_mu=2.0 must lie in \[0, 1\]"),
     ],
 )

@@ -31,6 +31,7 @@ class Task:
     draw_examples: Callable[[random.Random, int], Iterable[tuple[str, str]]]  # what the base model is taught
     styles: tuple[str, ...]
     style_of: Callable[[str], str | None]  # the style that a completion is written in
+    answer_of: Callable[[str], str | None] | None = None  # (completion) -> what majority votes count
 
     @property
     def model_path(self) -> Path:
@@ -59,6 +60,7 @@ TASKS: dict[str, Task] = {
             draw_examples=arithmetic.draw_examples,
             styles=tuple(arithmetic.STYLES),
             style_of=arithmetic.style_of,
+            answer_of=arithmetic.answer_of,
         ),
         Task(
             name="verbosity",
@@ -77,6 +79,7 @@ TASKS: dict[str, Task] = {
             draw_examples=verbosity.draw_examples,
             styles=verbosity.STYLES,
             style_of=verbosity.style_of,
+            answer_of=arithmetic.answer_of,
         ),
         Task(
             name="countdown",

@@ -131,6 +131,12 @@ def draw_examples(rng: random.Random, count: int) -> list[tuple[str, str]]:
     return [(prompt, solution(prompt, style, rng)) for prompt, style in zip(prompts, styles, strict=True)]
 
 
+def answer_of(completion: str) -> str | None:
+    """What follows a completion's first `#`, or None without one."""
+    _, mark, found = completion.partition("#")
+    return found if mark else None
+
+
 def accuracy(completions: list[str] | list[list[Mapping[str, Any]]], answer: list[str], **kwargs: Any) -> list[float]:
     """Reward 1.0 where everything after a completion's first `#` is exactly its answer, else 0.0.
 
@@ -140,6 +146,5 @@ def accuracy(completions: list[str] | list[list[Mapping[str, Any]]], answer: lis
     rewards = []
     for completion, wanted in zip(completions, answer, strict=True):
         text = completion if isinstance(completion, str) else completion[-1]["content"]
-        _, mark, found = text.partition("#")
-        rewards.append(1.0 if mark and found == wanted else 0.0)
+        rewards.append(1.0 if answer_of(text) == wanted else 0.0)
     return rewards

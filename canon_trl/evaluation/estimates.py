@@ -1,0 +1,200 @@
+"""Unbiased estimates from n responses a prompt, and how far they would move with other prompts."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import ArrayLike
+from scipy import stats
+
+
+def pass_at_k(num_samples: ArrayLike, num_correct: ArrayLike, k: int) -> np.ndarray:
+    """The probability that at least one of k responses to a prompt is right, from n responses of which c are.
+
+    pass@k = 1 - C(n - c, k) / C(n, k), the share of the k-subsets of the n responses that hold a right one. It is
+    unbiased for every n >= k (https://huggingface.co/papers/2107.03374, Eq. 1); 1 - (1 - c/n)^k is not.
+
+    Args:
+        num_samples: n, one number or one a prompt.
+        num_correct: c, any shape, one a prompt.
+        k: from 1 to the smallest n.
+
+    Returns:
+        float64 in [0, 1] in the shape of the counts: c/n for k = 1, and for k = n whether c > 0.
+
+    Raises:
+        ValueError: a count is no whole number, c is outside [0, n], or k is outside [1, n].
+    """
+    samples, correct = _counts(num_samples, num_correct)
+    if not 1 <= k <= samples.min(initial=np.inf) or k != int(k):
+        raise ValueError(f"k={k!r} must be a whole number from 1 to the smallest num_samples, {_smallest(samples)}")
+    pairs, places = np.unique(np.stack([samples.ravel(), correct.ravel()]), axis=1, return_inverse=True)
+    # C(n - c, k) / C(n, k) is the product of 1 - k/i over i from n - c + 1 to n, and 0 where one of them is not
+    # positive. No factor is large, so nothing overflows or cancels.
+    i = pairs[0, :, None] - np.arange(pairs[1].max(initial=0))
+    factors = np.where(i > pairs[0, :, None] - pairs[1, :, None], (i - k).clip(min=0) / i.clip(min=1), 1.0)
+    return (1 - factors.prod(axis=1))[places].reshape(samples.shape)
+
+
+def avg_at_k(num_samples: ArrayLike, num_correct: ArrayLike) -> np.ndarray:
+    """The share of a prompt's n responses that are right, c/n: avg@n, and the unbiased estimate of pass@1.
+
+    Args:
+        num_samples: n, one number or one a prompt.
+        num_correct: c, any shape, one a prompt.
+
+    Returns:
+        float64 in [0, 1] in the shape of the counts.
+
+    Raises:
+        ValueError: a count is no whole number, n is not positive, or c is outside [0, n].
+    """
+    samples, correct = _counts(num_samples, num_correct)
+    return correct / samples
+
+
+def majority_at_k(
+    answers: Sequence[Sequence[str | None]],
+    correct: Sequence[ArrayLike],
+    k: int,
+    *,
+    num_subsets: int = 1000,
+    seed: int = 0,
+) -> np.ndarray:
+    """The expected accuracy of the commonest answer among k of the n responses to a prompt.
+
+    Answers are the same where their strings are. Where several are the commonest, each wins with the same probability.
+    A response without an answer does not vote; where none has one, the accuracy is 0. Should responses with the same
+    answer have been judged differently, that answer counts by the share that was judged right.
+
+    For k = n it is exact, but of one vote alone. For k < n it is the mean over random k-subsets of the n responses,
+    the same for the same seed, with a standard error of at most 0.5 / sqrt(num_subsets) a prompt from drawing them.
+    Either way it estimates the accuracy of a vote among k responses without bias.
+
+    Args:
+        answers: n a prompt, `None` where there is none.
+        correct: n booleans a prompt.
+        k: voters, from 1 to the smallest n.
+        num_subsets: of the responses to a prompt.
+        seed: of the subsets.
+
+    Returns:
+        float64 in [0, 1], one a prompt.
+
+    Raises:
+        ValueError: the prompts or responses of `answers` and `correct` differ in number, or k is outside [1, n].
+    """
+    if num_subsets < 1:
+        raise ValueError(f"num_subsets={num_subsets!r} must be at least 1")
+    if len(answers) != len(correct):
+        raise ValueError(f"answers of {len(answers)} prompts and correct of {len(correct)} must be as many")
+    rng = np.random.default_rng(seed)
+    return np.array(
+        [
+            _majority(given, np.asarray(right, dtype=np.float64), k, num_subsets, rng)
+            for given, right in zip(answers, correct, strict=True)
+        ],
+        dtype=np.float64,
+    )
+
+
+def _majority(
+    answers: Sequence[str | None], correct: np.ndarray, k: int, num_subsets: int, rng: np.random.Generator
+) -> float:
+    if correct.shape != (len(answers),):
+        raise ValueError(f"a prompt has {len(answers)} answers and correct of shape {correct.shape}; must be as many")
+    if not 1 <= k <= len(answers):
+        raise ValueError(f"k={k!r} must be a whole number from 1 to the responses of each prompt, {len(answers)}")
+    places: dict[str, list[int]] = {}
+    for place, answer in enumerate(answers):
+        if answer is not None:
+            places.setdefault(answer, []).append(place)
+    if not places:
+        return 0.0
+    counts = [len(same) for same in places.values()]
+    silent = len(answers) - sum(counts)
+    # How often each answer is in a random subset follows the multivariate hypergeometric distribution.
+    subsets = (
+        [[*counts, silent]]
+        if k == len(answers)
+        else rng.multivariate_hypergeometric([*counts, silent], k, size=num_subsets)
+    )
+    votes = np.asarray(subsets)[:, :-1]
+    most = votes.max(axis=1, keepdims=True)
+    winners = (votes == most) & (most > 0)
+    right = np.array([correct[same].mean() for same in places.values()])
+    return float((winners @ right / winners.sum(axis=1).clip(min=1)).mean())
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A mean over prompts and its confidence interval; the bounds are NaN where there is no spread to learn from."""
+
+    mean: float
+    low: float
+    high: float
+
+
+def bootstrap_mean(
+    values: ArrayLike,
+    *,
+    confidence: float = 0.95,
+    method: Literal["BCa", "percentile", "basic"] = "BCa",
+    num_resamples: int = 9999,
+    seed: int = 0,
+) -> Estimate:
+    """The mean over prompts with a bootstrap interval: how far it would move with other prompts of the same kind.
+
+    Prompts are drawn with replacement (`scipy.stats.bootstrap`). A prompt's value carries the chance of its own
+    responses with it, so the interval covers both. It assumes that prompts are independent; for a benchmark that is
+    meant as it stands, not as a sample of a kind, it is wider than needed.
+
+    Of one prompt nothing can be resampled: the bounds are NaN. Where all prompts have the same value every resample
+    has it too, so the interval is that point; it then says that no spread was seen, not that there is none.
+
+    Args:
+        values: one a prompt, finite.
+        confidence: probability of the interval, in (0, 1).
+        method: of the interval, as `scipy.stats.bootstrap` names it.
+        num_resamples: how often prompts are drawn.
+        seed: of the draws.
+
+    Raises:
+        ValueError: there is no value, one is not finite, or `confidence` is outside (0, 1).
+    """
+    values = np.asarray(values, dtype=np.float64)
+    if values.ndim != 1 or len(values) == 0 or not np.isfinite(values).all():
+        raise ValueError(f"values of shape {values.shape} must be finite numbers, one a prompt and at least one")
+    if not 0 < confidence < 1:
+        raise ValueError(f"confidence={confidence!r} must lie in (0, 1)")
+    mean = float(values.mean())
+    if len(values) == 1:
+        return Estimate(mean, np.nan, np.nan)
+    if np.ptp(values) == 0:
+        return Estimate(mean, mean, mean)
+    interval = stats.bootstrap(
+        (values,),
+        np.mean,
+        confidence_level=confidence,
+        method=method,
+        n_resamples=num_resamples,
+        batch=max(1, 2_000_000 // len(values)),  # 16 MB of resampled values at a time
+        rng=np.random.default_rng(seed),
+    ).confidence_interval
+    return Estimate(mean, float(interval.low), float(interval.high))
+
+
+def _counts(num_samples: Any, num_correct: Any) -> tuple[np.ndarray, np.ndarray]:
+    samples, correct = np.broadcast_arrays(
+        np.asarray(num_samples, dtype=np.float64), np.asarray(num_correct, dtype=np.float64)
+    )
+    if not (samples == np.floor(samples)).all() or samples.min(initial=1) < 1:
+        raise ValueError(f"num_samples={num_samples!r} must be whole numbers of at least 1")
+    if not ((correct == np.floor(correct)) & (correct >= 0) & (correct <= samples)).all():
+        raise ValueError(f"num_correct={num_correct!r} must be whole numbers from 0 to num_samples={num_samples!r}")
+    return samples, correct
+
+
+def _smallest(samples: np.ndarray) -> str:
+    return f"{samples.min():.0f}" if samples.size else "none"

@@ -1,0 +1,181 @@
+"""Responses to prompts outside of training, by a transformers model or a vLLM engine."""
+
+import inspect
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from transformers import LogitsProcessorList, PreTrainedModel
+from transformers.generation import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
+
+Prompt = str | list[dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class Response:
+    """What a model wrote.
+
+    Attributes:
+        ids: its tokens, with the one that ended it.
+        truncated: whether it was cut off at the maximum length.
+        entropy: mean over its tokens, in nats, where the sampler was asked for it: see the samplers.
+    """
+
+    ids: list[int]
+    truncated: bool = False
+    entropy: float | None = None
+
+
+# (prompts, seed) -> for every prompt, its responses
+Sampler = Callable[[Sequence[Prompt], int], list[list[Response]]]
+
+
+def prompt_ids(tokenizer: Any, prompts: Sequence[Prompt]) -> list[list[int]]:
+    """Token ids of prompts, of conversations through the chat template."""
+    return [
+        tokenizer(prompt)["input_ids"]
+        if isinstance(prompt, str)
+        else tokenizer.apply_chat_template(prompt, add_generation_prompt=True, return_dict=True)["input_ids"]
+        for prompt in prompts
+    ]
+
+
+class TransformersSampler:
+    """Responses of a transformers model, of which those that have ended cost nothing any more.
+
+    `generate` keeps every response in the batch until the longest has ended, and reads a prompt once for each of its
+    responses. Here a prompt is read once, and responses that have ended leave the batch, which pays where a prompt has
+    many responses of different lengths. Tokens are drawn from a generator of its own; the model is put into evaluation
+    mode.
+
+    Args:
+        model: on its device; a decoder whose cache can drop rows, as all plain attention can.
+        tokenizer: with a padding token.
+        num_samples: responses to a prompt.
+        max_new_tokens: tokens of a response at most.
+        temperature, top_p, top_k: as for `generate`; `top_k=0` samples from all tokens.
+        entropies: whether responses carry their entropy: the mean, over their tokens, of the entropy of the
+            distribution that the token was drawn from, after temperature, top_p and top_k. It is exact.
+
+    Raises:
+        TypeError: the model takes no `position_ids`, which tell left padding from text.
+    """
+
+    KEEP_UNTIL = 0.75  # share of the rows that must be alive; below it the others are dropped from batch and cache
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        tokenizer: Any,
+        *,
+        num_samples: int,
+        max_new_tokens: int,
+        temperature: float = 1.0,
+        top_p: float = 1.0,
+        top_k: int = 0,
+        entropies: bool = False,
+    ) -> None:
+        if "position_ids" not in inspect.signature(model.forward).parameters:
+            raise TypeError(f"{type(model).__name__} takes no position_ids; sample from it with vLLM")
+        self._model = model.eval()
+        self._tokenizer = tokenizer
+        self._num_samples = num_samples
+        self._max_new_tokens = max_new_tokens
+        self._entropies = entropies
+        ends = model.generation_config.eos_token_id
+        ends = [ends] if isinstance(ends, int) else list(ends or [])
+        self._ends = torch.tensor(sorted({*ends, tokenizer.eos_token_id}), device=model.device)
+        self._warpers = LogitsProcessorList([TemperatureLogitsWarper(float(temperature))])
+        if top_k:
+            self._warpers.append(TopKLogitsWarper(top_k))
+        if top_p < 1:
+            self._warpers.append(TopPLogitsWarper(top_p))
+
+    # Not `inference_mode`: what a model keeps between passes, such as rotary frequencies, must be fit for training on.
+    @torch.no_grad()
+    def __call__(self, prompts: Sequence[Prompt], seed: int) -> list[list[Response]]:
+        device = self._model.device
+        batch = self._tokenizer.pad(
+            {"input_ids": prompt_ids(self._tokenizer, prompts)}, padding_side="left", return_tensors="pt"
+        ).to(device)
+        generator = torch.Generator(device).manual_seed(seed)
+        attention = batch["attention_mask"]
+        positions = (attention.cumsum(dim=1) - 1).clamp(min=0)
+        output = self._model(**batch, position_ids=positions, use_cache=True, logits_to_keep=1)
+        cache, logits = output.past_key_values, output.logits[:, -1].repeat_interleave(self._num_samples, dim=0)
+        cache.batch_repeat_interleave(self._num_samples)
+        attention = attention.repeat_interleave(self._num_samples, dim=0)
+
+        count = len(prompts) * self._num_samples
+        written = torch.zeros(count, self._max_new_tokens, dtype=torch.long, device=device)
+        lengths = torch.zeros(count, dtype=torch.long, device=device)
+        entropies = torch.zeros(count, device=device)
+        ended = torch.zeros(count, dtype=torch.bool, device=device)
+        rows = torch.arange(count, device=device)  # which response a row of the batch is
+        alive = torch.ones(count, dtype=torch.bool, device=device)
+        for step in range(self._max_new_tokens):
+            probs = self._warpers(None, logits.float()).softmax(dim=-1)
+            tokens = torch.multinomial(probs, 1, generator=generator)
+            written[rows, step] = tokens.squeeze(1)
+            lengths[rows] += alive
+            if self._entropies:
+                entropies[rows] += torch.special.entr(probs).sum(dim=-1) * alive
+            alive &= ~torch.isin(tokens.squeeze(1), self._ends)
+            ended[rows] = ~alive
+            share = alive.float().mean().item()
+            if share == 0 or step + 1 == self._max_new_tokens:
+                break
+            attention = torch.cat([attention, attention.new_ones(len(rows), 1)], dim=1)
+            if share < self.KEEP_UNTIL:
+                cache.batch_select_indices(alive.nonzero().squeeze(1))
+                rows, tokens, attention, alive = rows[alive], tokens[alive], attention[alive], alive[alive]
+            positions = attention.sum(dim=1, keepdim=True) - 1
+            output = self._model(
+                input_ids=tokens, attention_mask=attention, position_ids=positions, past_key_values=cache
+            )
+            logits = output.logits[:, -1]
+        means = (entropies / lengths).tolist() if self._entropies else [None] * count
+        responses = [
+            Response(ids[:length], not whole, mean)
+            for ids, length, whole, mean in zip(written.tolist(), lengths.tolist(), ended.tolist(), means, strict=True)
+        ]
+        return [responses[first : first + self._num_samples] for first in range(0, count, self._num_samples)]
+
+
+class VLLMSampler:
+    """Responses by a vLLM engine.
+
+    Args:
+        engine: a `vllm.LLM`; for entropies one with `logprobs_mode="processed_logprobs"`, those of the distribution
+            that is sampled from.
+        tokenizer: of the model.
+        num_samples: responses to a prompt.
+        entropies: whether responses carry an estimate of their entropy, the mean surprisal -log p of their tokens,
+            since vLLM gives no logits. At every token the surprisal is the entropy on average.
+        options: of `vllm.SamplingParams`, such as `max_tokens`, `temperature`, `top_p`, `top_k`.
+    """
+
+    def __init__(
+        self, engine: Any, tokenizer: Any, *, num_samples: int, entropies: bool = False, **options: Any
+    ) -> None:
+        self._engine = engine
+        self._tokenizer = tokenizer
+        self._options = {"n": num_samples, "detokenize": False, **options}
+        if entropies:
+            self._options["logprobs"] = 0  # that of the sampled token alone
+
+    def __call__(self, prompts: Sequence[Prompt], seed: int) -> list[list[Response]]:
+        from vllm import SamplingParams
+
+        # vLLM gives response i of a prompt the prompt's seed plus i, so the seeds of prompts keep their distance.
+        seeds = [(seed * 1_000_003 + place) * self._options["n"] % 2**31 for place, _ in enumerate(prompts)]
+        parameters = [SamplingParams(seed=each, **self._options) for each in seeds]
+        given = [{"prompt_token_ids": ids} for ids in prompt_ids(self._tokenizer, prompts)]
+        outputs = self._engine.generate(given, parameters, use_tqdm=False)
+        return [[_response(written) for written in output.outputs] for output in outputs]
+
+
+def _response(written: Any) -> Response:
+    ids, logprob = list(written.token_ids), written.cumulative_logprob
+    return Response(ids, written.finish_reason == "length", None if logprob is None else -logprob / len(ids))

@@ -1,0 +1,77 @@
+"""Rewards of responses outside of training."""
+
+import asyncio
+import inspect
+import math
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from canon_trl.rollout import weighted_reward
+from canon_trl.sampling.samplers import Response
+
+
+@dataclass(frozen=True)
+class Scorer:
+    """Rewards of responses by reward functions in TRL's signature, summed with their weights.
+
+    Args:
+        reward_funcs: functions, synchronous or not; reward models are not.
+        tokenizer: turns token ids into text.
+        weights: one a function; default 1.
+
+    Raises:
+        ValueError: the weights are not one a function.
+        TypeError: a reward function is none.
+    """
+
+    reward_funcs: Sequence[Callable[..., Any]]
+    tokenizer: Any
+    weights: Sequence[float] | None = None
+
+    def __post_init__(self) -> None:
+        if self.weights is not None and len(self.weights) != len(self.reward_funcs):
+            raise ValueError(
+                f"reward_weights={list(self.weights)} must be one for each of the {len(self.reward_funcs)} functions"
+            )
+        for function in self.reward_funcs:
+            if not callable(function) or isinstance(function, nn.Module):
+                raise TypeError(f"reward_funcs has {function!r}; only reward functions can score here")
+
+    def decode(self, responses: Iterable[list[int]]) -> list[str]:
+        """The texts that reward functions see."""
+        return self.tokenizer.batch_decode(list(responses), skip_special_tokens=True)
+
+    def __call__(
+        self, rows: list[dict[str, Any]], responses: Sequence[Sequence[Response]]
+    ) -> list[list[float | None]]:
+        """The weighted rewards of the responses to each row's prompt; `None` where no function could score."""
+        counts = [len(given) for given in responses]
+        rows = [row for row, count in zip(rows, counts, strict=True) for _ in range(count)]
+        ids = [response.ids for given in responses for response in given]
+        texts = self.decode(ids)
+        conversational = not isinstance(rows[0]["prompt"], str)
+        completions = [[{"role": "assistant", "content": text}] for text in texts] if conversational else texts
+        columns = {name: [row[name] for row in rows] for name in rows[0] if name not in ("prompt", "completion")}
+        given = {"prompts": [row["prompt"] for row in rows], "completions": completions, "completion_ids": ids}
+        given |= {"trainer_state": None, "log_extra": ignore, "log_metric": ignore}  # which TRL hands over, too
+        by_function = []
+        for function in self.reward_funcs:
+            rewards = function(**given, **columns)
+            rewards = asyncio.run(awaited(rewards)) if inspect.isawaitable(rewards) else rewards
+            by_function.append([math.nan if reward is None else float(reward) for reward in rewards])
+        weights = torch.tensor(self.weights or [1.0] * len(self.reward_funcs), dtype=torch.float64)
+        total = weighted_reward(torch.tensor(by_function, dtype=torch.float64).T, weights)
+        rewards = iter([None if math.isnan(value) else value for value in total.tolist()])
+        return [[next(rewards) for _ in range(count)] for count in counts]
+
+
+def ignore(*args: Any) -> None:
+    """What a reward function logs has no table here."""
+
+
+async def awaited(value: Any) -> Any:
+    return await value

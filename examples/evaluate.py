@@ -1,0 +1,321 @@
+"""Evaluate a model: n responses to every prompt of one benchmark or several, and what they say with which certainty.
+
+    accelerate launch examples/evaluate.py                                             # embedded task, offline
+    accelerate launch examples/evaluate.py --config examples/configs/evaluate_math.yaml --model_name_or_path MODEL
+
+Every benchmark has a folder with a record of each prompt in `records.parquet`; `summary.json` and `summary.md` have
+the numbers. A run that was killed goes on where it was. docs/evaluation.md says what the numbers mean.
+"""
+
+import json
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, field, fields, replace
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from datasets import Dataset
+from recipe import CONFIGS, RecipeArguments, check, load_held_out, name_model, parse_unchecked, reward_functions
+from sampling import (
+    SamplingArguments,
+    SamplingTask,
+    check_options,
+    fingerprints,
+    leave_processes,
+    load_tokenizer,
+    sample_missing,
+    sampling_settings,
+    start_processes,
+)
+from trl import ModelConfig
+
+from canon_trl.evaluation.answers import math_answer
+from canon_trl.evaluation.responses import COLUMNS, ResponseRecorder, summarise
+from canon_trl.imports import is_import_path, load_function
+from canon_trl.sampling.chunks import ChunkLog, collect_records
+from canon_trl.sampling.scoring import Scorer
+from canon_trl.tasks import TASKS
+
+EXTRACTORS = {"math_verify": math_answer}
+# What the recipe's options for training data would say in vain.
+OF_TRAINING = ("dataset_train_split", "dataset_streaming", "task_train_prompts", "ignore_bias_buffers")
+ENTROPY = {
+    False: "mean entropy of the distributions that tokens were drawn from, exact",
+    True: "mean surprisal of the sampled tokens, an estimate of the entropy",
+}
+
+
+@dataclass
+class EvaluationArguments(SamplingArguments):
+    """What is measured, and where it is written."""
+
+    output_dir: str = field(default="outputs/evaluation", metadata={"help": "Folder of records and summaries."})
+    pass_at_k: list[int] | None = field(
+        default=None, metadata={"help": "The k of pass@k beside 1; by default num_samples."}
+    )
+    majority_at_k: list[int] | None = field(
+        default=None,
+        metadata={"help": "The k of majority@k, which needs an answer extractor; by default pass_at_k but 1."},
+    )
+    answer_extractor: str | None = field(
+        default=None,
+        metadata={
+            "help": f"What finds the answer in a response: {', '.join(EXTRACTORS)} or an import path "
+            "`package.module:function`; an embedded task brings its own. Without one there is no majority vote."
+        },
+    )
+    threshold: float = field(default=1.0, metadata={"help": "The least weighted reward of a right response."})
+    confidence: float = field(default=0.95, metadata={"help": "Probability of the bootstrap intervals."})
+    save_responses: bool = field(default=False, metadata={"help": "Whether the records have the responses' text."})
+    chat_template_path: str | None = field(
+        default=None, metadata={"help": "Jinja file with a chat template, in place of the tokenizer's."}
+    )
+    benchmarks: list[dict] | None = field(
+        default=None,
+        metadata={
+            "help": "In YAML: several benchmarks, each with a `name` and the options in which it is unlike the others."
+        },
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("pass_at_k", "majority_at_k"):
+            if wrong := [k for k in getattr(self, name) or [] if not 1 <= k <= self.num_samples]:
+                raise ValueError(f"{name} has {wrong}; each must lie between 1 and num_samples={self.num_samples}")
+        if not 0 < self.confidence < 1:
+            raise ValueError(f"confidence={self.confidence!r} must lie in (0, 1)")
+
+    @property
+    def pass_ks(self) -> list[int]:
+        return sorted({1, *(self.pass_at_k or [self.num_samples])})
+
+    @property
+    def majority_ks(self) -> list[int]:
+        # One voter's majority is avg@n.
+        return sorted(set(self.majority_at_k or self.pass_ks[1:]))
+
+
+# What is of the whole run, and so cannot differ between benchmarks.
+OF_THE_RUN = ("output_dir", "benchmarks", "use_vllm", "vllm_kwargs", "chat_template_path", *OF_TRAINING)
+
+
+@dataclass
+class Benchmark:
+    """Named prompts with their options."""
+
+    name: str
+    recipe: RecipeArguments
+    options: EvaluationArguments
+
+    @property
+    def answer_of(self) -> Callable[[str], str | None] | None:
+        name = self.options.answer_extractor
+        if name is None:
+            return TASKS[self.recipe.task].answer_of if self.recipe.task else None
+        if name == "math_verify" and find_spec("math_verify") is None:
+            raise ImportError(f"answer_extractor={name!r} needs math-verify; install canon-trl[math]")
+        if name in EXTRACTORS:
+            return EXTRACTORS[name]
+        if is_import_path(name):
+            return load_function(name, field="answer_extractor")
+        raise ValueError(
+            f"answer_extractor={name!r} must be one of {list(EXTRACTORS)} or an import path 'package.module:function'"
+        )
+
+
+def read_benchmarks(argv: list[str]) -> tuple[list[Benchmark], EvaluationArguments, ModelConfig]:
+    """The benchmarks of flags and YAML, the options that they share, and the model, all checked."""
+    recipe, options, model = parse_unchecked(argv, EvaluationArguments, embedded=CONFIGS / "arithmetic_evaluate.yaml")
+    for of_training in fields(RecipeArguments):
+        value = getattr(recipe, of_training.name)
+        if of_training.name in OF_TRAINING and value != of_training.default:
+            raise ValueError(f"{of_training.name}={value!r} would be ignored: nothing is trained")
+    if options.benchmarks is None:
+        name = recipe.task or Path(recipe.dataset_name or "").stem
+        benchmarks = [Benchmark(name, recipe, options)]
+    else:
+        if recipe.task is not None or recipe.dataset_name is not None:
+            raise ValueError(
+                f"task={recipe.task!r} and dataset_name={recipe.dataset_name!r}: with benchmarks, each of them names "
+                "its own data"
+            )
+        benchmarks = [read_entry(entry, recipe, options) for entry in options.benchmarks]
+    names = [benchmark.name for benchmark in benchmarks]
+    if len(set(names)) != len(names):
+        raise ValueError(f"benchmarks have the names {names}; each must have one of its own")
+    for benchmark in benchmarks:
+        check(benchmark.recipe, model)
+        if benchmark.answer_of is None and benchmark.options.majority_at_k:
+            raise ValueError(
+                f"{benchmark.name}: majority_at_k={benchmark.options.majority_at_k} needs an answer_extractor"
+            )
+    if len({name_model(benchmark.recipe, model) for benchmark in benchmarks}) > 1:
+        raise ValueError(
+            "model_name_or_path is missing, and the embedded tasks of the benchmarks bring different models"
+        )
+    return benchmarks, options, model
+
+
+def read_entry(entry: dict[str, Any], recipe: RecipeArguments, options: EvaluationArguments) -> Benchmark:
+    own = {
+        kind: {each.name for each in fields(kind)} - {*OF_THE_RUN} for kind in (RecipeArguments, EvaluationArguments)
+    }
+    name = entry.get("name")
+    if not isinstance(name, str) or not name or Path(name).name != name:
+        raise ValueError(f"benchmarks has an entry with name={name!r}; it must be the name of a folder")
+    if unknown := sorted(entry.keys() - {"name"} - set.union(*own.values())):
+        raise ValueError(f"benchmarks: {name} has {unknown}; it may have {sorted(set.union(*own.values()))}")
+    changes = {kind: {key: value for key, value in entry.items() if key in own[kind]} for kind in own}
+    return Benchmark(
+        name,
+        replace(recipe, **changes[RecipeArguments]),
+        replace(options, benchmarks=None, **changes[EvaluationArguments]),
+    )
+
+
+def load_prompts(benchmark: Benchmark, tokenizer: Any) -> Dataset:
+    data = load_held_out(benchmark.recipe)
+    if taken := sorted({*COLUMNS, "correct"} & {*data.column_names}):
+        raise ValueError(f"{benchmark.name}: the data has columns {taken}, which the records need; rename them")
+    if not isinstance(data[0]["prompt"], str) and tokenizer.chat_template is None:
+        raise ValueError(
+            f"{benchmark.name}: the prompts are conversations and the tokenizer has no chat template; name one by "
+            "chat_template_path"
+        )
+    return data
+
+
+def main(argv: list[str]) -> None:
+    benchmarks, options, model = read_benchmarks(argv)
+    state = start_processes()
+    check_options(options, model, state)
+    name = name_model(benchmarks[0].recipe, model)
+    tokenizer = load_tokenizer(name, model)
+    if options.chat_template_path is not None:
+        tokenizer.chat_template = Path(options.chat_template_path).read_text()
+
+    folder = Path(options.output_dir)
+    settings, tasks = [], []
+    for benchmark in benchmarks:
+        data = load_prompts(benchmark, tokenizer)
+        functions = reward_functions(benchmark.recipe, benchmark.options.max_completion_length)
+        score = Scorer(functions, tokenizer, benchmark.options.reward_weights)
+        settings.append(
+            sampling_settings(benchmark.recipe, benchmark.options, model, name)
+            | {key: getattr(benchmark.options, key) for key in ("answer_extractor", "save_responses")}
+            | {"chat_template": tokenizer.chat_template}
+        )
+        log = ChunkLog(
+            folder / benchmark.name / ".progress",
+            settings[-1] | fingerprints(name, data),
+            rank=state.process_index,
+        )
+        record = ResponseRecorder(score, benchmark.answer_of, benchmark.options.save_responses)
+        tasks.append(SamplingTask(benchmark.name, data, benchmark.options, record, log))
+    sample_missing(tasks, model, name, tokenizer, state, entropies=True)
+    if state.is_main_process:
+        summary = {}
+        for benchmark, task, given in zip(benchmarks, tasks, settings, strict=True):
+            records = collect_records(task.data, task.log)
+            write_records(task.data, records, folder / task.name / "records.parquet", benchmark.options.threshold)
+            summary[task.name] = describe(benchmark, records) | {"settings": given | data_settings(benchmark)}
+        write_summary(folder, summary)
+    state.wait_for_everyone()
+
+
+def data_settings(benchmark: Benchmark) -> dict[str, Any]:
+    """What else a reader of the numbers wants to know."""
+    names = ("dataset_config", "dataset_test_split", "prompt_column", "answer_column", "answer_template")
+    of_dataset = {key: getattr(benchmark.recipe, key) for key in (*names, "system_prompt")}
+    shared = {key: getattr(benchmark.options, key) for key in ("threshold", "confidence")}
+    return shared if benchmark.recipe.task else shared | of_dataset
+
+
+def describe(benchmark: Benchmark, records: list[dict[str, Any]]) -> dict[str, Any]:
+    options = benchmark.options
+    numbers = summarise(
+        records,
+        pass_ks=options.pass_ks,
+        majority_ks=options.majority_ks,
+        threshold=options.threshold,
+        confidence=options.confidence,
+    )
+    return numbers | {"entropy_is": ENTROPY[options.use_vllm]}
+
+
+def write_records(data: Dataset, records: list[dict[str, Any]], path: Path, threshold: float) -> None:
+    for column in COLUMNS:
+        if column in records[0]:
+            data = data.add_column(column, [record[column] for record in records])
+        if column == "rewards":
+            correct = [[reward is not None and reward >= threshold for reward in each["rewards"]] for each in records]
+            data = data.add_column("correct", correct)
+    data.to_parquet(path)
+
+
+def write_summary(folder: Path, summary: dict[str, dict[str, Any]]) -> None:
+    table = as_table(summary)
+    for name, text in {"summary.json": json.dumps(summary, indent=1, allow_nan=False), "summary.md": table}.items():
+        partial = folder / f"{name}.partial"
+        partial.write_text(text + "\n")
+        partial.replace(folder / name)
+    print(f"{table}\n\n{folder / 'summary.json'}, {folder / 'summary.md'} and a records.parquet a benchmark")
+
+
+def as_table(summary: dict[str, dict[str, Any]]) -> str:
+    """The summary for readers: a row a benchmark, and what has to be said about it."""
+    rows = {name: shown(numbers) for name, numbers in summary.items()}
+    columns = list(dict.fromkeys(column for row in rows.values() for column in row))
+    lines = ["| benchmark | " + " | ".join(columns) + " |", "|---" * (len(columns) + 1) + "|"]
+    lines += [
+        f"| {name} | " + " | ".join(row.get(column, "") for column in columns) + " |" for name, row in rows.items()
+    ]
+    for name, numbers in summary.items():
+        lines += ["", f"**{name}**: {numbers['settings']['model']}; {'; '.join(notes(numbers))}."]
+    return "\n".join(lines)
+
+
+def shown(numbers: dict[str, Any]) -> dict[str, str]:
+    def interval(low: float | None, high: float | None) -> str:
+        return "" if low is None else f" ({low:.3f} to {high:.3f})"
+
+    def number(value: float | None, digits: int = 1) -> str:
+        return "none" if value is None else f"{value:.{digits}f}"
+
+    row = {"prompts": str(numbers["num_prompts"]), "n": str(numbers["num_samples"])}
+    row["avg@n"] = f"{numbers['avg']:.3f}" + interval(**numbers["avg_interval"])
+    for kind in ("pass", "majority"):
+        for k, estimate in (numbers[f"{kind}_at_k"] or {}).items():
+            row[f"{kind}@{k}"] = f"{estimate['mean']:.3f}" + interval(estimate["low"], estimate["high"])
+    for kind in ("right", "wrong"):
+        mean, median = numbers[f"length_{kind}"], numbers[f"median_length_{kind}"]
+        row[f"tokens of {kind} ones, mean (median)"] = f"{number(mean)} ({number(median)})"
+    row["truncated"] = number(numbers["truncated"], 3)
+    row["entropy (nats)"] = number(numbers["entropy"], 4)
+    row["tokens per right answer"] = number(numbers["tokens_per_right_answer"])
+    return row
+
+
+def notes(numbers: dict[str, Any]) -> list[str]:
+    settings = numbers["settings"]
+    said = [
+        f"temperature {settings['temperature']}, top_p {settings['top_p']}, top_k {settings['top_k']}, at most "
+        f"{settings['max_completion_length']} tokens, seed {settings['seed']}",
+        f"in brackets {settings['confidence']:.0%} bootstrap intervals over prompts",
+        f"entropy: {numbers['entropy_is']}",
+    ]
+    if numbers["avg_interval"]["low"] is None:
+        said.append("no intervals: one prompt has no spread to resample")
+    if numbers["majority_at_k"] is None:
+        said.append("no majority vote: no answer_extractor was given")
+    for kind in ("prompts", "responses"):
+        if numbers[f"unscored_{kind}"]:
+            meant = {"prompts": "left out: no response could be scored", "responses": "not scored, so not right"}[kind]
+            said.append(f"{numbers[f'unscored_{kind}']} {kind} {meant}")
+    return said
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
+    leave_processes()

@@ -1,0 +1,169 @@
+"""How many responses are sampled to how many prompts, on one rank or several, by transformers or vLLM."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from datetime import timedelta
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import datasets
+import torch
+from accelerate import PartialState
+from datasets import Dataset
+from recipe import RecipeArguments
+from tqdm import tqdm
+from transformers import AutoModelForCausalLM, AutoTokenizer
+from trl import ModelConfig
+
+from canon_trl.sampling.chunks import ChunkLog, Recorder, missing_chunks, sample_chunks
+from canon_trl.sampling.samplers import Sampler, TransformersSampler, VLLMSampler
+
+LOGPROBS = "processed_logprobs"  # of the distribution that vLLM samples from, not of the model's own
+
+
+@dataclass
+class SamplingArguments:
+    """How responses are sampled and scored."""
+
+    num_samples: int = field(default=8, metadata={"help": "Responses to a prompt."})
+    temperature: float = field(default=1.0, metadata={"help": "Sampling temperature."})
+    top_p: float = field(default=1.0, metadata={"help": "Share of the probability mass that is sampled from."})
+    top_k: int = field(default=0, metadata={"help": "Number of tokens that are sampled from; 0 is all."})
+    max_completion_length: int = field(default=256, metadata={"help": "Tokens of a response at most."})
+    chunk_prompts: int = field(default=64, metadata={"help": "Prompts that a rank samples at a time."})
+    reward_weights: list[float] | None = field(default=None, metadata={"help": "Weights of the reward functions."})
+    seed: int = field(default=0, metadata={"help": "Seed of the sampling."})
+    use_vllm: bool = field(default=False, metadata={"help": "Sample with vLLM."})
+    vllm_kwargs: str = field(default="{}", metadata={"help": "Options of `vllm.LLM` as JSON."})
+
+    def __post_init__(self) -> None:
+        for name in ("num_samples", "max_completion_length", "chunk_prompts"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}={getattr(self, name)!r} must be at least 1")
+        if not self.temperature > 0:
+            raise ValueError(f"temperature={self.temperature!r} must be positive")
+        if not 0 < self.top_p <= 1:
+            raise ValueError(f"top_p={self.top_p!r} must lie in (0, 1]")
+        if self.top_k < 0:
+            raise ValueError(f"top_k={self.top_k!r} must be at least 0; 0 is all tokens")
+        if self.vllm_kwargs != "{}" and not self.use_vllm:
+            raise ValueError(f"vllm_kwargs={self.vllm_kwargs!r} would be ignored: use_vllm is False")
+        mode = json.loads(self.vllm_kwargs).get("logprobs_mode", LOGPROBS)
+        if mode != LOGPROBS:
+            raise ValueError(f"vllm_kwargs has logprobs_mode={mode!r}; must be {LOGPROBS!r}, which is set")
+
+
+@dataclass
+class SamplingTask:
+    """Prompts that are sampled, and what is kept of their responses."""
+
+    name: str
+    data: Dataset
+    sampling: SamplingArguments
+    record: Recorder
+    log: ChunkLog
+
+
+def start_processes() -> PartialState:
+    # Without `cpu` each process on a machine of CPUs alone would take itself for the only one. A rank waits for the
+    # others until their last chunk.
+    return PartialState(cpu=not torch.accelerator.is_available(), timeout=timedelta(days=7))
+
+
+def leave_processes() -> None:
+    """At the end of a script; what calls its `main` from Python may need the other processes still."""
+    PartialState().destroy_process_group()
+
+
+def check_options(sampling: SamplingArguments, model: ModelConfig, state: PartialState) -> None:
+    """What sampling could not honour."""
+    if sampling.use_vllm and find_spec("vllm") is None:
+        raise ImportError("use_vllm=True needs vllm; install canon-trl[vllm]")
+    for name in ("use_peft", "load_in_8bit", "load_in_4bit"):
+        if getattr(model, name):
+            raise ValueError(f"{name}=True would be ignored: the model is sampled as it is")
+    parallel = json.loads(sampling.vllm_kwargs).get("tensor_parallel_size", 1)
+    if parallel > 1 and state.num_processes > 1:
+        raise ValueError(
+            f"vllm_kwargs has tensor_parallel_size={parallel}, but each of the {state.num_processes} processes has an "
+            "engine of its own; start one process"
+        )
+
+
+def load_tokenizer(name: str, model: ModelConfig) -> Any:
+    tokenizer = AutoTokenizer.from_pretrained(name, revision=model.model_revision)
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def sampling_settings(
+    recipe: RecipeArguments, sampling: SamplingArguments, model: ModelConfig, name: str
+) -> dict[str, Any]:
+    """All that a response and its rewards depend on."""
+    fields = SamplingArguments.__dataclass_fields__.keys() - {"vllm_kwargs"}
+    settings = {key: value for key, value in asdict(sampling).items() if key in fields}
+    settings |= {"model": name, "data": recipe.task or recipe.dataset_name}
+    settings |= {key: getattr(recipe, key) for key in ("reward_funcs", "soft_overlong_cache")}
+    settings |= {key: getattr(model, key) for key in ("model_revision", "dtype", "attn_implementation")}
+    return settings
+
+
+def fingerprints(name: str, data: Dataset) -> dict[str, Any]:
+    """Of the data's contents, the order of the prompts and all that rewards may read; and of a local model's files."""
+    files = [(path.name, path.stat()) for path in sorted(Path(name).glob("*")) if path.is_file()]
+    weights = [(file, stat.st_size, stat.st_mtime_ns) for file, stat in files]
+    hash_of = datasets.fingerprint.Hasher.hash
+    return {"prompts": len(data), "fingerprint": hash_of(list(data)), "model_files": hash_of(weights)}
+
+
+def sample_missing(
+    tasks: Sequence[SamplingTask],
+    model: ModelConfig,
+    name: str,
+    tokenizer: Any,
+    state: PartialState,
+    *,
+    entropies: bool,
+) -> None:
+    """Sample what the logs lack, each rank its share; the model is loaded once, and only if something is missing."""
+    missing = [missing_chunks(task.data, task.log, chunk_size=task.sampling.chunk_prompts) for task in tasks]
+    state.wait_for_everyone()
+    if any(missing):
+        loaded = load_model(tasks[0].sampling, model, name, state)
+        for task, chunks in zip(tasks, missing, strict=True):
+            share = tqdm(
+                chunks[state.process_index :: state.num_processes],
+                desc=f"{task.name} chunks of rank 0",
+                disable=not state.is_main_process,
+            )
+            sample = make_sampler(task.sampling, loaded, tokenizer, entropies=entropies)
+            sizes = {"chunk_size": task.sampling.chunk_prompts, "seed": task.sampling.seed}
+            sample_chunks(task.data, sample, task.record, task.log, chunks=share, **sizes)
+    state.wait_for_everyone()
+
+
+def load_model(sampling: SamplingArguments, model: ModelConfig, name: str, state: PartialState) -> Any:
+    """The model, or the vLLM engine of it."""
+    if not sampling.use_vllm:
+        options = {"revision": model.model_revision, "attn_implementation": model.attn_implementation}
+        return AutoModelForCausalLM.from_pretrained(name, dtype=model.dtype or "auto", **options).to(state.device)
+    from vllm import LLM
+
+    options = {"dtype": model.dtype or "auto", "revision": model.model_revision, "seed": sampling.seed}
+    options["logprobs_mode"] = LOGPROBS
+    if state.num_processes > 1:  # an engine on every rank
+        options["distributed_executor_backend"] = "external_launcher"
+    return LLM(model=name, **options | json.loads(sampling.vllm_kwargs))
+
+
+def make_sampler(sampling: SamplingArguments, loaded: Any, tokenizer: Any, *, entropies: bool) -> Sampler:
+    shared = {"num_samples": sampling.num_samples, "temperature": sampling.temperature, "top_p": sampling.top_p}
+    shared["entropies"] = entropies
+    length = sampling.max_completion_length
+    if not sampling.use_vllm:
+        return TransformersSampler(loaded, tokenizer, **shared, max_new_tokens=length, top_k=sampling.top_k)
+    # vLLM says -1 where transformers says 0
+    return VLLMSampler(loaded, tokenizer, **shared, max_tokens=length, top_k=sampling.top_k or -1)
