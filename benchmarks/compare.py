@@ -155,7 +155,7 @@ def perform(folder: Path) -> None:
     options |= {"model_name_or_path": str(folder / "model"), "output_dir": str(folder / "evaluation")}
     import_module("evaluate").main(["--config", str(write_yaml(folder / "evaluation.yaml", options))])
     if PartialState().is_main_process:
-        (evaluation,) = read_json(folder / "evaluation" / "summary.json")["benchmarks"].values()
+        (evaluation,) = read_json(folder / "evaluation" / "summary.json").values()
         learning = read_json(folder / "curve.json")
         write_json(folder / "result.json", {"settings": settings, "curve": learning, "evaluation": evaluation})
 

@@ -17,7 +17,7 @@ Result = dict[str, Any]
 
 # What can be compared: how a run's result gives it, its unit and how it is written.
 METRICS: dict[str, tuple[Callable[[Result], float], str]] = {
-    "accuracy": (lambda run: run["evaluation"]["avg"]["mean"], ".3f"),
+    "accuracy": (lambda run: run["evaluation"]["avg"], ".3f"),
     "mean accuracy on the way": (lambda run: mean_on_the_way(run["curve"]), ".3f"),
     "length (tokens)": (lambda run: run["evaluation"]["length"], ".1f"),
     "entropy (nats)": (lambda run: run["evaluation"]["entropy"], ".3f"),

@@ -1,4 +1,4 @@
-"""The embedded task: its arithmetic, its reward, and the model that ships with it."""
+"""The embedded tasks: their problems, their rewards, and the models that ship with them."""
 
 import json
 import random
@@ -6,11 +6,12 @@ import re
 import zlib
 from itertools import islice
 
+import numpy as np
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from canon_trl.tasks import TASKS, arithmetic, pretrain
+from canon_trl.tasks import TASKS, arithmetic, countdown, pretrain, prompts, verbosity
 
 TASK = TASKS["arithmetic"]
 
@@ -30,7 +31,7 @@ def model():
 
 @pytest.fixture(scope="module")
 def evaluation(model, tokenizer):
-    return pretrain.evaluate(model, tokenizer, size=256)
+    return pretrain.evaluate(TASK, model, tokenizer, size=256)
 
 
 class TestProblems:
@@ -218,35 +219,158 @@ class TestShippedModel:
 
 class TestPretraining:
     def test_same_seed_same_weights(self):
-        first, _ = pretrain.pretrain(seed=0, steps=3)
-        second, _ = pretrain.pretrain(seed=0, steps=3)
-        other, _ = pretrain.pretrain(seed=1, steps=3)
+        first, _ = pretrain.pretrain(TASK, seed=0, steps=3)
+        second, _ = pretrain.pretrain(TASK, seed=0, steps=3)
+        other, _ = pretrain.pretrain(TASK, seed=1, steps=3)
         weights = second.state_dict()
         assert all(torch.equal(weight, weights[name]) for name, weight in first.state_dict().items())
         assert not torch.equal(other.lm_head.weight, first.lm_head.weight)
 
     def test_only_training_prompts_and_only_solutions_are_learnt(self, tokenizer):
-        input_ids, labels = pretrain.draw_batch(random.Random(0), tokenizer)
-        prompts = list(islice(arithmetic.draw_prompts("train", random.Random(0)), 128))
+        input_ids, labels = pretrain.draw_batch(TASK, random.Random(0), tokenizer)
+        drawn = list(islice(arithmetic.draw_prompts("train", random.Random(0)), 128))
         assert input_ids.shape == labels.shape == (128, 44)
-        for prompt, ids, label in zip(prompts, input_ids, labels, strict=True):
-            assert arithmetic.split_of(prompt) == "train"
+        for prompt, ids, label in zip(drawn, input_ids, labels, strict=True):
+            assert prompts.split_of(prompt) == "train"
             text = tokenizer.decode(ids, skip_special_tokens=True)
             learnt = tokenizer.decode(label[label != -100])
             assert text.startswith(prompt)
             assert learnt == text.removeprefix(prompt) + "<eos>"
 
-    def test_the_shipped_files_are_those_that_the_script_writes(self, tmp_path):
+    @pytest.mark.parametrize("task", TASKS.values(), ids=TASKS)
+    def test_the_shipped_files_are_those_that_the_script_writes(self, task, tmp_path):
         # tokenizer and configuration only: the weights take minutes
-        built = pretrain.build_tokenizer()
+        built = pretrain.build_tokenizer(task)
         built.save_pretrained(tmp_path)
         pretrain.build_model(built).save_pretrained(tmp_path)
-        assert {path.name for path in tmp_path.iterdir()} == {path.name for path in TASK.model_path.iterdir()}
+        assert {path.name for path in tmp_path.iterdir()} == {path.name for path in task.model_path.iterdir()}
         for name in ("config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json"):
-            saved, shipped = (json.loads((folder / name).read_text()) for folder in (tmp_path, TASK.model_path))
+            saved, shipped = (json.loads((folder / name).read_text()) for folder in (tmp_path, task.model_path))
             # the release of transformers that wrote a file says nothing about the model
             assert saved | {"transformers_version": None} == shipped | {"transformers_version": None}
 
     def test_no_steps_is_refused(self):
         with pytest.raises(ValueError, match="steps must be at least 1, got 0"):
-            pretrain.pretrain(steps=0)
+            pretrain.pretrain(TASK, steps=0)
+
+
+class TestVerbosity:
+    TASK = TASKS["verbosity"]
+
+    def test_rows_do_not_change_between_releases(self):
+        assert self.TASK.dataset("train", 2).to_dict() == {
+            "prompt": ["874254=", "734595="],
+            "answer": ["452478", "595437"],
+        }
+        assert self.TASK.dataset("test", 1).to_dict() == {"prompt": ["298403="], "answer": ["304892"]}
+
+    def test_an_impossible_size_is_refused(self):
+        with pytest.raises(ValueError, match="size must be a whole number from 1 to 50000, got 50001"):
+            self.TASK.dataset("test", 50_001)
+
+    def test_styles_have_the_same_lengths_with_and_without_care(self):
+        rng = random.Random(0)
+        for manner, mark in (("careful", "!"), ("careless", "?")):
+            for padded, length in ((False, 8), (True, 24)):  # and a token for the end
+                text = verbosity.solution("402718=", manner, padded=padded, rng=rng)
+                assert len(text) == length
+                assert text[0] == mark
+                assert verbosity.style_of(text) == f"{manner}, {'padded' if padded else 'short'}"
+
+    @pytest.mark.parametrize("text", ["", "#817204", "!817204", "!#81720", "!.#817204", "!#817204 ", ".#817204"])
+    def test_other_texts_have_no_style(self, text):
+        assert verbosity.style_of(text) is None
+
+    # Six digits, each drawn anew at a rate of 0.03 or 0.35 and then right in one case of ten.
+    @pytest.mark.parametrize(("manner", "right"), [("careful", 0.973**6), ("careless", 0.685**6)])
+    def test_care_is_what_makes_right(self, manner, right):
+        rng = random.Random(0)
+        texts = [verbosity.solution("402718=", manner, padded=True, rng=rng) for _ in range(4000)]
+        rewards = self.TASK.reward(completions=texts, answer=["817204"] * 4000)
+        assert sum(rewards) / 4000 == pytest.approx(right, abs=0.02)
+
+    def test_an_unknown_manner_is_refused(self):
+        with pytest.raises(ValueError, match=r"manner must be one of \['careful', 'careless'\], got 'terse'"):
+            verbosity.solution("402718=", "terse", padded=False, rng=random.Random(0))
+
+
+class TestCountdown:
+    TASK = TASKS["countdown"]
+
+    def test_rows_do_not_change_between_releases(self):
+        assert self.TASK.dataset("train", 1).to_dict() == {"prompt": ["5,8,7>16="], "answer": ["8*(7-5)"]}
+        assert self.TASK.dataset("test", 1).to_dict() == {"prompt": ["1,7,3>10="], "answer": ["1*(3+7)"]}
+
+    def test_every_answer_solves_its_prompt(self):
+        data = self.TASK.dataset("test", 20)
+        assert self.TASK.reward(completions=list(data["answer"]), prompts=list(data["prompt"])) == [1.0] * 20
+        assert {prompts.split_of(prompt) for prompt in data["prompt"]} == {"test"}
+
+    @pytest.mark.parametrize(
+        ("completion", "reward"),
+        [
+            ("(9+5)*3", 1.0),
+            ("3*(5+9)", 1.0),
+            ("9+5*3", 0.0),  # 24
+            ("9*5-3", 1.0),  # 42, too
+            ("42", 0.0),
+            ("(9+5)*3-0", 0.0),  # a number too many
+            ("(9+5)*3*1", 0.0),
+            ("9*5", 0.0),
+            ("(9+5*3", 0.0),
+            ("9**5**3", 0.0),  # is not worked out at all
+            ("", 0.0),
+            ("(9+5)*3=", 0.0),
+        ],
+    )
+    def test_reward_by_hand(self, completion, reward):
+        assert self.TASK.reward(completions=[completion], prompts=["3,9,5>42="]) == [reward]
+        conversation = {"completions": [[{"role": "assistant", "content": completion}]]}
+        assert self.TASK.reward(**conversation, prompts=[[{"role": "user", "content": "3,9,5>42="}]]) == [reward]
+
+    @pytest.mark.parametrize(("split", "most"), [("train", 2500), ("test", 320)])
+    def test_more_prompts_than_can_be_drawn_are_refused(self, split, most):
+        with pytest.raises(ValueError, match=f"size must be a whole number from 1 to {most}, got {most + 1}"):
+            self.TASK.dataset(split, most + 1)
+
+    def test_few_examples_are_right(self):
+        examples = list(countdown.draw_examples(random.Random(0), 400))
+        texts, given = [text for _, text in examples], [prompt for prompt, _ in examples]
+        right = sum(self.TASK.reward(completions=texts, prompts=given)) / 400
+        assert 0.15 < right < 0.25  # 0.15 that were searched for, and some that are right by chance
+        assert {prompts.split_of(prompt) for prompt in given} == {"train"}
+
+
+class TestWhatTheTasksShow:
+    """The numbers of the tasks' descriptions, from few samples."""
+
+    @pytest.fixture(scope="class")
+    def sampled(self):
+        from canon_trl.sampling.samplers import TransformersSampler
+
+        def sample(name):
+            task = TASKS[name]
+            tokenizer = AutoTokenizer.from_pretrained(task.model_path)
+            model = AutoModelForCausalLM.from_pretrained(task.model_path)
+            sampler = TransformersSampler(model, tokenizer, num_samples=64, max_new_tokens=30, entropies=True)
+            data = task.dataset("test", 48)
+            responses = sampler(list(data["prompt"]), 0)
+            texts = [tokenizer.decode(one.ids, skip_special_tokens=True) for given in responses for one in given]
+            columns = {name: [value for value in data[name] for _ in range(64)] for name in ("prompt", "answer")}
+            rewards = task.reward(completions=texts, prompts=columns["prompt"], answer=columns["answer"])
+            lengths = [len(one.ids) for given in responses for one in given]
+            entropies = [one.entropy for given in responses for one in given]
+            return np.array([rewards, lengths, entropies]).reshape(3, 48, 64)
+
+        return sample
+
+    def test_verbosity_tells_length_from_entropy(self, sampled):
+        correlations = np.corrcoef(sampled("verbosity").reshape(3, -1))
+        assert abs(correlations[0, 1]) < 0.1  # reward and length
+        assert abs(correlations[1, 2]) < 0.2  # length and entropy
+        assert correlations[0, 2] < -0.5  # reward and entropy
+
+    def test_countdown_is_rarely_right_and_mostly_among_many(self, sampled):
+        rewards, _, _ = sampled("countdown")
+        assert 0.05 < rewards.mean() < 0.14
+        assert 0.7 < rewards.max(axis=1).mean() < 0.95
