@@ -9,7 +9,8 @@ again, so a comparison that was killed goes on where it was, and a method, a tas
 
 Keys of the file:
 
-    output_dir    folder of the runs and of the report
+    output_dir    folder of the runs
+    report_dir    folder of the report; default: `report` in output_dir
     seeds         list; all methods get the same ones, and differences are taken within a seed
     baseline      name of the method that the others are compared with
     metrics       what the report compares: names of `compare_report.METRICS`, and pass@1, pass@4, ...
@@ -32,7 +33,7 @@ import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from dataclasses import dataclass, field, fields
+from dataclasses import MISSING, dataclass, field, fields
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -75,6 +76,7 @@ class Comparison:
     evaluate: dict[str, Any] = field(default_factory=dict)
     launcher: list[str] = field(default_factory=lambda: [sys.executable])
     keep_models: bool = True
+    report_dir: Path | None = None
 
     @classmethod
     def load(cls, path: Path) -> "Comparison":
@@ -82,9 +84,10 @@ class Comparison:
         known = {each.name for each in fields(cls)}
         if unknown := sorted(set(found) - known):
             raise ValueError(f"{path} has {unknown}; it may have {sorted(known)}")
-        if missing := sorted(known - {"options", "values", "evaluate", "launcher", "keep_models"} - set(found)):
+        needed = {each.name for each in fields(cls) if each.default is each.default_factory is MISSING}
+        if missing := sorted(needed - set(found)):
             raise ValueError(f"{path} lacks {missing}")
-        return cls(**found | {"output_dir": Path(found["output_dir"])})
+        return cls(**found | {name: Path(found[name]) for name in ("output_dir", "report_dir") if name in found})
 
     def __post_init__(self) -> None:
         if self.baseline not in self.methods:
@@ -151,13 +154,19 @@ def perform(folder: Path) -> None:
         if trainer.accelerator.is_main_process:
             write_json(folder / "curve.json", curve(trainer.state.log_history, reward))
         trainer.accelerator.wait_for_everyone()
-    options = {key: options[key] for key in OF_THE_DATA if key in options} | settings["evaluate"]
-    options |= {"model_name_or_path": str(folder / "model"), "output_dir": str(folder / "evaluation")}
+    options = evaluation_options(settings, model=folder / "model", folder=folder / "evaluation")
     import_module("evaluate").main(["--config", str(write_yaml(folder / "evaluation.yaml", options))])
     if PartialState().is_main_process:
         (evaluation,) = read_json(folder / "evaluation" / "summary.json").values()
         learning = read_json(folder / "curve.json")
         write_json(folder / "result.json", {"settings": settings, "curve": learning, "evaluation": evaluation})
+
+
+def evaluation_options(settings: dict[str, Any], *, model: Path, folder: Path) -> dict[str, Any]:
+    """Options of examples/evaluate.py: the data of the training, and what the comparison says in `evaluate`."""
+    training = settings["training"]
+    options = {key: training[key] for key in OF_THE_DATA if key in training} | settings["evaluate"]
+    return options | {"model_name_or_path": str(model), "output_dir": str(folder)}
 
 
 def curve(history: list[dict[str, Any]], reward: str) -> list[dict[str, float]]:
@@ -286,7 +295,15 @@ def main(argv: list[str] | None = None) -> None:
         return
     comparison = Comparison.load(options.file)
     failed = execute_all(comparison, options.jobs, options.threads) if options.jobs else []
-    write_report(comparison.output_dir / "report", collect(comparison), comparison.metrics, comparison.baseline)
+    if results := collect(comparison):
+        command = f"python benchmarks/compare.py {options.file}"
+        write_report(
+            comparison.report_dir or comparison.output_dir / "report",
+            results,
+            metrics=comparison.metrics,
+            baseline=comparison.baseline,
+            command=command,
+        )
     if failed:
         sys.exit(f"{len(failed)} runs failed")
 

@@ -1,17 +1,20 @@
-"""The report of a comparison: `report.md`, `report.json` and four pictures."""
+"""The report of a comparison: `report.md`, `report.json` and pictures."""
 
 import json
 import statistics
 from collections.abc import Callable
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from canon_trl.evaluation import fit_entropy_law
 from canon_trl.evaluation.comparisons import paired_difference
+from canon_trl.tasks import TASKS
 
 Result = dict[str, Any]
 
@@ -92,7 +95,7 @@ def table(summary: dict[str, Any], metrics: list[str], baseline: str) -> str:
     for task, found in summary.items():
         counts = [len(row["seeds"]) for row in found["methods"].values()]
         seeds = f"{min(counts)} to {max(counts)}" if min(counts) < max(counts) else f"{counts[0]}"
-        lines += [f"### {task}, {seeds} seeds", ""]
+        lines += [f"## {task}, {seeds} seeds", ""]
         lines += [f"| | {' | '.join(f'{name} | minus {baseline}' for name in metrics)} |"]
         lines += ["|---" * (1 + 2 * len(metrics)) + "|"]
         for method, row in found["methods"].items():
@@ -121,20 +124,24 @@ def written(difference: dict[str, Any] | None, form: str) -> str:
     return f"[{text}]" if difference["is_noise"] else f"**{text}**"
 
 
-def write_report(folder: Path, results: list[Result], metrics: list[str], baseline: str) -> None:
+def write_report(folder: Path, results: list[Result], *, metrics: list[str], baseline: str, command: str) -> None:
     """Everything into a folder."""
     folder.mkdir(parents=True, exist_ok=True)
     summary = summarise(results, metrics, baseline)
-    (folder / "report.json").write_text(json.dumps(summary, indent=1))
-    (folder / "report.md").write_text(table(summary, metrics, baseline))
-    tasks = list(summary)
-    for name, draw in PICTURES.items():
-        figure = Figure(figsize=(5.5 * len(tasks), 4), layout="constrained")
-        for axes, task in zip(figure.subplots(1, len(tasks), squeeze=False).flat, tasks, strict=True):
+    (folder / "report.json").write_text(json.dumps(summary, indent=1) + "\n")
+    versions = ", ".join(f"{package} {version(package)}" for package in ("canon-trl", "trl", "transformers", "torch"))
+    text = [f"# Comparison of methods: {', '.join(summary)}", "", f"Made by `{command}` with {versions}.", ""]
+    text += [f"{TASKS[task].description}\n" for task in summary if task in TASKS]
+    text += [table(summary, metrics, baseline), *(f"![{what}]({name}.png)\n" for name, (_, what) in PICTURES.items())]
+    (folder / "report.md").write_text("\n".join(text))
+    for name, (draw, _) in PICTURES.items():
+        figure = Figure(figsize=(7 * len(summary), 4), layout="constrained")
+        for axes, task in zip(figure.subplots(1, len(summary), squeeze=False).flat, summary, strict=True):
+            axes.set_prop_cycle(color=colormaps["tab20"].colors)
             draw(axes, by_method(results, task))
             axes.set_title(task, fontsize=10)
             axes.grid(alpha=0.3)
-        axes.legend(fontsize=7)
+            axes.legend(fontsize=6, loc="center left", bbox_to_anchor=(1, 0.5))
         figure.savefig(folder / f"{name}.png", dpi=120)
 
 
@@ -167,22 +174,40 @@ def draw_pareto_front(axes: Axes, runs: dict[str, dict[int, Result]]) -> None:
         )
         (line,) = axes.plot(np.mean(length), np.mean(accuracy), marker="o", linestyle="", label=method)
         axes.scatter(length, accuracy, s=8, color=line.get_color(), alpha=0.4)
+    means = [
+        tuple(np.mean([METRICS[name][0](run) for run in seeds.values()]) for name in ("length (tokens)", "accuracy"))
+        for seeds in runs.values()
+    ]
+    front = [point for point in sorted(means) if not any(dominates(other, point) for other in means)]
+    axes.plot(
+        *zip(*front, strict=True),
+        color="gray",
+        linewidth=0.8,
+        zorder=0,
+        label="front: none is both shorter\nand better",
+    )
     axes.set_xlabel("mean length of a response (tokens); small dots: seeds")
     axes.set_ylabel("accuracy")
+
+
+def dominates(other: tuple[float, float], point: tuple[float, float]) -> bool:
+    """Whether another (length, accuracy) is no longer and no worse, and not the same."""
+    return other != point and other[0] <= point[0] and other[1] >= point[1]
 
 
 def draw_entropy_law(axes: Axes, runs: dict[str, dict[int, Result]]) -> None:
     for method, seeds in runs.items():
         points = [point for run in seeds.values() for point in run["curve"]]
         entropy, accuracy = ([point[name] for point in points] for name in ("entropy", "accuracy"))
-        law = fit_entropy_law(entropy, accuracy)
         dots = axes.scatter(entropy, accuracy, s=8, alpha=0.4)
+        if len(points) < 3 * len(seeds):  # a model that was not trained has moved along no curve
+            continue
+        law = fit_entropy_law(entropy, accuracy)
         grid = np.linspace(min(entropy), max(entropy), 100)
         label = f"{method}: -{law.a:.2f} exp(H) + {law.b:.2f}, rms {law.residual:.3f}"
         axes.plot(grid, law.accuracy(grid), color=dots.get_facecolor()[0][:3], label=label)
     axes.set_xlabel("token entropy H (nats), along the runs of all seeds")
     axes.set_ylabel("held-out accuracy R")
-    axes.legend(fontsize=6)
 
 
 def draw_pass_at_k(axes: Axes, runs: dict[str, dict[int, Result]]) -> None:
@@ -197,10 +222,10 @@ def draw_pass_at_k(axes: Axes, runs: dict[str, dict[int, Result]]) -> None:
     axes.set_ylabel("pass@k, mean ± sd of the seeds")
 
 
-PICTURES: dict[str, Callable[[Axes, dict[str, dict[int, Result]]], None]] = {
-    "learning_curves": draw_learning_curves,
-    "time_curves": draw_time_curves,
-    "pareto_front": draw_pareto_front,
-    "entropy_law": draw_entropy_law,
-    "pass_at_k": draw_pass_at_k,
+PICTURES: dict[str, tuple[Callable[[Axes, dict[str, dict[int, Result]]], None], str]] = {
+    "learning_curves": (draw_learning_curves, "Held-out accuracy over optimiser steps"),
+    "time_curves": (draw_time_curves, "Held-out accuracy over seconds"),
+    "pareto_front": (draw_pareto_front, "Accuracy and length of the trained models"),
+    "entropy_law": (draw_entropy_law, "Entropy and accuracy along the runs, with the fit R = -a exp(H) + b"),
+    "pass_at_k": (draw_pass_at_k, "pass@k of the trained models"),
 }
