@@ -8,7 +8,7 @@ Both trainers sample the same number of responses of the same, fixed length and 
 in turn in one process, and which of them goes first alternates from pair to pair, so that a machine that slows down
 slows both. A step is a rollout with all the updates on it, logging included. The gates act from the second update on,
 so they and their baseline take two. Reported is the median of the ratios of the pairs with its quartiles; before the
-first pair each side runs twice, uncounted.
+first pair each side runs once, uncounted.
 """
 
 import argparse
@@ -38,7 +38,6 @@ TASK = TASKS["arithmetic"]
 BASELINE = "GRPOTrainer"
 UPDATES = 2  # on a rollout, where there are gates
 FEWEST_PAIRS = 3  # also when the time is up
-WARM_UPS = 2
 
 # The fields of CANONConfig that make a method, by the method's name.
 METHODS: dict[str, dict[str, Any]] = (
@@ -164,8 +163,7 @@ def paired(
         pairs: how many at most.
         until: when `time.perf_counter()` has passed this, `FEWEST_PAIRS` are enough.
     """
-    for _ in range(WARM_UPS):
-        ours(), theirs()
+    ours(), theirs()
     measured: list[tuple[float, float]] = []
     while len(measured) < pairs and (len(measured) < FEWEST_PAIRS or time.perf_counter() < until):
         if len(measured) % 2:
