@@ -56,7 +56,8 @@ def step_times(found: Mapping[str, Any]) -> str:
     head = ["method", *(described(Workload(**timing["workload"])) for timing in found["step_time"])]
     rows = []
     for method in METHODS:
-        more = f"{memory[method]['ratio']:.3f} ({memory[method]['more_mib']:+.0f} MiB)"
+        peak = memory.get(method)
+        more = f"{peak['ratio']:.3f} ({peak['more_mib']:+.0f} MiB)" if peak else ""
         rows.append([f"`{method}`", *(cell(timing, method) for timing in found["step_time"]), more])
     return table([*head, f"peak memory, {described(Workload(**found['memory']['workload']))}"], rows)
 
@@ -167,14 +168,15 @@ def draw_parts(found: Mapping[str, Any], path: Path) -> None:
     panels = figure.subplots(len(found["parts"]), 1, squeeze=False)[:, 0]
     for axes, measured in zip(panels, found["parts"], strict=True):
         names = list(measured["methods"])
+        whole = sum(measured["methods"][names[0]]["seconds"].values())
         start = [0.0] * len(names)
         for part, colour in zip(PARTS, ("C0", "C9", "C8", "C3", "C2", "C1", "C4", "0.75"), strict=True):
-            widths = [1e3 * measured["methods"][name]["seconds"][part] for name in names]
+            widths = [100 * measured["methods"][name]["seconds"][part] / whole for name in names]
             axes.barh(names, widths, left=start, label=part, color=colour)
             start = [left + width for left, width in zip(start, widths, strict=True)]
         axes.invert_yaxis()
         axes.set_title(described(Workload(**measured["workload"])), fontsize=11)
-        axes.set_xlabel("milliseconds a step (a rollout and its updates)")
+        axes.set_xlabel(f"time of a step (a rollout and its updates), % of that of {names[0]}")
         axes.grid(axis="x", alpha=0.3)
     handles, labels = panels[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=4, fontsize=10)

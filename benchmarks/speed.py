@@ -51,6 +51,7 @@ class Preset:
 
     timings: tuple[Timing, ...]
     memory: Workload
+    memory_methods: tuple[str, ...] = tuple(METHODS)
     memory_repeats: int
     memory_at_once: int  # processes
     parts: tuple[Workload, ...]
@@ -65,13 +66,13 @@ def embedded(group: int, **options: Any) -> Workload:
 
 
 MIDDLE = Workload(model="13M", responses=8, group=4, tokens=16)
-LARGE = Workload(model="200M", responses=32, group=16, tokens=48, bf16=True)
+LARGE = Workload(model="200M", responses=32, group=16, tokens=32, bf16=True)
 PRESETS = {
     "cpu": Preset(
         timings=(
             *(Timing(workload=embedded(group), pairs=15, minutes=1.7) for group in (4, 16, 64)),
             Timing(workload=MIDDLE, pairs=9, minutes=2.7),
-            Timing(workload=replace(MIDDLE, responses=16, group=16), methods=DISTINCT, pairs=9, minutes=1.5),
+            Timing(workload=replace(MIDDLE, responses=16, group=16, tokens=8), methods=DISTINCT, pairs=9, minutes=1.7),
         ),
         memory=MIDDLE,
         memory_repeats=2,
@@ -88,6 +89,7 @@ PRESETS = {
             Timing(workload=replace(LARGE, responses=64, group=64), methods=DISTINCT, pairs=9, minutes=1.5),
         ),
         memory=LARGE,
+        memory_methods=DISTINCT,
         memory_repeats=1,
         memory_at_once=1,
         parts=(LARGE,),
@@ -115,9 +117,14 @@ def on_disk(workload: Workload) -> Workload:
     return replace(workload, model=model_folder(workload.model))
 
 
-def run(name: str, device: str) -> dict[str, Any]:
+def run(name: str, device: str, path: Path) -> None:
+    """Measure all of a preset; what is known is written to the path after each part."""
     preset, started = PRESETS[name], time.perf_counter()
     found: dict[str, Any] = {"settings": settings(name, device), "step_time": [], "parts": []}
+
+    def save() -> None:
+        found["settings"]["minutes"] = (time.perf_counter() - started) / 60
+        path.write_text(json.dumps(rounded(found), indent=1) + "\n")
 
     def place(workload: Workload) -> Workload:
         return replace(workload, cpu=device == "cpu", bf16=workload.bf16 and device != "cpu")
@@ -127,22 +134,26 @@ def run(name: str, device: str) -> dict[str, Any]:
         print(f"step time: {described(workload)}", flush=True)
         results = step_time.measure(timing.methods, on_disk(workload), pairs=timing.pairs, until=until)
         found["step_time"].append({"workload": asdict(workload), "methods": results})
+        save()
     for workload in map(place, preset.parts):
         print(f"parts of a step: {described(workload)}", flush=True)
         results = step_parts.measure(IN_PARTS, on_disk(workload), steps=preset.part_steps)
         found["parts"].append({"workload": asdict(workload), "methods": results})
+        save()
     memory = place(preset.memory)
     print(f"peak memory: {described(memory)}", flush=True)
     processes = {"repeats": preset.memory_repeats, "at_once": preset.memory_at_once}
-    results = peak_memory.measure(list(METHODS), on_disk(memory), **processes)
+    results = peak_memory.measure(preset.memory_methods, on_disk(memory), **processes)
     found["memory"] = {"workload": asdict(memory), "methods": results}
+    save()
     until = time.perf_counter() + 60 * preset.sampler_minutes
     found["sampler"] = sampler.measure(prompts=64, samples=8, pairs=preset.sampler_pairs, until=until, device=device)
+    save()
     if preset.ranks:
         print("gathers", flush=True)
         found["gathers"] = gathers.measure(preset.ranks)
-    found["settings"]["minutes"] = (time.perf_counter() - started) / 60
-    return found
+        save()
+    print(f"{found['settings']['minutes']:.1f} minutes; the numbers are in {path}")
 
 
 def settings(preset: str, device: str) -> dict[str, Any]:
@@ -171,11 +182,8 @@ def main() -> None:
     if device == "cuda" and not torch.cuda.is_available():
         parser.error(f"preset {options.preset!r} needs a GPU, and PyTorch finds none; --device cpu runs it without")
     torch.set_num_threads(options.threads)
-    found = run(options.preset, device)
     RESULTS.mkdir(exist_ok=True)
-    path = RESULTS / f"speed_{options.preset}.json"
-    path.write_text(json.dumps(rounded(found), indent=1) + "\n")
-    print(f"{found['settings']['minutes']:.1f} minutes; the numbers are in {path.relative_to(Path.cwd())}")
+    run(options.preset, device, RESULTS / f"speed_{options.preset}.json")
 
 
 def rounded(value: Any) -> Any:

@@ -121,9 +121,11 @@ def watched_recorder(clock: PartClock) -> Iterator[None]:
 def measure(methods: Sequence[str], workload: Workload, *, steps: int) -> dict[str, dict[str, Any]]:
     """Seconds by part of every method and of the baselines with as many updates, a step of each in turn."""
     updates = {method: METHODS[method].get("num_iterations", 1) for method in methods}
-    baselines = {f"{BASELINE}, {count} update{'s' * (count > 1)}": count for count in sorted({*updates.values()})}
-    sides = {name: watched(BASELINE, workload, count) for name, count in baselines.items()}
-    sides |= {method: watched(method, workload, count) for method, count in updates.items()}
+    wanted: dict[str, tuple[str, int]] = {}  # every baseline before the methods with as many updates
+    for count in sorted({*updates.values()}):
+        wanted[f"{BASELINE}, {count} update{'s' * (count > 1)}"] = BASELINE, count
+        wanted |= {method: (method, count) for method in methods if updates[method] == count}
+    sides = {name: watched(method, workload, count) for name, (method, count) in wanted.items()}
     taken: dict[str, list[dict[str, float]]] = {name: [] for name in sides}
     for _ in range(steps + 1):
         for name, (trainer, clock) in sides.items():
@@ -134,7 +136,7 @@ def measure(methods: Sequence[str], workload: Workload, *, steps: int) -> dict[s
     results = {}
     for name, given in taken.items():
         middle = {part: statistics.median(step[part] for step in given[1:]) for part in PARTS}  # the first warms up
-        results[name] = {"seconds": middle, "updates": (baselines | updates)[name], "steps": given[1:]}
+        results[name] = {"seconds": middle, "updates": wanted[name][1], "steps": given[1:]}
         whole = sum(middle.values())
         shares = ", ".join(f"{part} {seconds / whole:.1%}" for part, seconds in middle.items())
         print(f"{name:28} {1e3 * whole:7.0f} ms: {shares}", flush=True)
