@@ -3,8 +3,8 @@
     python benchmarks/peak_memory.py
 
 On a CPU it is the largest resident set of the process, with the interpreter and its libraries: it is a high-water mark
-that never falls again, hence the processes. On a GPU it is what PyTorch has allocated there. `main` of `speed.py` runs
-it for other models and sizes.
+that never falls again, hence the processes. On a GPU it is what PyTorch has allocated there. `speed.py` measures it of
+other models and sizes.
 """
 
 import multiprocessing
