@@ -23,13 +23,14 @@ lint: $(VENV)/.installed-test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
-# The numbers of the README.
+# The numbers of the README and of docs/speed.md: half an hour on two CPU cores, of which speed.py takes a half.
 benchmark: $(VENV)/.installed-test
 	$(BIN)/python benchmarks/advantages.py
-	$(BIN)/python benchmarks/step_time.py --metrics entropy 'entropy by a pass' length
+	$(BIN)/python benchmarks/speed.py
+	$(BIN)/python benchmarks/report.py
 	PYTHONPATH=tests $(BIN)/python -c 'from smollm2 import save_smollm2; save_smollm2("outputs/smollm2")'
-	$(BIN)/python benchmarks/step_time.py --metrics entropy 'entropy by a pass' --model outputs/smollm2 \
-		--responses 8 --group 4 --tokens 32 --pairs 9
+	$(BIN)/python benchmarks/step_time.py --methods 'canon entropy' 'canon entropy, forward' \
+		--model outputs/smollm2 --responses 8 --group 4 --tokens 32 --pairs 9
 	$(BIN)/python benchmarks/astar_po.py
 
 benchmark-vllm:

@@ -22,7 +22,7 @@ from typing import Any
 
 import torch
 from datasets import Dataset
-from step_time import step_seconds
+from step_time import every_other_reward, step_seconds
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, Trainer
 from trl import GRPOConfig, GRPOTrainer
 from trl.experimental.a2po import A2POConfig, A2POTrainer
@@ -35,10 +35,6 @@ from canon_trl.tasks import TASKS
 
 TASK = TASKS["arithmetic"]
 SAMPLES = 8
-
-
-def varied_reward(completions: list[str], **kwargs: Any) -> list[float]:
-    return [float(len(text) % 2) for text in completions]
 
 
 def shared(options: argparse.Namespace) -> dict[str, Any]:
@@ -59,13 +55,13 @@ def shared(options: argparse.Namespace) -> dict[str, Any]:
 def ours(options: argparse.Namespace, data: Dataset) -> AStarPOTrainer:
     rewards = [[1.0, float(row % 2)] for row in range(len(data))]
     config = AStarPOConfig(tempfile.mkdtemp(), generation_kwargs=fixed(options), **shared(options))
-    return AStarPOTrainer(options.model, varied_reward, config, data.add_column("rewards", rewards))
+    return AStarPOTrainer(options.model, every_other_reward, config, data.add_column("rewards", rewards))
 
 
 def a2po(options: argparse.Namespace, data: Dataset) -> A2POTrainer:
     settings = {"num_value_samples": SAMPLES, "top_k": 0, "filter_all_incorrect": False}
     args = A2POConfig(tempfile.mkdtemp(), **settings, **shared(options))
-    trainer = A2POTrainer(options.model, varied_reward, args, data)
+    trainer = A2POTrainer(options.model, every_other_reward, args, data)
     trainer.generation_config.min_new_tokens = options.tokens
     return trainer
 
@@ -73,7 +69,7 @@ def a2po(options: argparse.Namespace, data: Dataset) -> A2POTrainer:
 def grpo(options: argparse.Namespace, data: Dataset) -> GRPOTrainer:
     settings = shared(options) | {"per_device_train_batch_size": options.responses, "num_generations": SAMPLES}
     config = GRPOConfig(tempfile.mkdtemp(), generation_kwargs=fixed(options), **settings)
-    return GRPOTrainer(options.model, varied_reward, config, data)
+    return GRPOTrainer(options.model, every_other_reward, config, data)
 
 
 def fixed(options: argparse.Namespace) -> dict[str, Any]:
@@ -85,7 +81,7 @@ def stage_1(options: argparse.Namespace, data: Dataset) -> Callable[[], Any]:
     model = AutoModelForCausalLM.from_pretrained(options.model)
     tokenizer = AutoTokenizer.from_pretrained(options.model)
     sample = TransformersSampler(model, tokenizer, num_samples=SAMPLES, max_new_tokens=options.tokens)
-    score = Scorer([varied_reward], tokenizer)
+    score = Scorer([every_other_reward], tokenizer)
 
     def run() -> None:
         rewards = []

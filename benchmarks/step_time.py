@@ -1,69 +1,148 @@
-"""What a CANON step costs beside the same step of GRPOTrainer, and where its entropy comes from.
+"""What a step of every method costs beside the same step of GRPOTrainer.
 
-    python benchmarks/step_time.py                                   # the embedded model
+    python benchmarks/step_time.py                                   # every method, on the embedded model
+    python benchmarks/step_time.py --methods 'canon entropy' grpo    # some of them
     python benchmarks/step_time.py --model DIR --vllm                # any causal language model, sampled by vLLM
 
-Both trainers sample the same number of responses of the same, fixed length and take the same optimiser step; they run
-step by step in turn, A B A B, in one process, so that a machine that slows down slows both. Reported is the median of
-the ratios of the pairs with its quartiles; the first pair is a warm-up that is not counted.
+Both trainers sample the same number of responses of the same, fixed length and take the same optimiser steps; they run
+in turn in one process, and which of them goes first alternates from pair to pair, so that a machine that slows down
+slows both. A step is a rollout with all the updates on it, logging included. The gates act from the second update on,
+so they and their baseline take two. Reported is the median of the ratios of the pairs with its quartiles; before the
+first pair each side runs once, uncounted.
 """
 
 import argparse
+import gc
 import json
+import math
 import statistics
 import tempfile
 import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields
+from functools import partial
 from typing import Any
 
 import torch
 from datasets import Dataset
-from transformers import TrainerCallback
+from transformers import PrinterCallback, TrainerCallback
 from trl import GRPOConfig, GRPOTrainer
 
 from canon_trl import CANONConfig, CANONTrainer
+from canon_trl.advantages import ESTIMATORS
+from canon_trl.metrics import METRICS, RANDOM
+from canon_trl.policy_losses import POLICY_LOSSES
 from canon_trl.tasks import TASKS
 
 TASK = TASKS["arithmetic"]
+BASELINE = "GRPOTrainer"
+UPDATES = 2  # on a rollout, where there are gates
+FEWEST_PAIRS = 3  # also when the time is up
+
+# The fields of CANONConfig that make a method, by the method's name.
+METHODS: dict[str, dict[str, Any]] = (
+    {f"canon {metric}": {"canon_metric": metric} for metric in [*METRICS, RANDOM]}
+    | {"canon entropy, forward": {"entropy_source": "forward"}}
+    | {name: {"advantage_estimator": name} for name in ESTIMATORS if name != "canon"}
+    | {
+        f"{name} {scope}": {
+            "advantage_estimator": "dr_grpo",
+            "policy_loss": name,
+            "policy_loss_kwargs": {"scope": scope},
+            "num_iterations": UPDATES,
+        }
+        for name in POLICY_LOSSES
+        for scope in ("micro_batch", "batch")
+    }
+    | {"dynamic_sampling": {"advantage_estimator": "dr_grpo", "dynamic_sampling": True, "num_iterations": UPDATES}}
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Workload:
+    """What a step is made of.
+
+    Attributes:
+        model: folder of a causal language model with its tokenizer.
+        responses: of a rollout, all in one micro-batch.
+        group: responses to a prompt.
+        tokens: of every response.
+        cpu, bf16, vllm: where and how.
+    """
+
+    model: str = str(TASK.model_path)
+    responses: int = 64
+    group: int = 16
+    tokens: int = 40
+    cpu: bool = False
+    bf16: bool = False
+    vllm: bool = False
 
 
 class StepTime(TrainerCallback):
+    """Seconds of all steps, each from its begin until it is logged."""
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+
     def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self.start = time.perf_counter()
+        self.start = finished()
 
-    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self.seconds = time.perf_counter() - self.start
-
-
-def varied_reward(completions: list[str], **kwargs: Any) -> list[float]:
-    return [float(len(text) % 2) for text in completions]
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float], **kwargs: Any) -> None:
+        if "loss" in logs:
+            self.seconds += finished() - self.start
 
 
-def make(kind: str, options: argparse.Namespace, data: Dataset) -> GRPOTrainer:
+def finished() -> float:
+    """The time at which everything that was begun is done."""
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return time.perf_counter()
+
+
+def every_other_reward(completions: list[Any], **kwargs: Any) -> list[float]:
+    """1 for every second response: spread in every group, and all estimators are defined for it."""
+    return [float(place % 2) for place, _ in enumerate(completions)]
+
+
+def prompts() -> Dataset:
+    return TASK.dataset("train", 512)
+
+
+def make(
+    method: str, workload: Workload, *, updates: int = 1, reward: Callable[..., list[float]] = every_other_reward
+) -> GRPOTrainer:
+    """A trainer whose `train` takes one rollout; `updates` are those of the baseline."""
+    options = {} if method == BASELINE else METHODS[method]
+    updates = updates if method == BASELINE else options.get("num_iterations", 1)
     shared = {
-        "per_device_train_batch_size": options.responses,
-        "num_generations": options.group,
-        "max_completion_length": options.tokens,
+        "per_device_train_batch_size": workload.responses,
+        "num_generations": workload.group,
+        "max_completion_length": workload.tokens,
         "loss_type": "dr_grpo",
         "learning_rate": 0.0,
-        "bf16": options.bf16,
-        "use_cpu": options.cpu,
+        "bf16": workload.bf16,
+        "use_cpu": workload.cpu,
         "gradient_checkpointing": False,
-        "max_steps": 1,
+        "num_iterations": updates,
+        "max_steps": updates,
         "logging_steps": 1,
         "save_strategy": "no",
         "report_to": [],
         "disable_tqdm": True,
     }
-    if options.vllm:
-        shared |= {"use_vllm": True, "vllm_mode": "colocate", "vllm_max_model_length": options.tokens + 64}
+    if workload.vllm:
+        shared |= {"use_vllm": True, "vllm_mode": "colocate", "vllm_max_model_length": workload.tokens + 64}
         shared |= {"vllm_gpu_memory_utilization": 0.3, "generation_kwargs": {"ignore_eos": True}}
     else:
-        shared |= {"generation_kwargs": {"min_new_tokens": options.tokens}}
+        shared |= {"generation_kwargs": {"min_new_tokens": workload.tokens}}
     folder = tempfile.mkdtemp()
-    if kind == "GRPOTrainer":
-        return GRPOTrainer(options.model, varied_reward, GRPOConfig(folder, scale_rewards="none", **shared), data)
-    canon = {"entropy": {}, "entropy by a pass": {"entropy_source": "forward"}, "length": {"canon_metric": "length"}}
-    return CANONTrainer(options.model, varied_reward, CANONConfig(folder, **shared, **canon[kind]), data)
+    if method == BASELINE:
+        trainer = GRPOTrainer(workload.model, reward, GRPOConfig(folder, scale_rewards="none", **shared), prompts())
+    else:
+        trainer = CANONTrainer(workload.model, reward, CANONConfig(folder, **(shared | options)), prompts())
+    trainer.remove_callback(PrinterCallback)
+    return trainer
 
 
 def step_seconds(trainer: GRPOTrainer) -> float:
@@ -74,14 +153,68 @@ def step_seconds(trainer: GRPOTrainer) -> float:
     return timer.seconds
 
 
+def paired(
+    ours: Callable[[], float], theirs: Callable[[], float], pairs: int, until: float = math.inf
+) -> list[tuple[float, float]]:
+    """Seconds of both sides in turn, of which one goes first in even pairs and the other in odd ones.
+
+    Args:
+        ours, theirs: run once and return the seconds.
+        pairs: how many at most.
+        until: when `time.perf_counter()` has passed this, `FEWEST_PAIRS` are enough.
+    """
+    ours(), theirs()
+    measured: list[tuple[float, float]] = []
+    while len(measured) < pairs and (len(measured) < FEWEST_PAIRS or time.perf_counter() < until):
+        if len(measured) % 2:
+            second = theirs()
+            measured.append((ours(), second))
+        else:
+            measured.append((ours(), theirs()))
+    return measured
+
+
+def ratio(pairs: Sequence[tuple[float, float]]) -> dict[str, Any]:
+    """The median ratio of the first to the second of at least two pairs, with its quartiles."""
+    lower, median, upper = statistics.quantiles([a / b for a, b in pairs], n=4, method="inclusive")
+    return {"median": median, "quartiles": [lower, upper], "pairs": len(pairs)}
+
+
+def in_words(found: dict[str, Any]) -> str:
+    lower, upper = found["quartiles"]
+    return f"{found['median']:.3f} ({lower:.3f} to {upper:.3f}, {found['pairs']} pairs)"
+
+
+def measure(
+    methods: Sequence[str], workload: Workload, *, pairs: int, until: float = math.inf
+) -> dict[str, dict[str, Any]]:
+    """The ratio of every method, which share what is left of the time until `until` fairly."""
+    baselines: dict[int, GRPOTrainer] = {}
+    results = {}
+    for place, method in enumerate(methods):
+        now = time.perf_counter()
+        updates = METHODS[method].get("num_iterations", 1)
+        if updates not in baselines:
+            baselines[updates] = make(BASELINE, workload, updates=updates)
+        ours, theirs = make(method, workload), baselines[updates]
+        share = now + (until - now) / (len(methods) - place)
+        seconds = paired(partial(step_seconds, ours), partial(step_seconds, theirs), pairs, share)
+        results[method] = ratio(seconds) | {"updates": updates, "seconds": seconds}
+        print(f"{method:22} / {BASELINE}: {in_words(results[method])}", flush=True)
+        del ours
+        gc.collect()  # a trainer is a cycle, and its weights and moments would stay
+    return results
+
+
 def main(argv: list[str] | None = None) -> None:
+    default = Workload()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", default=str(TASK.model_path))
-    parser.add_argument("--responses", type=int, default=64)
-    parser.add_argument("--group", type=int, default=16)
-    parser.add_argument("--tokens", type=int, default=40)
+    parser.add_argument("--model", default=default.model)
+    parser.add_argument("--responses", type=int, default=default.responses)
+    parser.add_argument("--group", type=int, default=default.group)
+    parser.add_argument("--tokens", type=int, default=default.tokens)
     parser.add_argument("--pairs", type=int, default=31)
-    parser.add_argument("--metrics", nargs="+", default=["entropy", "length"])
+    parser.add_argument("--methods", nargs="+", choices=list(METHODS), default=list(METHODS))
     parser.add_argument("--cpu", action="store_true")
     parser.add_argument("--threads", type=int, default=1, help="more than one is noisy on a CPU that is shared")
     parser.add_argument("--bf16", action="store_true")
@@ -90,16 +223,8 @@ def main(argv: list[str] | None = None) -> None:
     options = parser.parse_args(argv)
 
     torch.set_num_threads(options.threads)
-    data = TASK.dataset("train", 512)
-    baseline = make("GRPOTrainer", options, data)
-    results = {}
-    for kind in options.metrics:
-        ours = make(kind, options, data)
-        pairs = [(step_seconds(ours), step_seconds(baseline)) for _ in range(options.pairs + 1)][1:]
-        lower, median, upper = statistics.quantiles([a / b for a, b in pairs], n=4)
-        results[kind] = {"median": median, "quartiles": [lower, upper], "seconds": pairs}
-        spread = f"quartiles {lower:.3f} to {upper:.3f}, {len(pairs)} pairs"
-        print(f"CANON by {kind:18} / GRPOTrainer: {median:.3f} ({spread})", flush=True)
+    workload = Workload(**{name: getattr(options, name) for name in [field.name for field in fields(Workload)]})
+    results = measure(options.methods, workload, pairs=options.pairs)
     if options.json:
         with open(options.json, "w") as file:
             json.dump(vars(options) | {"results": results}, file, indent=1)

@@ -5,7 +5,7 @@ from smollm2 import save_smollm2
 from step_time import main
 
 if __name__ == "__main__":
-    shared = ["--vllm", "--cpu", "--pairs", "41", "--metrics", "entropy"]
+    shared = ["--vllm", "--cpu", "--pairs", "41", "--methods", "canon entropy"]
     with vllm_on_cpu():
         print("embedded model", flush=True)
         main([*shared, "--responses", "32", "--tokens", "32"])

@@ -1,0 +1,216 @@
+"""What canon_trl gathers over the ranks beside TRL: bytes and seconds, measured on processes of this machine.
+
+    python benchmarks/gathers.py --json gathers.json
+
+Two measurements for each number of processes, which talk over gloo. A sweep of single all-gathers of many sizes; the
+network's latency and bandwidth are fitted to those of two processes and every other size, and checked on the rest. And
+training steps of several methods, in which every collective is noted with whose call it was. All processes wait for
+each other before a collective is timed, so that its time is its own and not that of the slowest rank's generation.
+"""
+
+import argparse
+import json
+import os
+import pickle
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections import defaultdict
+from collections.abc import Callable
+from functools import wraps
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+import torch
+from accelerate import PartialState
+from accelerate.utils import gather
+from gather_model import Gather, Network, fit, gate_bytes, relative_error, rollout_bytes
+from step_time import Workload, every_other_reward, make
+
+SIZES = tuple(4**power for power in range(3, 12))  # bytes that a rank sends, 64 to 4 Mi
+REPEATS = 30
+RANKS, GROUPS, TOKENS = (1, 2, 4), (4, 16, 64), 16
+METHODS = ("canon entropy", "kl_cov micro_batch", "kl_cov batch", "dynamic_sampling")
+METRICS = {"canon entropy": 1}
+OURS, TRL, OTHER = "canon_trl", "trl", "other"
+COLLECTIVES = ("all_gather", "all_gather_into_tensor", "all_gather_object")
+ROOT = Path(__file__).parents[1]
+
+
+def half_of_the_prompts_teach(prompts: list[str], completions: list[str], **kwargs: Any) -> list[float]:
+    """No spread for prompts that begin with an even digit, so that dynamic sampling has groups to replace."""
+    rewards = every_other_reward(completions)
+    return [reward if int(prompt[0]) % 2 else 0.0 for prompt, reward in zip(prompts, rewards, strict=True)]
+
+
+class Ledger:
+    """While active, notes every collective that gathers: whose call it was, the bytes that this rank sent, seconds."""
+
+    def __init__(self) -> None:
+        self.entries: list[tuple[str, int, float]] = []
+
+    def __enter__(self) -> "Ledger":
+        noted = {name: self._noted(getattr(torch.distributed, name)) for name in COLLECTIVES}
+        self._patch = patch.multiple(torch.distributed, **noted)
+        self._patch.start()
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        self._patch.stop()
+
+    def _noted(self, collective: Callable) -> Callable:
+        @wraps(collective)
+        def call(received: Any, sent: Any, *args: Any, **kwargs: Any) -> Any:
+            size = sent.nbytes if isinstance(sent, torch.Tensor) else len(pickle.dumps(sent))
+            torch.distributed.barrier()
+            start = time.perf_counter()
+            result = collective(received, sent, *args, **kwargs)
+            self.entries.append((caller(), size, time.perf_counter() - start))
+            return result
+
+        return call
+
+
+def caller() -> str:
+    """Which package asked: the nearest of ours and TRL's on the stack."""
+    frame = sys._getframe()
+    while frame is not None:
+        package = frame.f_globals.get("__name__", "").partition(".")[0]
+        if package in (OURS, TRL):
+            return package
+        frame = frame.f_back
+    return OTHER
+
+
+def sweep(state: PartialState) -> dict[int, float]:
+    """Median seconds of an all-gather by the bytes that every rank sends."""
+    seconds = {}
+    for size in SIZES:
+        tensor = torch.zeros(size // 4)
+        taken = []
+        for _ in range(REPEATS):
+            state.wait_for_everyone()
+            start = time.perf_counter()
+            gather(tensor)
+            taken.append(time.perf_counter() - start)
+        seconds[size] = statistics.median(taken)
+    return seconds
+
+
+def steps(method: str, group: int, count: int = 5) -> dict[str, Any]:
+    """What each package gathers in a step, with a group of responses on every rank: medians over the steps."""
+    workload = Workload(responses=group, group=group, tokens=TOKENS, cpu=True)
+    trainer = make(method, workload, reward=half_of_the_prompts_teach)
+    taken: dict[str, list[tuple[int, int, float]]] = defaultdict(list)
+    for _ in range(count + 1):
+        with Ledger() as ledger:
+            trainer.train()
+        for package in (OURS, TRL, OTHER):
+            mine = [(size, seconds) for owner, size, seconds in ledger.entries if owner == package]
+            sizes, seconds = [size for size, _ in mine], sum(seconds for _, seconds in mine)
+            taken[package].append((len(mine), sum(sizes), seconds))
+    names = ("gathers", "bytes", "seconds")
+    medians = {
+        package: dict(zip(names, map(statistics.median, zip(*given[1:], strict=True)), strict=True))
+        for package, given in taken.items()
+    }
+    return {"method": method, "group": group, "updates": trainer.num_iterations} | medians
+
+
+def work(path: Path) -> None:
+    """What every process does; the first one writes down what it saw."""
+    torch.set_num_threads(1)
+    state = PartialState(cpu=True)
+    found = {"ranks": state.num_processes, "sweep": sweep(state) if state.num_processes > 1 else {}}
+    found["steps"] = [steps(method, group) for method in METHODS for group in GROUPS]
+    if state.is_main_process:
+        path.write_text(json.dumps(found))
+    if state.num_processes > 1:
+        from toy import leave  # of the tests: gloo threads may abort the interpreter's teardown
+
+        leave()
+
+
+def measure(ranks: tuple[int, ...] = RANKS) -> dict[str, Any]:
+    """All measurements, the fit and its check."""
+    measured = []
+    for count in ranks:
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "found.json"
+            command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(count)]
+            environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}"}
+            done = subprocess.run(
+                [*command, __file__, "--work", str(path)], env=environment, capture_output=True, text=True
+            )
+            if not path.exists():
+                raise RuntimeError(f"{count} processes ended with {done.returncode}: {done.stderr[-3000:]}")
+            measured.append(json.loads(path.read_text()))
+    return {"tokens": TOKENS, "measured": measured} | checked(measured)
+
+
+def checked(measured: list[dict[str, Any]]) -> dict[str, Any]:
+    """The network that fits two ranks and every other size, and by how much it misses what it has not seen."""
+    points = [
+        Gather(found["ranks"], int(size), seconds) for found in measured for size, seconds in found["sweep"].items()
+    ]
+    of_two = [point for point in points if point.ranks == 2]
+    network = fit(of_two[::2])
+    unseen = {"2 ranks, other sizes": of_two[1::2]}
+    unseen |= {
+        f"{ranks} ranks, every size": [point for point in points if point.ranks == ranks]
+        for ranks in sorted({point.ranks for point in points} - {2})
+    }
+    in_steps = [
+        Gather(
+            found["ranks"],
+            round(step[OURS]["bytes"] / step[OURS]["gathers"]),
+            step[OURS]["seconds"] / step[OURS]["gathers"],
+        )
+        for found in measured
+        for step in found["steps"]
+        if found["ranks"] > 1  # one alone sends nothing
+    ]
+    for ranks in sorted({point.ranks for point in in_steps}):
+        unseen[f"{ranks} ranks, within training steps"] = [point for point in in_steps if point.ranks == ranks]
+    return {
+        "network": {"latency_s": network.latency, "bandwidth_bytes_per_s": network.bandwidth},
+        "fit_error": relative_error(network, of_two[::2]),
+        "errors": {name: relative_error(network, given) for name, given in unseen.items()},
+        "points": [[*point, network.seconds(point.ranks, point.sent)] for point in points],
+    }
+
+
+def expected_bytes(method: str, group: int, updates: int, tokens: int) -> int | None:
+    """What the formulas say a rank sends in a step with that many updates; `None` where it depends on the rewards."""
+    if method == "dynamic_sampling":
+        return None
+    choices = updates if method.startswith(("kl_cov", "clip_cov")) else 0
+    return rollout_bytes(group, METRICS.get(method, 0)) + choices * gate_bytes(group, tokens)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--ranks", type=int, nargs="+", default=RANKS)
+    parser.add_argument("--json", help="write the numbers to this file")
+    parser.add_argument("--work", type=Path, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.work:
+        work(options.work)
+        return
+    found = measure(tuple(options.ranks))
+    network = Network(*found["network"].values())
+    print(
+        f"latency {1e6 * network.latency:.0f} us, bandwidth {network.bandwidth / 1e9:.2f} GB/s; median relative error"
+    )
+    print(
+        f"  of the fit {found['fit_error']:.0%}, of " + ", ".join(f"{k} {v:.0%}" for k, v in found["errors"].items())
+    )
+    if options.json:
+        Path(options.json).write_text(json.dumps(found, indent=1))
+
+
+if __name__ == "__main__":
+    main()
