@@ -16,7 +16,7 @@ import torch
 from step_time import TASK, finished, in_words, paired, ratio
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, PreTrainedModel
 
-from canon_trl.sampling.value_estimation import TransformersSampler
+from canon_trl.sampling.samplers import TransformersSampler
 
 TOKENS = 40
 LENGTHS = {"natural lengths": False, "equal lengths": True}
