@@ -53,8 +53,9 @@ def test_records_are_what_the_model_wrote(whole):
         assert row.correct.tolist() == (row.rewards == 1).tolist()
         assert row.answers.tolist() == [TASK.answer_of(text) for text in row.responses]
         for text, length, truncated in zip(row.responses, row.lengths, row.truncated, strict=True):
-            assert length == len(tokenizer(text)["input_ids"]) + (not truncated)  # the end is a token, too
-            assert not truncated or length == 30
+            # The end is a token, too, and special tokens leave no text.
+            assert length >= len(tokenizer(text)["input_ids"]) + (not truncated)
+            assert length == 30 if truncated else length <= 30
         assert (row.entropies > 0).all() and (row.entropies < math.log(21)).all()
 
 
@@ -84,7 +85,8 @@ def test_the_summary_is_that_of_the_records(whole):
     assert numbers["entropy"] == pytest.approx((entropies * lengths).sum() / lengths.sum(), abs=1e-12)
     assert numbers["tokens_per_right_answer"] == lengths.sum() / correct.sum()
     assert numbers["settings"]["model"] == str(TASK.model_path)
-    assert 0.3 < numbers["avg"] < 0.6  # the base model's accuracy
+    assert 0.15 < numbers["avg"] < 0.5  # the base model's accuracy, less the solutions of over 30 tokens
+    assert 0.1 < numbers["truncated"] < 0.4  # which are those
 
 
 def test_the_table_for_readers(whole):
@@ -326,7 +328,7 @@ def data_flags(path, *flags):
     ("flags", "error", "message"),
     [
         (["--num_samples", "4", "--pass_at_k", "5"], ValueError, r"pass_at_k has \[5\]; each must lie between 1 and"),
-        (["--majority_at_k", "0"], ValueError, r"majority_at_k has \[0\]; each must lie between 1 and num_samples=8"),
+        (["--majority_at_k", "0"], ValueError, r"majority_at_k has \[0\]; each must lie between 1 and num_samples=16"),
         (["--confidence", "95"], ValueError, r"confidence=95.0 must lie in \(0, 1\)"),
         (["--task", "poetry"], ValueError, "task='poetry' must be one of"),
         (["--answer_extractor", "magic"], ValueError, r"answer_extractor='magic' must be one of \['math_verify'\]"),
