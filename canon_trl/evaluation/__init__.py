@@ -1,5 +1,6 @@
 """How good a model is, and what came out of a run: numbers as files, curves as a picture, what they predict."""
 
+from canon_trl.evaluation.callback import EvaluationCallback
 from canon_trl.evaluation.entropy_law import EntropyLaw, fit_entropy_law, save_entropy_law
 from canon_trl.evaluation.estimates import Estimate, avg_at_k, bootstrap_mean, majority_at_k, pass_at_k
 from canon_trl.evaluation.training_curves import save_history
@@ -7,6 +8,7 @@ from canon_trl.evaluation.training_curves import save_history
 __all__ = [
     "EntropyLaw",
     "Estimate",
+    "EvaluationCallback",
     "avg_at_k",
     "bootstrap_mean",
     "fit_entropy_law",

@@ -54,7 +54,7 @@ if ! is_current dependencies.stamp "$dependencies"; then
 	        print(requirement)
 	PYTHON
     "${install[@]}" --requirement "$venv/requirements.txt" trl peft datasets accelerate gguf \
-        matplotlib pandas hypothesis pytest pytest-timeout
+        matplotlib pandas scipy hypothesis pytest pytest-timeout
 
     echo "$dependencies" >"$venv/dependencies.stamp"
 fi

@@ -12,8 +12,10 @@ from datasets import Dataset, load_dataset
 from observe import count_forwards, keep_outputs, keep_rollouts
 from test_canon_vllm import DATA, VLLM, make, varied
 from toy import OPTIONS, logged, parameters
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from canon_trl import AStarPOConfig, AStarPOTrainer
+from canon_trl.sampling.samplers import TransformersSampler
 
 ROOT = Path(__file__).parents[2]
 
@@ -109,3 +111,53 @@ def test_values_are_estimated_by_vllm(smollm2, tmp_path):
     assert rewards.shape == (6, 3)
     assert 0 < rewards.mean() < 1, "SmolLM2 gets some of these right"
     assert (torch.tensor(data["v_star"][:]) >= rewards.mean(dim=1) - 1e-6).all()
+
+
+def test_evaluation_by_vllm(smollm2, tmp_path):
+    rows = [
+        {"prompt": f"What is {number} + 1? Answer with a number.", "answer": str(number + 1)} for number in range(6)
+    ]
+    Dataset.from_list(rows).to_json(tmp_path / "data.jsonl")
+    (tmp_path / "rewards.py").write_text(
+        "def found(completions, solution, **kwargs):\n"
+        "    return [float(s in c[0]['content']) for c, s in zip(completions, solution)]\n"
+    )
+    flags = {
+        "output_dir": tmp_path / "evaluation",
+        "dataset_name": tmp_path / "data.jsonl",
+        "model_name_or_path": smollm2,
+        "dtype": "float32",
+        "reward_funcs": "rewards:found",
+        "num_samples": "4",
+        "chunk_prompts": "4",
+        "max_completion_length": "12",
+        "temperature": "0.7",
+        "use_vllm": "true",
+        "vllm_kwargs": json.dumps({"enforce_eager": True, "max_model_len": 128}),
+    }
+    command = [sys.executable, str(ROOT / "examples" / "evaluate.py")]
+    command += [part for name, value in flags.items() for part in (f"--{name}", str(value))]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
+    numbers = json.loads((tmp_path / "evaluation" / "summary.json").read_text())["data"]
+    assert (numbers["num_prompts"], numbers["num_samples"]) == (6, 4)
+    assert 0 < numbers["avg"] <= numbers["pass_at_k"]["4"]["mean"], "SmolLM2 gets some of these right"
+    assert 0 < numbers["truncated"] < 1
+    assert numbers["entropy_is"].startswith("mean surprisal")
+
+    # An estimate of what transformers gives exactly.
+    table = load_dataset("parquet", data_files=str(tmp_path / "evaluation" / "data" / "records.parquet"))["train"]
+    model = AutoModelForCausalLM.from_pretrained(smollm2, dtype=torch.float32)
+    sampler = TransformersSampler(
+        model,
+        AutoTokenizer.from_pretrained(smollm2),
+        num_samples=50,
+        max_new_tokens=12,
+        temperature=0.7,
+        entropies=True,
+    )
+    exact = [response for given in sampler(table["prompt"][:], 0) for response in given]
+    tokens = sum(len(response.ids) for response in exact)
+    entropy = sum(response.entropy * len(response.ids) for response in exact) / tokens
+    assert numbers["entropy"] == pytest.approx(entropy, rel=0.35), "the estimate of 24 responses"

@@ -1,0 +1,422 @@
+"""examples/evaluate.py on real models: its numbers, its files, and that a kill changes neither."""
+
+import json
+import math
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import evaluate
+import numpy as np
+import pandas
+import psutil
+import pytest
+import torch
+from datasets import Dataset
+from toy import TASK, byte_tokenizer
+from transformers import AutoTokenizer, Qwen3Config, Qwen3ForCausalLM
+from trl.rewards import accuracy_reward
+
+from canon_trl.evaluation import bootstrap_mean, majority_at_k, pass_at_k
+from canon_trl.evaluation.answers import math_answer
+from canon_trl.evaluation.responses import Judged, ResponseRecorder, summarise
+from canon_trl.sampling.samplers import Response
+from canon_trl.sampling.scoring import Scorer
+
+ROOT = Path(__file__).parents[1]
+FLAGS = ["--task", "arithmetic", "--task_eval_prompts", "24", "--num_samples", "8", "--pass_at_k", "1", "4", "8"]
+FLAGS += ["--max_completion_length", "30", "--chunk_prompts", "2", "--save_responses", "true"]
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("evaluation") / "whole"
+    evaluate.main([*FLAGS, "--output_dir", str(folder)])
+    return folder
+
+
+def summary_of(folder):
+    return json.loads((folder / "summary.json").read_text())
+
+
+def test_records_are_what_the_model_wrote(whole):
+    table = pandas.read_parquet(whole / "arithmetic" / "records.parquet")
+    assert list(table) == [
+        *("prompt", "answer", "rewards", "correct", "lengths", "truncated", "entropies", "answers", "responses")
+    ]
+    assert table["prompt"].tolist() == TASK.dataset("test", 24)["prompt"][:]
+    tokenizer = AutoTokenizer.from_pretrained(TASK.model_path)
+    for row in table.itertuples():
+        assert row.rewards.tolist() == TASK.reward(row.responses, answer=[row.answer] * 8)
+        assert row.correct.tolist() == (row.rewards == 1).tolist()
+        assert row.answers.tolist() == [TASK.answer_of(text) for text in row.responses]
+        for text, length, truncated in zip(row.responses, row.lengths, row.truncated, strict=True):
+            # The end is a token, too, and special tokens leave no text.
+            assert length >= len(tokenizer(text)["input_ids"]) + (not truncated)
+            assert length == 30 if truncated else length <= 30
+        assert (row.entropies > 0).all() and (row.entropies < math.log(21)).all()
+
+
+def test_the_summary_is_that_of_the_records(whole):
+    table = pandas.read_parquet(whole / "arithmetic" / "records.parquet")
+    summary = summary_of(whole)
+    assert list(summary) == ["arithmetic"]
+    numbers = summary["arithmetic"]
+    correct, lengths = np.stack(table["correct"]), np.stack(table["lengths"])
+    entropies = np.stack(table["entropies"])
+    assert (numbers["num_prompts"], numbers["num_samples"], numbers["unscored_prompts"]) == (24, 8, 0)
+    assert numbers["avg"] == correct.mean()
+    per_prompt = pass_at_k(8, correct.sum(axis=1), 4)
+    interval = bootstrap_mean(per_prompt)
+    assert list(numbers["pass_at_k"]) == ["1", "4", "8"]
+    assert numbers["pass_at_k"]["4"] == {"mean": interval.mean, "low": interval.low, "high": interval.high}
+    assert interval.low < interval.mean < interval.high
+    assert numbers["pass_at_k"]["1"]["mean"] == pytest.approx(numbers["avg"], abs=1e-12)
+    assert numbers["avg_interval"] == {key: numbers["pass_at_k"]["1"][key] for key in ("low", "high")}
+    assert numbers["pass_at_k"]["8"]["mean"] == correct.any(axis=1).mean()
+    votes = majority_at_k(table["answers"].tolist(), list(correct), 8)
+    assert list(numbers["majority_at_k"]) == ["4", "8"]
+    assert numbers["majority_at_k"]["8"]["mean"] == votes.mean()
+    assert numbers["length_right"] == lengths[correct].mean()
+    assert numbers["median_length_wrong"] == np.median(lengths[~correct])
+    assert numbers["truncated"] == np.stack(table["truncated"]).mean()
+    assert numbers["entropy"] == pytest.approx((entropies * lengths).sum() / lengths.sum(), abs=1e-12)
+    assert numbers["tokens_per_right_answer"] == lengths.sum() / correct.sum()
+    assert numbers["settings"]["model"] == str(TASK.model_path)
+    assert 0.15 < numbers["avg"] < 0.5  # the base model's accuracy, less the solutions of over 30 tokens
+    assert 0.1 < numbers["truncated"] < 0.4  # which are those
+
+
+def test_the_table_for_readers(whole):
+    numbers = summary_of(whole)["arithmetic"]
+    header, _, row, _, note = (whole / "summary.md").read_text().splitlines()
+    cells = dict(zip(header.split(" | "), row.split(" | "), strict=True))
+    low, high = numbers["avg_interval"].values()
+    assert cells["avg@n"] == f"{numbers['avg']:.3f} ({low:.3f} to {high:.3f})"
+    assert {"pass@1", "pass@4", "pass@8", "majority@8", "truncated", "entropy (nats)"} <= cells.keys()
+    assert "temperature 1.0" in note and "exact" in note and "95%" in note
+
+
+def test_a_second_run_samples_nothing_and_may_judge_otherwise(whole, tmp_path, capfd):
+    before = (whole / "arithmetic" / "records.parquet").read_bytes(), (whole / "summary.json").read_bytes()
+    evaluate.main([*FLAGS, "--output_dir", str(whole), "--threshold", "1.5", "--pass_at_k", "2"])
+    assert summary_of(whole)["arithmetic"]["avg"] == 0
+    assert summary_of(whole)["arithmetic"]["tokens_per_right_answer"] is None
+    evaluate.main([*FLAGS, "--output_dir", str(whole)])
+    assert (whole / "arithmetic" / "records.parquet").read_bytes() == before[0]
+    assert (whole / "summary.json").read_bytes() == before[1]
+    assert "Loading weights" not in capfd.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--temperature", "0.5"], "was begun with temperature=1.0, not 0.5; name another output_dir"),
+        (["--task_eval_prompts", "23"], "was begun with .*prompts=24, not 23"),
+        (["--model_name_or_path", str(ROOT)], "was begun with model="),
+    ],
+)
+def test_other_settings_are_refused(whole, flags, message, monkeypatch):
+    monkeypatch.setattr(evaluate, "load_tokenizer", lambda *_: AutoTokenizer.from_pretrained(TASK.model_path))
+    with pytest.raises(ValueError, match=message):
+        evaluate.main([*FLAGS, "--output_dir", str(whole), *flags])
+
+
+def test_a_model_that_has_changed_is_not_taken_for_the_old_one(whole, tmp_path):
+    model = tmp_path / "model"
+    model.mkdir()
+    for file in TASK.model_path.iterdir():
+        (model / file.name).write_bytes(file.read_bytes())
+    flags = [*FLAGS, "--model_name_or_path", str(model), "--output_dir", str(tmp_path / "evaluation")]
+    evaluate.main([*flags, "--task_eval_prompts", "2"])
+    os.utime(model / "model.safetensors", ns=(0, 0))  # as if trained again
+    with pytest.raises(ValueError, match="was begun with model_files="):
+        evaluate.main([*flags, "--task_eval_prompts", "2"])
+
+
+def script(folder, *flags, ranks=1):
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--main_process_port", "0"]
+    if ranks == 2:
+        command += ["--config_file", str(ROOT / "tests" / "configs" / "cpu_two_processes.yaml")]
+    command += [str(ROOT / "examples" / "evaluate.py"), *FLAGS, "--output_dir", str(folder), *flags]
+    return command, os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+
+
+def known_chunks(folder):
+    return [path.read_text().count("\n") for path in folder.glob("arithmetic/.progress/chunks-*")]
+
+
+def test_two_ranks_and_a_kill_give_the_same_bytes(whole, tmp_path):
+    """Killed on two processes once both have given something, then ended on two, and on one."""
+    command, environment = script(tmp_path / "killed", ranks=2)
+    process = psutil.Popen(command, env=environment, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 300
+    while time.monotonic() < deadline and process.poll() is None:
+        known = known_chunks(tmp_path / "killed")
+        if len(known) == 2 and min(known) > 0:
+            for each in [*process.children(recursive=True), process]:
+                each.kill()
+            break
+        time.sleep(0.01)
+    process.wait()
+    assert not (tmp_path / "killed" / "summary.json").exists(), "killed before its end"
+    assert 2 <= sum(known_chunks(tmp_path / "killed")) < 12
+    subprocess.run(["cp", "-r", str(tmp_path / "killed"), str(tmp_path / "alone")], check=True)
+    for name, ranks in {"killed": 2, "alone": 1}.items():
+        command, environment = script(tmp_path / name, ranks=ranks)
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600)
+        assert done.returncode == 0, done.stderr[-4000:]
+        for file in ("arithmetic/records.parquet", "summary.json", "summary.md"):
+            assert (tmp_path / name / file).read_bytes() == (whole / file).read_bytes(), file
+
+
+@pytest.fixture(scope="module")
+def chatter(tmp_path_factory):
+    """A small untrained model with a chat template, which writes bytes."""
+    folder = tmp_path_factory.mktemp("chatter")
+    tokenizer = byte_tokenizer()
+    tokenizer.chat_template = "{% for m in messages %}{{ m['content'] }}\n{% endfor %}"
+    tokenizer.save_pretrained(folder)
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "num_key_value_heads": 2}
+    config = Qwen3Config(
+        vocab_size=len(tokenizer),
+        intermediate_size=32,
+        head_dim=16,
+        dtype="float32",
+        **sizes,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    Qwen3ForCausalLM(config).save_pretrained(folder)
+    return folder
+
+
+MATHS = [
+    {"question": "3 times the root of 13?", "target": r"3\sqrt{13}"},
+    {"question": "p minus q?", "target": "p - q"},
+    {"question": "a half?", "target": r"\frac{1}{2}"},
+]
+
+
+def test_several_benchmarks_with_one_model(chatter, tmp_path):
+    """An embedded task and two local files, each with options of its own."""
+    Dataset.from_list(MATHS).to_json(tmp_path / "maths.jsonl")
+    Dataset.from_list([{"prompt": "1+1?", "answer": 2}]).to_csv(tmp_path / "sums.csv")
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(
+        f"""
+output_dir: {tmp_path / "evaluation"}
+model_name_or_path: {chatter}
+reward_funcs: [accuracy_reward]
+num_samples: 4
+max_completion_length: 8
+benchmarks:
+  - name: maths
+    dataset_name: {tmp_path / "maths.jsonl"}
+    prompt_column: question
+    answer_column: target
+    answer_template: ${{answer}}$
+    answer_extractor: math_verify
+    system_prompt: Be brief.
+    max_completion_length: 5
+    num_samples: 3
+    pass_at_k: [2]
+  - name: sums
+    dataset_name: {tmp_path / "sums.csv"}
+  - name: embedded
+    task: arithmetic
+    task_eval_prompts: 3
+    reward_funcs: ["canon_trl.tasks.arithmetic:accuracy"]
+"""
+    )
+    evaluate.main(["--config", str(recipe)])
+    summary = summary_of(tmp_path / "evaluation")
+    assert list(summary) == ["maths", "sums", "embedded"]
+    assert [(each["num_prompts"], each["num_samples"]) for each in summary.values()] == [(3, 3), (1, 4), (3, 4)]
+    assert list(summary["maths"]["pass_at_k"]) == ["1", "2"]
+    assert summary["maths"]["majority_at_k"] == {"2": {"mean": 0.0, "low": 0.0, "high": 0.0}}
+    assert summary["sums"]["majority_at_k"] is None
+    assert summary["sums"]["avg_interval"] == {"low": None, "high": None}  # of one prompt
+    assert all(each["settings"]["model"] == str(chatter) for each in summary.values())
+    table = pandas.read_parquet(tmp_path / "evaluation" / "maths" / "records.parquet")
+    assert [message["content"] for message in table["prompt"][0]] == ["Be brief.", MATHS[0]["question"]]
+    assert table["solution"].tolist() == [f"${row['target']}$" for row in MATHS]
+    assert all((lengths <= 5).all() for lengths in table["lengths"])
+    text = (tmp_path / "evaluation" / "summary.md").read_text()
+    assert "**sums**" in text and text.count("no majority vote: no answer_extractor was given") == 1
+    assert "no intervals: one prompt has no spread to resample" in text
+
+
+class Texts:
+    """Stands in for a tokenizer: responses are numbers of texts."""
+
+    TEXTS = [r"so \boxed{3\sqrt{13}}", r"it is $\boxed{p-q}$", r"\boxed{0.5}", r"\boxed{\frac{1}{2}}", "no idea"]
+
+    def batch_decode(self, ids, skip_special_tokens):
+        return [self.TEXTS[row[0]] for row in ids]
+
+
+def test_mathematics_is_scored_and_voted_on():
+    """Right answers are right once the reference stands between dollars, and equal answers vote together."""
+    rows = [
+        {"prompt": [{"role": "user", "content": row["question"]}], "solution": f"${row['target']}$"} for row in MATHS
+    ]
+    rows.append(rows[0] | {"solution": "$$"})  # a reference that cannot be parsed
+    given = [[0, 4, 4], [1, 1, 2], [2, 3, 0], [0, 0, 0]]
+    responses = [[Response([text] * 2, False, 0.5) for text in texts] for texts in given]
+    records = ResponseRecorder(Scorer([accuracy_reward], Texts()), math_answer)(rows, responses)
+    assert [record["rewards"] for record in records] == [[1, 0, 0], [1, 1, 0], [1, 1, 0], [None] * 3]
+    assert records[0]["answers"] == ["3*sqrt(13)", None, None]
+    assert records[2]["answers"] == ["1/2", "1/2", "3*sqrt(13)"]
+    numbers = summarise(records, pass_ks=[1, 2], majority_ks=[3])
+    assert (numbers["num_prompts"], numbers["unscored_prompts"]) == (3, 1)
+    assert numbers["avg"] == pytest.approx(5 / 9)
+    assert numbers["pass_at_k"]["2"]["mean"] == pytest.approx((2 / 3 + 1 + 1) / 3)
+    assert numbers["majority_at_k"]["3"]["mean"] == 1
+    bare = accuracy_reward([[{"content": Texts.TEXTS[0]}], [{"content": Texts.TEXTS[1]}]], [r"3\sqrt{13}", "p - q"])
+    assert bare == [0.0, None], "why the template exists"
+
+
+@pytest.mark.parametrize(
+    ("text", "answer"),
+    [
+        (r"\boxed{1/2}", "1/2"),
+        (r"\boxed{0.50}", "1/2"),
+        (r"\boxed{x+1}", "x + 1"),
+        (r"\boxed{1+x}", "x + 1"),
+        (r"\boxed{1,000}", "1000"),
+        (r"\boxed{\text{Evelyn}}", "evelyn"),
+        ("I do not know", None),
+        ("", None),
+    ],
+)
+def test_answers_of_mathematics(text, answer):
+    assert math_answer(text) == answer
+
+
+def test_numbers_by_hand():
+    records = [
+        {"rewards": [1.0, 0.0], "lengths": [4, 2], "truncated": [False, True], "entropies": [0.5, 2.0]},
+        {"rewards": [2.0, None], "lengths": [6, 8], "truncated": [False, False], "entropies": [1.0, 0.0]},
+        {"rewards": [None, None], "lengths": [99, 99], "truncated": [True, True], "entropies": [9.0, 9.0]},
+    ]
+    judged = Judged.of(records, threshold=1.0)
+    assert judged.correct.tolist() == [[True, False], [True, False]]
+    assert (judged.unscored_prompts, judged.unscored_responses) == (1, 1)
+    assert judged.describe() == {
+        "length": 5.0,
+        "length_right": 5.0,
+        "length_wrong": 5.0,
+        "median_length_right": 5.0,
+        "median_length_wrong": 5.0,
+        "truncated": 0.25,
+        "entropy": (0.5 * 4 + 2 * 2 + 1 * 6) / 20,
+        "tokens_per_right_answer": 10.0,
+    }
+    with pytest.raises(ValueError, match="none of the 1 prompts was scored"):
+        Judged.of(records[2:], threshold=1.0)
+
+
+def data_flags(path, *flags):
+    return ["--dataset_name", str(path), "--model_name_or_path", str(TASK.model_path), *flags]
+
+
+@pytest.mark.parametrize(
+    ("flags", "error", "message"),
+    [
+        (["--num_samples", "4", "--pass_at_k", "5"], ValueError, r"pass_at_k has \[5\]; each must lie between 1 and"),
+        (["--majority_at_k", "0"], ValueError, r"majority_at_k has \[0\]; each must lie between 1 and num_samples=16"),
+        (["--confidence", "95"], ValueError, r"confidence=95.0 must lie in \(0, 1\)"),
+        (["--task", "poetry"], ValueError, "task='poetry' must be one of"),
+        (["--answer_extractor", "magic"], ValueError, r"answer_extractor='magic' must be one of \['math_verify'\]"),
+        (["--answer_extractor", "no.such:thing"], ValueError, "answer_extractor='no.such:thing' cannot be imported"),
+        (["--task_train_prompts", "3"], ValueError, "task_train_prompts=3 would be ignored: nothing is trained"),
+        (["--dataset_streaming", "true"], ValueError, "dataset_streaming=True would be ignored"),
+        (["--reward_funcs", "model:judge"], TypeError, "reward_funcs has 'judge'; only reward functions can score"),
+        (["--vllm_kwargs", '{"a": 1}'], ValueError, "would be ignored: use_vllm is False"),
+        (["--use_vllm", "true"], ImportError, r"install canon-trl\[vllm\]"),
+        (["--load_in_8bit", "true"], ValueError, "load_in_8bit=True would be ignored: the model is sampled as it is"),
+        (
+            ["--use_vllm", "true", "--vllm_kwargs", '{"logprobs_mode": "raw_logits"}'],
+            ValueError,
+            "logprobs_mode='raw_logits'; must be 'processed_logprobs'",
+        ),
+    ],
+)
+def test_bad_flags(flags, error, message, tmp_path):
+    with pytest.raises(error, match=message):
+        evaluate.main([*flags, "--output_dir", str(tmp_path / "evaluation")])
+    assert not (tmp_path / "evaluation").exists()
+
+
+@pytest.mark.parametrize(
+    ("row", "flags", "message"),
+    [
+        ({"question": "?", "answer": "1"}, [], "prompt_column='prompt' is not in"),
+        (
+            {"prompt": "?", "answer": "1", "rewards": 1},
+            [],
+            r"the data has columns \['rewards'\], which the records need",
+        ),
+        ({"prompt": "?", "answer": "1"}, [], "the tokenizer has no chat template; name one by chat_template_path"),
+        ({"prompt": "?", "answer": "1"}, ["--majority_at_k", "2"], r"majority_at_k=\[2\] needs an answer_extractor"),
+    ],
+)
+def test_bad_data(row, flags, message, tmp_path):
+    Dataset.from_list([row]).to_json(tmp_path / "data.jsonl")
+    rewards = ["--reward_funcs", "accuracy_reward", "--output_dir", str(tmp_path / "evaluation")]
+    with pytest.raises(ValueError, match=message):
+        evaluate.main(data_flags(tmp_path / "data.jsonl", *rewards, *flags))
+
+
+@pytest.mark.parametrize(
+    ("benchmarks", "message"),
+    [
+        ("[{task: arithmetic}]", "an entry with name=None; it must be the name of a folder"),
+        ("[{name: ../up, task: arithmetic}]", "an entry with name='../up'"),
+        ("[{name: a, task: arithmetic}, {name: a, task: arithmetic}]", r"have the names \['a', 'a'\]"),
+        ("[{name: a, task: arithmetic, use_vllm: true}]", r"a has \['use_vllm'\]; it may have"),
+        ("[{name: a, task: arithmetic, num_sampels: 3}]", r"a has \['num_sampels'\]"),
+        ("[{name: a, task: arithmetic, num_samples: 0}]", "num_samples=0 must be at least 1"),
+        ("[{name: a}]", "give exactly one of them"),
+        ("[{name: a, dataset_name: x, reward_funcs: [accuracy_reward]}]", "model_name_or_path is missing"),
+    ],
+)
+def test_bad_benchmarks(benchmarks, message, tmp_path):
+    (tmp_path / "recipe.yaml").write_text(f"output_dir: {tmp_path}/evaluation\nbenchmarks: {benchmarks}\n")
+    with pytest.raises(ValueError, match=message):
+        evaluate.main(["--config", str(tmp_path / "recipe.yaml")])
+
+
+def test_benchmarks_name_their_own_data(tmp_path):
+    (tmp_path / "recipe.yaml").write_text("task: arithmetic\nbenchmarks: [{name: a, task: arithmetic}]\n")
+    with pytest.raises(ValueError, match="task='arithmetic' and dataset_name=None: with benchmarks, each of them"):
+        evaluate.main(["--config", str(tmp_path / "recipe.yaml")])
+
+
+def test_a_chat_template_from_a_file(tmp_path):
+    """For a model that has none: what it reads is what the template makes."""
+    Dataset.from_list([{"prompt": prompt, "answer": "1"} for prompt in TASK.dataset("test", 4)["prompt"]]).to_json(
+        tmp_path / "data.jsonl"
+    )
+    (tmp_path / "plain.jinja").write_text("{{ messages[0]['content'] }}")
+    flags = ["--chat_template_path", str(tmp_path / "plain.jinja"), "--answer_extractor", "test_evaluate:first_digit"]
+    flags += ["--reward_funcs", "test_evaluate:has_mark", "--output_dir", str(tmp_path / "evaluation")]
+    flags += ["--save_responses", "true", "--num_samples", "8", "--max_completion_length", "40"]
+    evaluate.main(data_flags(tmp_path / "data.jsonl", *flags))
+    numbers = summary_of(tmp_path / "evaluation")["data"]
+    assert numbers["avg"] == 1.0, "it reads the problem as it was trained to"
+    assert numbers["length_wrong"] is None
+    table = pandas.read_parquet(tmp_path / "evaluation" / "data" / "records.parquet")
+    assert table["answers"][0].tolist() == [first_digit(text) for text in table["responses"][0]]
+
+
+def first_digit(text):
+    return next((letter for letter in text if letter.isdigit()), None)
+
+
+def has_mark(completions, **kwargs):
+    return [float("#" in completion[0]["content"]) for completion in completions]

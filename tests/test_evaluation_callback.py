@@ -1,0 +1,224 @@
+"""Evaluation while training: what is logged, to whom, and that training does not notice."""
+
+import json
+import os
+import sqlite3
+import subprocess
+import sys
+
+import pytest
+import torch
+from datasets import Dataset
+from distributed.evaluation_across_ranks import run
+from peft import LoraConfig
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from test_distributed import launch, with_tests
+from toy import TASK, assert_same_parameters, logged, make_trainer, parameters, prompts
+from transformers import AutoTokenizer
+
+from canon_trl.evaluation import EvaluationCallback, avg_at_k, pass_at_k
+from canon_trl.sampling.samplers import TransformersSampler
+
+OPTIONS = {"num_samples": 4, "pass_ks": [2, 4], "majority_ks": [4], "answer_of": TASK.answer_of, "chunk_prompts": 3}
+
+
+def add(trainer, **options):
+    callback = EvaluationCallback(trainer, TASK.dataset("test", 8), TASK.reward, **{**OPTIONS, **options})
+    trainer.add_callback(callback)
+    return callback
+
+
+def evaluations(trainer):
+    return [entry for entry in trainer.state.log_history if "evaluation/avg@4" in entry]
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    trainer = make_trainer(tmp_path_factory.mktemp("evaluated"), max_steps=3, logging_steps=2)
+    callback = add(trainer, every_steps=2)
+    before = callback.evaluate()
+    trainer.train()
+    return trainer, callback, before
+
+
+def test_training_is_as_without(trained, tmp_path):
+    """Parameters bit for bit, and every entry of the log but those of the evaluation."""
+    trainer, _, _ = trained
+    plain = make_trainer(tmp_path, max_steps=3, logging_steps=2)
+    plain.train()
+    assert_same_parameters(parameters(trainer), parameters(plain))
+    assert len(logged(plain)) >= 1 and "rewards/accuracy/mean" in logged(plain)[0]
+    assert logged(trainer) == logged(plain)
+    assert len(trainer.state.log_history) == len(plain.state.log_history) + len(evaluations(trainer))
+    assert trainer.model.training
+
+
+def test_steps_of_the_evaluations(trained):
+    trainer, callback, before = trained
+    entries = evaluations(trainer)
+    assert [entry["step"] for entry in entries] == [0, 2, 3]
+    for entry, want in ((entries[0], before), (entries[-1], callback.evaluate())):
+        assert {name: value for name, value in entry.items() if name.startswith("evaluation/")} == want
+    assert entries[0]["evaluation/entropy"] != entries[-1]["evaluation/entropy"]
+
+
+def test_the_numbers_are_those_of_the_responses(trained):
+    """Sampled and scored by hand, from the model as it ended."""
+    trainer, callback, _ = trained
+    got = callback.evaluate()
+    tokenizer = AutoTokenizer.from_pretrained(TASK.model_path)
+    data = TASK.dataset("test", 8)
+    sample = TransformersSampler(trainer.model, tokenizer, num_samples=4, max_new_tokens=12, entropies=True)
+    rewards, responses = [], []
+    for chunk in range(3):
+        rows = data.select(range(3 * chunk, min(3 * chunk + 3, 8)))
+        for answer, given in zip(rows["answer"], sample(rows["prompt"][:], chunk), strict=True):
+            texts = tokenizer.batch_decode([response.ids for response in given], skip_special_tokens=True)
+            rewards.append(TASK.reward(texts, answer=[answer] * 4))
+            responses += given
+    trainer.model.train()
+    rewards = torch.tensor(rewards)
+    correct = rewards.sum(dim=1)
+    lengths = torch.tensor([len(response.ids) for response in responses], dtype=torch.float64)
+    entropies = torch.tensor([response.entropy for response in responses], dtype=torch.float64)
+    right = rewards.flatten() == 1
+    assert got["evaluation/avg@4"] == avg_at_k(4, correct).mean()
+    assert got["evaluation/pass@2"] == pass_at_k(4, correct, 2).mean()
+    assert got["evaluation/length_right"] == lengths[right].mean()
+    assert got["evaluation/length_wrong"] == lengths[~right].mean()
+    assert got["evaluation/truncated"] == sum(response.truncated for response in responses) / 32 > 0
+    assert got["evaluation/entropy"] == pytest.approx(((entropies * lengths).sum() / lengths.sum()).item())
+    assert got["evaluation/tokens_per_right_answer"] == pytest.approx((lengths.sum() / right.sum()).item())
+    assert 0 < got["evaluation/majority@4"] <= 1
+
+
+def test_what_does_not_exist_is_left_out(tmp_path):
+    trainer = make_trainer(tmp_path)
+    got = add(trainer, threshold=2.0).evaluate()
+    assert got["evaluation/avg@4"] == got["evaluation/pass@4"] == 0
+    assert not {"evaluation/length_right", "evaluation/tokens_per_right_answer"} & got.keys()
+    assert got["evaluation/length_wrong"] == got["evaluation/length"]
+
+
+def test_a_resumed_run_does_not_start_anew(tmp_path):
+    save = {"save_strategy": "steps", "save_steps": 1}
+    trainer = make_trainer(tmp_path, max_steps=2, **save)
+    add(trainer, every_steps=1)
+    trainer.train()
+    resumed = make_trainer(tmp_path, max_steps=2, **save)
+    add(resumed, every_steps=1)
+    resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-1"))
+    assert [entry["step"] for entry in evaluations(resumed)] == [0, 1, 2]
+    timeless = [{k: v for k, v in entry.items() if "time" not in k} for entry in evaluations(trainer)]
+    assert [{k: v for k, v in entry.items() if "time" not in k} for entry in evaluations(resumed)] == timeless
+
+
+@pytest.mark.parametrize("options", [{"bf16": True}, {"gradient_checkpointing": True}, {"peft": True}])
+def test_training_is_as_without_for_other_models(options, tmp_path):
+    peft = options.pop("peft", False)
+    config = LoraConfig(r=4, target_modules=["q_proj", "v_proj"], init_lora_weights=False) if peft else None
+
+    def trained(folder, *, evaluated):
+        torch.manual_seed(0)  # of the adapter
+        trainer = make_trainer(folder, max_steps=2, trainer_options={"peft_config": config}, **options)
+        if evaluated:
+            add(trainer, every_steps=1)
+        trainer.train()
+        return trainer
+
+    trainer, plain = trained(tmp_path / "evaluated", evaluated=True), trained(tmp_path / "plain", evaluated=False)
+    assert_same_parameters(parameters(trainer), parameters(plain))
+    assert logged(trainer) == logged(plain)
+    entropies = [entry["evaluation/entropy"] for entry in evaluations(trainer)]
+    assert len(set(entropies)) == 3, "each evaluation is of the model as it is then"
+
+
+def test_tensorboard_has_the_numbers(tmp_path, monkeypatch):
+    monkeypatch.setenv("TENSORBOARD_LOGGING_DIR", str(tmp_path / "events"))
+    trainer = make_trainer(tmp_path / "run", max_steps=2, report_to=["tensorboard"])
+    add(trainer, every_steps=1)
+    trainer.train()
+    events = EventAccumulator(str(tmp_path / "events")).Reload()
+    tags = events.Tags()["scalars"]
+    for name in ("avg@4", "pass@2", "majority@4", "entropy", "length", "truncated"):
+        assert f"train/evaluation/{name}" in tags
+        scalars = [(scalar.step, scalar.value) for scalar in events.Scalars(f"train/evaluation/{name}")]
+        want = [(entry["step"], entry[f"evaluation/{name}"]) for entry in evaluations(trainer)]
+        assert [step for step, _ in scalars] == [0, 1, 2]
+        assert [value for _, value in scalars] == pytest.approx([value for _, value in want], rel=1e-6)
+
+
+TO_TRACKIO = """
+import json, sys
+from toy import TASK, make_trainer
+from canon_trl.evaluation import EvaluationCallback
+
+options = {"report_to": ["trackio"], "project": "evaluation", "run_name": "a run"}
+trainer = make_trainer(sys.argv[1], max_steps=2, **options)
+data = TASK.dataset("test", 4)
+trainer.add_callback(EvaluationCallback(trainer, data, TASK.reward, every_steps=1, num_samples=4, pass_ks=[2]))
+trainer.train()
+json.dump(trainer.state.log_history, open(sys.argv[1] + "/history.json", "w"))
+"""
+
+
+def test_trackio_has_the_numbers(tmp_path):
+    """Read back from its database; in a process of its own, since it reads TRACKIO_DIR when it is imported."""
+    environment = os.environ | {"TRACKIO_DIR": str(tmp_path / "trackio"), "PYTHONPATH": with_tests()}
+    command = [sys.executable, "-c", TO_TRACKIO, str(tmp_path)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-4000:]
+    history = json.loads((tmp_path / "history.json").read_text())
+    want = [entry for entry in history if "evaluation/avg@4" in entry]
+    assert [entry["step"] for entry in want] == [0, 1, 2]
+    with sqlite3.connect(tmp_path / "trackio" / "evaluation.db") as database:
+        logged = [json.loads(row) for (row,) in database.execute("select metrics from metrics order by id")]
+    got = [entry for entry in logged if "train/evaluation/avg@4" in entry]
+    for entry, stored in zip(want, got, strict=True):
+        assert stored["train/global_step"] == entry["step"]
+        names = [name for name in entry if name.startswith("evaluation/")]
+        assert {name: stored[f"train/{name}"] for name in names} == {name: entry[name] for name in names}
+
+
+def test_two_ranks_evaluate_as_one(tmp_path):
+    launch("cpu_two_processes.yaml", "evaluation_across_ranks.py", tmp_path)
+    first, second = [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in (0, 1)]
+    alone = run(tmp_path / "alone", ranks=1)
+    assert [entry["step"] for entry in alone] == [0, 1, 2]
+    assert first == second == alone
+
+
+def test_zero_3_evaluates_the_whole_model(tmp_path):
+    """Parameters that DeepSpeed shards are gathered: the same numbers as in one process."""
+    launch("zero3_cpu.yaml", "evaluation_across_ranks.py", tmp_path)
+    alone = run(tmp_path / "alone", ranks=1)
+    for rank in (0, 1):
+        for got, want in zip(json.loads((tmp_path / f"{rank}.json").read_text()), alone, strict=True):
+            assert got == pytest.approx(want, abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"every_steps": 0}, ValueError, "every_steps=0 must be at least 1"),
+        ({"num_samples": 0}, ValueError, "num_samples=0 must be at least 1"),
+        ({"at_start": False, "at_end": False}, ValueError, "nothing would be evaluated"),
+        ({"pass_ks": [5]}, ValueError, r"pass_ks has \[5\]; each must lie between 1 and num_samples=4"),
+        ({"answer_of": None}, ValueError, r"majority_ks=\[4\] needs answer_of"),
+        ({"reward_weights": [1, 2]}, ValueError, r"reward_weights=\[1, 2\] must be one for each of the 1 functions"),
+    ],
+)
+def test_bad_options(options, error, message, tmp_path):
+    with pytest.raises(error, match=message):
+        add(make_trainer(tmp_path), **options)
+
+
+def test_bad_arguments(tmp_path):
+    trainer = make_trainer(tmp_path)
+    with pytest.raises(ValueError, match=r"dataset has 1 rows and the columns \['question'\]; it needs prompts"):
+        EvaluationCallback(trainer, Dataset.from_dict({"question": ["?"]}), TASK.reward)
+    with pytest.raises(TypeError, match="reward_funcs has 'judge'; only reward functions can score here"):
+        EvaluationCallback(trainer, prompts(4), ["judge"])
+    trainer.is_fsdp_enabled = True
+    with pytest.raises(ValueError, match="models that FSDP shards cannot be evaluated while they train"):
+        EvaluationCallback(trainer, prompts(4), TASK.reward)
