@@ -17,7 +17,7 @@ Keys of the file:
     options       of the training script, for all runs
     tasks         {name: options}
     methods       {name: options}; `script: train_astar_po` takes that trainer, with values sampled once a task;
-                  `tasks: [...]` restricts a method to some of the tasks
+                  `tasks: [...]` restricts a method to some of the tasks; `baseline: NAME` compares it with another
     values        options of examples/estimate_values.py, for A*-PO
     evaluate      options of examples/evaluate.py for the trained model
     launcher      command that a run is started with; default: this Python interpreter
@@ -44,6 +44,7 @@ from compare_report import metric, write_report
 
 ROOT = Path(__file__).resolve().parents[1]
 SCRIPTS = ("train_canon", "train_astar_po")
+OF_THE_HARNESS = ("script", "tasks", "baseline")  # what a method says that is no option of its training script
 # What a training script has in common with the scripts that sample, and with the one that samples training prompts.
 OF_THE_DATA = (
     "task",
@@ -99,6 +100,8 @@ class Comparison:
         for name, method in self.methods.items():
             if (script := method.get("script", SCRIPTS[0])) not in SCRIPTS:
                 raise ValueError(f"methods.{name}.script={script!r} must be one of {list(SCRIPTS)}")
+            if method.get("baseline", self.baseline) not in self.methods:
+                raise ValueError(f"methods.{name}.baseline={method['baseline']!r} must be one of {list(self.methods)}")
             if unknown := sorted(set(method.get("tasks", [])) - set(self.tasks)):
                 raise ValueError(f"methods.{name}.tasks has {unknown}; the tasks are {list(self.tasks)}")
 
@@ -112,6 +115,11 @@ class Comparison:
             if task in method.get("tasks", self.tasks)
         ]
 
+    def baselines(self) -> dict[str, str]:
+        """What each method is compared with, itself excepted."""
+        named = {name: method.get("baseline", self.baseline) for name, method in self.methods.items()}
+        return {name: baseline for name, baseline in named.items() if name != baseline}
+
     def script_of(self, run: "Run") -> str:
         return self.methods[run.method].get("script", SCRIPTS[0])
 
@@ -121,7 +129,7 @@ class Comparison:
 
     def settings_of(self, run: "Run") -> dict[str, Any]:
         """All that the result of a run depends on."""
-        method = {key: value for key, value in self.methods[run.method].items() if key not in ("script", "tasks")}
+        method = {key: value for key, value in self.methods[run.method].items() if key not in OF_THE_HARNESS}
         script = self.script_of(run)
         base = {"task": run.task} if "dataset_name" not in self.tasks[run.task] else {}
         values = {"values": str(self.values_of(run.task))} if script == "train_astar_po" else {}
@@ -301,7 +309,7 @@ def main(argv: list[str] | None = None) -> None:
             comparison.report_dir or comparison.output_dir / "report",
             results,
             metrics=comparison.metrics,
-            baseline=comparison.baseline,
+            baselines=comparison.baselines(),
             command=command,
         )
     if failed:

@@ -57,7 +57,7 @@ def by_method(results: list[Result], task: str) -> dict[str, dict[int, Result]]:
     return found
 
 
-def summarise(results: list[Result], metrics: list[str], baseline: str) -> dict[str, Any]:
+def summarise(results: list[Result], metrics: list[str], baselines: dict[str, str]) -> dict[str, Any]:
     """Means, standard deviations and paired differences of all metrics, by task and method.
 
     The intervals of the differences hold for a task's methods and metrics together with a probability of 0.95.
@@ -65,18 +65,19 @@ def summarise(results: list[Result], metrics: list[str], baseline: str) -> dict[
     summary: dict[str, Any] = {}
     for task in dict.fromkeys(result["task"] for result in results):
         runs = by_method(results, task)
-        comparisons = max(1, (len(runs) - 1) * len(metrics))
+        comparisons = max(1, sum(baselines.get(method) in runs for method in runs) * len(metrics))
         summary[task] = {"comparisons": comparisons, "methods": {}}
         for method, seeds in runs.items():
-            row: dict[str, Any] = {"seeds": sorted(seeds)}
-            paired = sorted(set(seeds) & set(runs.get(baseline, {})))
+            others = runs.get(baselines.get(method, ""), {})
+            row: dict[str, Any] = {"seeds": sorted(seeds), "baseline": baselines.get(method)}
+            paired = sorted(set(seeds) & set(others))
             for name in metrics:
                 read, _ = metric(name)
                 values = [read(seeds[seed]) for seed in sorted(seeds)]
                 spread = statistics.stdev(values) if len(values) > 1 else None
                 row[name] = {"mean": statistics.fmean(values), "sd": spread, "values": values}
-                if method != baseline and paired:
-                    own, other = ([read(of[seed]) for seed in paired] for of in (seeds, runs[baseline]))
+                if paired:
+                    own, other = ([read(of[seed]) for seed in paired] for of in (seeds, others))
                     difference = paired_difference(own, other, comparisons=comparisons)
                     row[name]["difference"] = {
                         "mean": difference.mean,
@@ -89,17 +90,17 @@ def summarise(results: list[Result], metrics: list[str], baseline: str) -> dict[
     return summary
 
 
-def table(summary: dict[str, Any], metrics: list[str], baseline: str) -> str:
+def table(summary: dict[str, Any], metrics: list[str]) -> str:
     """The summary in Markdown, a table a task; differences that may be noise are in brackets."""
     lines = []
     for task, found in summary.items():
         counts = [len(row["seeds"]) for row in found["methods"].values()]
         seeds = f"{min(counts)} to {max(counts)}" if min(counts) < max(counts) else f"{counts[0]}"
         lines += [f"## {task}, {seeds} seeds", ""]
-        lines += [f"| | {' | '.join(f'{name} | minus {baseline}' for name in metrics)} |"]
-        lines += ["|---" * (1 + 2 * len(metrics)) + "|"]
+        lines += [f"| method | minus | {' | '.join(f'{name} | difference' for name in metrics)} |"]
+        lines += ["|---" * (2 + 2 * len(metrics)) + "|"]
         for method, row in found["methods"].items():
-            cells = [method]
+            cells = [method, row["baseline"] or ""]
             for name in metrics:
                 _, form = metric(name)
                 spread = "" if row[name]["sd"] is None else f" ± {row[name]['sd']:{form}}"
@@ -124,15 +125,17 @@ def written(difference: dict[str, Any] | None, form: str) -> str:
     return f"[{text}]" if difference["is_noise"] else f"**{text}**"
 
 
-def write_report(folder: Path, results: list[Result], *, metrics: list[str], baseline: str, command: str) -> None:
+def write_report(
+    folder: Path, results: list[Result], *, metrics: list[str], baselines: dict[str, str], command: str
+) -> None:
     """Everything into a folder."""
     folder.mkdir(parents=True, exist_ok=True)
-    summary = summarise(results, metrics, baseline)
+    summary = summarise(results, metrics, baselines)
     (folder / "report.json").write_text(json.dumps(summary, indent=1) + "\n")
     versions = ", ".join(f"{package} {version(package)}" for package in ("canon-trl", "trl", "transformers", "torch"))
     text = [f"# Comparison of methods: {', '.join(summary)}", "", f"Made by `{command}` with {versions}.", ""]
     text += [f"{TASKS[task].description}\n" for task in summary if task in TASKS]
-    text += [table(summary, metrics, baseline), *(f"![{what}]({name}.png)\n" for name, (_, what) in PICTURES.items())]
+    text += [table(summary, metrics), *(f"![{what}]({name}.png)\n" for name, (_, what) in PICTURES.items())]
     (folder / "report.md").write_text("\n".join(text))
     for name, (draw, _) in PICTURES.items():
         figure = Figure(figsize=(7 * len(summary), 4), layout="constrained")

@@ -196,6 +196,7 @@ def misspelt(rollout):
             r"train_dataset has no column 'prompt'.*question",
         ),
         ({"eval_dataset": Dataset.from_dict({"q": ["1"]})}, {}, "eval_dataset has no column 'prompt'"),
+        ({"train_dataset": prompts(1)}, {}, "train_dataset has 1 prompts, fewer than the 2 of a rollout"),
         ({"eval_dataset": {"a": Dataset.from_dict({"q": ["1"]})}}, {}, "eval_dataset has no column 'prompt'"),
         (
             {},

@@ -95,7 +95,7 @@ class TestReport:
     ]
 
     def test_means_and_paired_differences(self):
-        summary = compare_report.summarise(self.RESULTS, ["accuracy", "length (tokens)", "pass@8"], "base")
+        summary = compare_report.summarise(self.RESULTS, ["accuracy", "length (tokens)", "pass@8"], {"other": "base"})
         found = summary["arithmetic"]
         assert found["comparisons"] == 3
         other = found["methods"]["other"]
@@ -121,9 +121,11 @@ class TestReport:
         assert not compare_report.dominates((5, 0.8), (5, 0.8))
 
     def test_files(self, tmp_path):
-        compare_report.write_report(tmp_path, self.RESULTS, metrics=["accuracy"], baseline="base", command="COMMAND")
+        compare_report.write_report(
+            tmp_path, self.RESULTS, metrics=["accuracy"], baselines={"other": "base"}, command="COMMAND"
+        )
         text = (tmp_path / "report.md").read_text()
-        assert "| base | 0.600 ± 0.141 |  |" in text
+        assert "| base |  | 0.600 ± 0.141 |  |" in text
         assert "Made by `COMMAND`" in text
         assert "2 to 3 seeds" in text
         for name in compare_report.PICTURES:
@@ -166,8 +168,8 @@ def write_comparison(folder, **changes):
     options = {
         "max_steps": 2,
         "per_device_train_batch_size": 32,
-        "max_completion_length": 6,
-        "task_train_prompts": 16,
+        "max_completion_length": 10,
+        "task_train_prompts": 64,
         "task_eval_prompts": 8,
         "eval_strategy": "steps",
         "eval_steps": 1,
@@ -293,6 +295,7 @@ class TestHarness:
         ({"metrics": ["speed"]}, "metrics has 'speed'"),
         ({"sedes": [1]}, r"has \['sedes'\]; it may have"),
         ({"methods": {"dr_grpo": {"script": "train"}}}, "methods.dr_grpo.script='train' must be one of"),
+        ({"methods": {"dr_grpo": {"baseline": "grpo"}}}, "methods.dr_grpo.baseline='grpo' must be one of"),
         ({"methods": {"dr_grpo": {"tasks": ["maths"]}}}, r"methods.dr_grpo.tasks has \['maths'\]"),
     ],
 )

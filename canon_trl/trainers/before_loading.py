@@ -1,6 +1,6 @@
 """What can be known to be wrong before a model is loaded."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sized
 from dataclasses import fields
 from importlib.util import find_spec
 from typing import Any
@@ -83,6 +83,17 @@ def check_prompt_column(dataset: Any, name: str) -> None:
         columns = getattr(part, "column_names", None)
         if columns is not None and "prompt" not in columns:
             raise ValueError(f"{name} has no column 'prompt'; its columns are {list(columns)}")
+
+
+def check_enough_prompts(dataset: Any, args: GRPOConfig) -> None:
+    """TRL draws whole rollouts from a dataset: with fewer prompts than one takes it would train for 0 steps."""
+    prompts = args.generation_batch_size // args.num_generations
+    if isinstance(dataset, Sized) and len(dataset) < prompts:
+        raise ValueError(
+            f"train_dataset has {len(dataset)} prompts, fewer than the {prompts} of a rollout "
+            f"(generation_batch_size={args.generation_batch_size} / num_generations={args.num_generations}), so there "
+            "would be no training step"
+        )
 
 
 def check_accuracy_reward(name: str | None, reward_funcs: Any) -> None:

@@ -43,6 +43,7 @@ from canon_trl.sampling import DynamicSampling, PromptStream
 from canon_trl.trainers.before_loading import (
     check_accuracy_reward,
     check_dynamic_sampling,
+    check_enough_prompts,
     check_loss_function,
     check_policy_loss,
     check_prompt_column,
@@ -127,6 +128,7 @@ class PluggableGRPOTrainer(GRPOTrainer):
             check_prompt_column(train_dataset, "train_dataset")
             check_prompt_column(eval_dataset, "eval_dataset")
             check_accuracy_reward(accuracy_reward, reward_funcs)
+        check_enough_prompts(train_dataset, args)
         check_dynamic_sampling(dynamic_sampling is not None, trl_kwargs)
         check_vllm(args)
         self._records_generation = records_generation(entropy_source, args, trl_kwargs)
