@@ -48,15 +48,15 @@ class GenerationRecorder:
         if self._entropies:  # every step but the first is fed the token that was sampled last
             input_ids = kwargs["input_ids"] if "input_ids" in kwargs else args[0]
             self._fed.append(input_ids[:, -1])
+        log_probs = logits.log_softmax(dim=-1)
         if self._want_log_probs:
             if self._fed:
                 self._log_probs.append(self._of_token(self._fed[-1]))
-            self._next_token_log_probs = logits.log_softmax(dim=-1)
-            probs = self._next_token_log_probs.exp()
-        else:
-            probs = logits.softmax(dim=-1)
-        # entr is 0 at 0, so a logit of minus infinity costs nothing
-        self._entropies.append(torch.special.entr(probs).sum(dim=-1))
+            self._next_token_log_probs = log_probs
+        # A logit of minus infinity has no part in an entropy, and 0 times minus infinity would be NaN. One logarithm
+        # less than entr takes, which is what recording costs with a large vocabulary.
+        finite = log_probs.clamp(min=torch.finfo(log_probs.dtype).min)
+        self._entropies.append(-(finite.exp() * finite).sum(dim=-1))
 
     def _of_token(self, tokens: Tensor) -> Tensor:
         return self._next_token_log_probs.gather(-1, tokens.unsqueeze(-1)).squeeze(-1)
