@@ -18,7 +18,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from trl import ModelConfig
 
 from canon_trl.sampling.chunks import ChunkLog, Recorder, missing_chunks, sample_chunks
-from canon_trl.sampling.samplers import Sampler, TransformersSampler, VLLMSampler
+from canon_trl.sampling.samplers import Sampler, TransformersSampler, VLLMSampler, check_distribution
 
 LOGPROBS = "processed_logprobs"  # of the distribution that vLLM samples from, not of the model's own
 
@@ -42,12 +42,7 @@ class SamplingArguments:
         for name in ("num_samples", "max_completion_length", "chunk_prompts"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)!r} must be at least 1")
-        if not self.temperature > 0:
-            raise ValueError(f"temperature={self.temperature!r} must be positive")
-        if not 0 < self.top_p <= 1:
-            raise ValueError(f"top_p={self.top_p!r} must lie in (0, 1]")
-        if self.top_k < 0:
-            raise ValueError(f"top_k={self.top_k!r} must be at least 0; 0 is all tokens")
+        check_distribution(self.temperature, self.top_p, self.top_k)
         if self.vllm_kwargs != "{}" and not self.use_vllm:
             raise ValueError(f"vllm_kwargs={self.vllm_kwargs!r} would be ignored: use_vllm is False")
         mode = json.loads(self.vllm_kwargs).get("logprobs_mode", LOGPROBS)

@@ -10,13 +10,14 @@ import pytest
 import torch
 from datasets import Dataset
 from distributed.evaluation_across_ranks import run
-from peft import LoraConfig
+from peft import LoraConfig, PromptTuningConfig, get_peft_model
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from test_distributed import launch, with_tests
-from toy import TASK, assert_same_parameters, logged, make_trainer, parameters, prompts
+from toy import TASK, assert_same_parameters, base_model, logged, make_trainer, parameters, prompts
 from transformers import AutoTokenizer
 
 from canon_trl.evaluation import EvaluationCallback, avg_at_k, pass_at_k
+from canon_trl.evaluation.callback import decoder
 from canon_trl.sampling.samplers import TransformersSampler
 
 OPTIONS = {"num_samples": 4, "pass_ks": [2, 4], "majority_ks": [4], "answer_of": TASK.answer_of, "chunk_prompts": 3}
@@ -204,6 +205,8 @@ def test_zero_3_evaluates_the_whole_model(tmp_path):
         ({"num_samples": 0}, ValueError, "num_samples=0 must be at least 1"),
         ({"at_start": False, "at_end": False}, ValueError, "nothing would be evaluated"),
         ({"pass_ks": [5]}, ValueError, r"pass_ks has \[5\]; each must lie between 1 and num_samples=4"),
+        ({"temperature": 0}, ValueError, "temperature=0 must be positive"),
+        ({"top_p": 1.5}, ValueError, r"top_p=1.5 must lie in \(0, 1\]"),
         ({"answer_of": None}, ValueError, r"majority_ks=\[4\] needs answer_of"),
         ({"reward_weights": [1, 2]}, ValueError, r"reward_weights=\[1, 2\] must be one for each of the 1 functions"),
     ],
@@ -219,6 +222,12 @@ def test_bad_arguments(tmp_path):
         EvaluationCallback(trainer, Dataset.from_dict({"question": ["?"]}), TASK.reward)
     with pytest.raises(TypeError, match="reward_funcs has 'judge'; only reward functions can score here"):
         EvaluationCallback(trainer, prompts(4), ["judge"])
+    chat = Dataset.from_list([{"prompt": [{"role": "user", "content": "1+1?"}]}])
+    with pytest.raises(ValueError, match="the prompts are conversations and the trainer's tokenizer has no chat"):
+        EvaluationCallback(trainer, chat, TASK.reward)
+    tuned = get_peft_model(base_model(), PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=2))
+    with pytest.raises(ValueError, match="PROMPT_TUNING puts prompts in that cannot be evaluated in training"):
+        decoder(tuned)
     trainer.is_fsdp_enabled = True
     with pytest.raises(ValueError, match="models that FSDP shards cannot be evaluated while they train"):
         EvaluationCallback(trainer, prompts(4), TASK.reward)

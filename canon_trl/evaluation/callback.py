@@ -19,7 +19,7 @@ from trl.models.utils import unwrap_model_for_generation
 
 from canon_trl.evaluation.responses import Judged, ResponseRecorder
 from canon_trl.sampling.chunks import chunk_records, num_chunks
-from canon_trl.sampling.samplers import TransformersSampler
+from canon_trl.sampling.samplers import TransformersSampler, check_distribution
 from canon_trl.sampling.scoring import Scorer
 
 
@@ -100,6 +100,7 @@ class EvaluationCallback(TrainerCallback):
         }.items():
             if value < 1:
                 raise ValueError(f"{name}={value!r} must be at least 1")
+        check_distribution(temperature, top_p, top_k)
         if every_steps is None and not (at_start or at_end):
             raise ValueError("every_steps=None, at_start=False and at_end=False: nothing would be evaluated")
         for name, ks in {"pass_ks": pass_ks, "majority_ks": majority_ks}.items():
@@ -114,6 +115,8 @@ class EvaluationCallback(TrainerCallback):
         tokenizer = trainer.processing_class
         if not isinstance(tokenizer, PreTrainedTokenizerBase):
             raise TypeError(f"the trainer has a {type(tokenizer).__name__}; only text is evaluated, with a tokenizer")
+        if not isinstance(dataset[0]["prompt"], str) and tokenizer.chat_template is None:
+            raise ValueError("the prompts are conversations and the trainer's tokenizer has no chat template")
         if trainer.is_fsdp_enabled:
             raise ValueError("models that FSDP shards cannot be evaluated while they train; run examples/evaluate.py")
         forward = decoder(trainer.model).forward

@@ -31,6 +31,16 @@ class Response:
 Sampler = Callable[[Sequence[Prompt], int], list[list[Response]]]
 
 
+def check_distribution(temperature: float, top_p: float, top_k: int) -> None:
+    """Refuse what no distribution can be made of, before a model is loaded."""
+    if not temperature > 0:
+        raise ValueError(f"temperature={temperature!r} must be positive")
+    if not 0 < top_p <= 1:
+        raise ValueError(f"top_p={top_p!r} must lie in (0, 1]")
+    if top_k < 0:
+        raise ValueError(f"top_k={top_k!r} must be at least 0; 0 is all tokens")
+
+
 def prompt_ids(tokenizer: Any, prompts: Sequence[Prompt]) -> list[list[int]]:
     """Token ids of prompts, of conversations through the chat template."""
     return [
