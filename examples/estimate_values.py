@@ -49,18 +49,15 @@ class ValueArguments(SamplingArguments):
             raise ValueError(f"beta1={self.beta1!r} must be finite and at least 0")
 
 
+# No `configs` in the card: of a folder whose card has them, datasets would load what it has once cached under the
+# folder's name, also after the values were estimated anew. The files are found by their names.
 def card(settings: dict[str, Any], pass_rates: dict[str, float], destination: str) -> str:
     rows = "\n".join(f"| `{name}` | `{json.dumps(value)}` |" for name, value in settings.items())
     means = ", ".join(f"{rate:.3f} ({split})" for split, rate in pass_rates.items())
-    files = "\n".join(f"  - split: {split}\n    path: {split}.parquet" for split in pass_rates)
     return f"""---
 tags:
 - canon_trl
 - astar_po
-configs:
-- config_name: default
-  data_files:
-{files}
 ---
 
 # What a reference model earns on every prompt

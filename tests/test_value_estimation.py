@@ -8,6 +8,7 @@ import sys
 import time
 from pathlib import Path
 
+import estimate_values
 import psutil
 import pytest
 import torch
@@ -289,3 +290,13 @@ def test_the_next_script_trains_on_it(whole, tmp_path):
     assert [entry["step"] for entry in history if "astar_po/v_star" in entry] == [1, 2]
     assert (tmp_path / "model.safetensors").exists() and (tmp_path / "curves.png").exists()
     assert "2505.20686" in (tmp_path / "README.md").read_text()
+
+
+def test_values_that_were_estimated_anew_are_the_ones_that_are_loaded(tmp_path):
+    """datasets caches what it loads; a folder of the same name with other values must not come out of its cache."""
+    for prompts in (4, 6):
+        folder = tmp_path / f"{prompts} prompts" / "values"
+        options = {"task": "arithmetic", "output_dir": folder, "task_train_prompts": prompts, "num_samples": 2}
+        options |= {"max_completion_length": 4, "include_test": "false"}
+        estimate_values.main([text for name, value in options.items() for text in (f"--{name}", str(value))])
+        assert len(load_dataset(str(folder))["train"]) == prompts
