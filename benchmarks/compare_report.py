@@ -135,9 +135,10 @@ def write_report(
     versions = ", ".join(f"{package} {version(package)}" for package in ("canon-trl", "trl", "transformers", "torch"))
     text = [f"# Comparison of methods: {', '.join(summary)}", "", f"Made by `{command}` with {versions}.", ""]
     text += [f"{TASKS[task].description}\n" for task in summary if task in TASKS]
-    text += [table(summary, metrics), *(f"![{what}]({name}.png)\n" for name, (_, what) in PICTURES.items())]
+    pictures = {name: picture for name, picture in PICTURES.items() if name != TIMED or "seconds" in metrics}
+    text += [table(summary, metrics), *(f"![{what}]({name}.png)\n" for name, (_, what) in pictures.items())]
     (folder / "report.md").write_text("\n".join(text))
-    for name, (draw, _) in PICTURES.items():
+    for name, (draw, _) in pictures.items():
         figure = Figure(figsize=(7 * len(summary), 4), layout="constrained")
         for axes, task in zip(figure.subplots(1, len(summary), squeeze=False).flat, summary, strict=True):
             axes.set_prop_cycle(color=colormaps["tab20"].colors)
@@ -225,6 +226,7 @@ def draw_pass_at_k(axes: Axes, runs: dict[str, dict[int, Result]]) -> None:
     axes.set_ylabel("pass@k, mean ± sd of the seeds")
 
 
+TIMED = "time_curves"  # drawn where seconds are compared: on a machine that does other things they say nothing
 PICTURES: dict[str, tuple[Callable[[Axes, dict[str, dict[int, Result]]], None], str]] = {
     "learning_curves": (draw_learning_curves, "Held-out accuracy over optimiser steps"),
     "time_curves": (draw_time_curves, "Held-out accuracy over seconds"),

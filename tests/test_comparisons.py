@@ -125,7 +125,7 @@ class TestReport:
             tmp_path, self.RESULTS, metrics=["accuracy"], baselines={"other": "base"}, command="COMMAND"
         )
         text = (tmp_path / "report.md").read_text()
-        assert "| base |  | 0.600 ± 0.141 |  |" in text
+        assert "| base |  | 0.600 ± 0.141 |  | 30 ± 0 |  |" in text
         assert "Made by `COMMAND`" in text
         assert "2 to 3 seeds" in text
         for name in compare_report.PICTURES:

@@ -87,11 +87,11 @@ TASKS: dict[str, Task] = {
                 "Three digits and a target, to be reached by an expression with every digit once (reasoning-gym's "
                 "countdown, in a short form); the reward is 1 if it does. The base model takes the digits mostly as "
                 "they stand, with operators at random, and seldom looks for an expression that is right: one sample "
-                "in eleven is, but 65% of the prompts have a right one among 16 samples, 82% among 64 and 92% among "
-                "256. It shows what becomes of entropy and of pass@k at large k while accuracy rises, and what "
-                "exploration is worth where right answers are rare. All expressions are about equally long (6 to 8 "
-                "tokens), so it shows nothing about length; and an expression is found in one go, without steps that "
-                "could be right or wrong on the way."
+                "in twelve is, but 58% of the prompts have a right one among 16 samples and 73% among 64. It shows "
+                "what becomes of entropy and of pass@k at large k while accuracy rises, and what exploration is worth "
+                "where right answers are rare. All expressions are about equally long (6 to 8 tokens), so it shows "
+                "nothing about length; and an expression is found in one go, without steps that could be right or "
+                "wrong on the way."
             ),
             dataset=countdown.dataset,
             reward=countdown.accuracy,
