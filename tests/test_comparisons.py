@@ -15,10 +15,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from canon_trl.evaluation.comparisons import paired_difference
+from canon_trl.evaluation import paired_difference
 
 ROOT = Path(__file__).parents[1]
 COMPARISONS = sorted((ROOT / "benchmarks" / "comparisons").glob("*.yaml"))
+PUBLISHED = [path.parent for path in sorted((ROOT / "docs" / "comparisons").glob("*/report.json"))]
 sys.path.insert(0, str(ROOT / "benchmarks"))
 
 import compare  # noqa: E402
@@ -131,6 +132,14 @@ class TestReport:
         for name in compare_report.PICTURES:
             assert (tmp_path / f"{name}.png").read_bytes()[:4] == b"\x89PNG"
             assert f"({name}.png)" in text
+
+    @pytest.mark.parametrize("folder", PUBLISHED, ids=lambda folder: folder.name)
+    def test_what_is_published_is_of_five_seeds_and_of_its_numbers(self, folder):
+        summary = json.loads((folder / "report.json").read_text())
+        metrics = yaml.safe_load((ROOT / f"benchmarks/comparisons/{folder.name}.yaml").read_text())["metrics"]
+        assert compare_report.table(summary, metrics) in (folder / "report.md").read_text()
+        for found in summary.values():
+            assert all(len(row["seeds"]) >= 5 for row in found["methods"].values())
 
     def test_an_unknown_metric_is_refused(self):
         with pytest.raises(ValueError, match="metrics has 'acuracy'; choose from"):

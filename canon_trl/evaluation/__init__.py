@@ -1,11 +1,13 @@
 """How good a model is, and what came out of a run: numbers as files, curves as a picture, what they predict."""
 
 from canon_trl.evaluation.callback import EvaluationCallback
+from canon_trl.evaluation.comparisons import Difference, paired_difference
 from canon_trl.evaluation.entropy_law import EntropyLaw, fit_entropy_law, save_entropy_law
 from canon_trl.evaluation.estimates import Estimate, avg_at_k, bootstrap_mean, majority_at_k, pass_at_k
 from canon_trl.evaluation.training_curves import save_history
 
 __all__ = [
+    "Difference",
     "EntropyLaw",
     "Estimate",
     "EvaluationCallback",
@@ -13,6 +15,7 @@ __all__ = [
     "bootstrap_mean",
     "fit_entropy_law",
     "majority_at_k",
+    "paired_difference",
     "pass_at_k",
     "save_entropy_law",
     "save_history",
