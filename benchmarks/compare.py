@@ -25,6 +25,7 @@ Keys of the file:
 """
 
 import argparse
+import fcntl
 import json
 import os
 import re
@@ -32,6 +33,7 @@ import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import MISSING, dataclass, field, fields
 from importlib import import_module
@@ -102,13 +104,15 @@ class Comparison:
                 raise ValueError(f"methods.{name}.script={script!r} must be one of {list(SCRIPTS)}")
             if method.get("baseline", self.baseline) not in self.methods:
                 raise ValueError(f"methods.{name}.baseline={method['baseline']!r} must be one of {list(self.methods)}")
+            if alike := [other for other in self.methods if other != name and folder_of(other) == folder_of(name)]:
+                raise ValueError(f"methods has {[name, *alike]}, which would share the folder {folder_of(name)!r}")
             if unknown := sorted(set(method.get("tasks", [])) - set(self.tasks)):
                 raise ValueError(f"methods.{name}.tasks has {unknown}; the tasks are {list(self.tasks)}")
 
     def runs(self) -> list["Run"]:
         """All runs, seed by seed, so that whatever is done at any time is paired as far as it goes."""
         return [
-            Run(task, name, seed, self.output_dir / "runs" / task / re.sub(r"[^\w.]+", "_", name) / str(seed))
+            Run(task, name, seed, self.output_dir / "runs" / task / folder_of(name) / str(seed))
             for seed in self.seeds
             for task in self.tasks
             for name, method in self.methods.items()
@@ -132,9 +136,16 @@ class Comparison:
         method = {key: value for key, value in self.methods[run.method].items() if key not in OF_THE_HARNESS}
         script = self.script_of(run)
         base = {"task": run.task} if "dataset_name" not in self.tasks[run.task] else {}
-        values = {"values": str(self.values_of(run.task))} if script == "train_astar_po" else {}
-        training = base | self.options | self.tasks[run.task] | values | method
-        return {"script": script, "training": training | {"seed": run.seed}, "evaluate": self.evaluate}
+        training = base | self.options | self.tasks[run.task] | method | {"seed": run.seed}
+        settings = {"script": script, "training": training, "evaluate": self.evaluate}
+        if script == "train_astar_po":
+            training["values"] = str(self.values_of(run.task))
+            settings["values"] = self.values
+        return settings
+
+
+def folder_of(method: str) -> str:
+    return re.sub(r"[^\w.]+", "_", method)
 
 
 @dataclass(frozen=True)
@@ -219,23 +230,25 @@ def unfinished(comparison: Comparison) -> list[Run]:
     return missing
 
 
-def start(command: list[str], log: Path, threads: int) -> bool:
+def start(command: list[str], log: Path, threads: int, inherits: Sequence[int] = ()) -> bool:
     """Run a command with its output in a file; whether it went well."""
     log.parent.mkdir(parents=True, exist_ok=True)
     environment = os.environ | {"OMP_NUM_THREADS": str(threads)}
     with log.open("w") as file:
-        return subprocess.run(command, stdout=file, stderr=subprocess.STDOUT, env=environment).returncode == 0
+        streams = {"stdout": file, "stderr": subprocess.STDOUT, "pass_fds": inherits}
+        return subprocess.run(command, env=environment, **streams).returncode == 0
 
 
 def sample_values(comparison: Comparison, task: str, threads: int) -> None:
     """Stage 1 of A*-PO for a task, whose values all seeds share, and the seconds that it took."""
-    folder = comparison.values_of(task)
-    if (folder / "seconds.json").exists():
-        return
+    folder, config = comparison.values_of(task), comparison.values_of(task) / "options.yaml"
     options = {"task": task} | comparison.options | comparison.tasks[task]
     options = {key: options[key] for key in OF_THE_DATA + OF_TRAINING_DATA if key in options} | comparison.values
+    options |= {"output_dir": str(folder)}
+    if (folder / "seconds.json").exists() and yaml.safe_load(config.read_text()) == options:
+        return
     folder.mkdir(parents=True, exist_ok=True)
-    config = write_yaml(folder / "options.yaml", options | {"output_dir": str(folder)})
+    write_yaml(config, options)  # estimate_values.py refuses a folder with values of other options
     command = [*comparison.launcher, str(ROOT / "examples" / "estimate_values.py"), "--config", str(config)]
     begin = time.perf_counter()
     if not start(command, folder / "log.txt", threads):
@@ -246,14 +259,21 @@ def sample_values(comparison: Comparison, task: str, threads: int) -> None:
 def execute(comparison: Comparison, run: Run, threads: int) -> bool:
     """A run in a process of its own."""
     settings, known = comparison.settings_of(run), run.folder / "settings.json"
-    changed = {key for key, value in (read_json(known) or {}).items() if value != settings[key]}
-    if changed - {"evaluate"} or not (run.folder / "curve.json").exists():
-        shutil.rmtree(run.folder, ignore_errors=True)  # training does not go on in the middle
-    elif changed:
-        shutil.rmtree(run.folder / "evaluation", ignore_errors=True)
-    run.folder.mkdir(parents=True, exist_ok=True)
-    write_json(known, settings)
-    went_well = start([*comparison.launcher, __file__, str(run.folder), "--perform"], run.folder / "log.txt", threads)
+    run.folder.parent.mkdir(parents=True, exist_ok=True)
+    with run.folder.with_suffix(".lock").open("w") as lock:
+        # The run's process inherits the lock. If this one is killed, the next one waits for the run to end.
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if run.result() is not None:
+            return True
+        changed = {key for key, value in (read_json(known) or {}).items() if value != settings.get(key)}
+        if changed - {"evaluate"} or not (run.folder / "curve.json").exists():
+            shutil.rmtree(run.folder, ignore_errors=True)  # training does not go on in the middle
+        elif changed:
+            shutil.rmtree(run.folder / "evaluation", ignore_errors=True)
+        run.folder.mkdir(exist_ok=True)
+        write_json(known, settings)
+        command = [*comparison.launcher, __file__, str(run.folder), "--perform"]
+        went_well = start(command, run.folder / "log.txt", threads, inherits=[lock.fileno()])
     if went_well and not comparison.keep_models:
         shutil.rmtree(run.folder / "model")
     return went_well
