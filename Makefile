@@ -28,6 +28,8 @@ benchmark: $(VENV)/.installed-test
 	$(BIN)/python benchmarks/advantages.py
 	$(BIN)/python benchmarks/speed.py
 	$(BIN)/python benchmarks/report.py
+	$(BIN)/python benchmarks/step_time.py --methods 'canon entropy' 'canon entropy, forward' 'canon length' \
+		--responses 64 --group 16 --tokens 40 --pairs 31
 	PYTHONPATH=tests $(BIN)/python -c 'from smollm2 import save_smollm2; save_smollm2("outputs/smollm2")'
 	$(BIN)/python benchmarks/step_time.py --methods 'canon entropy' 'canon entropy, forward' \
 		--model outputs/smollm2 --responses 8 --group 4 --tokens 32 --pairs 9
