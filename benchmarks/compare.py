@@ -161,7 +161,7 @@ class Run:
         return read_json(self.folder / "result.json")
 
 
-def perform(folder: Path) -> None:
+def perform(folder: Path, *, keep_model: bool) -> None:
     """Train and evaluate, as far as it is not done yet, and write `result.json`; the process of one run."""
     sys.path.insert(0, str(ROOT / "examples"))
     settings = read_json(folder / "settings.json")
@@ -179,6 +179,8 @@ def perform(folder: Path) -> None:
         (evaluation,) = read_json(folder / "evaluation" / "summary.json").values()
         learning = read_json(folder / "curve.json")
         write_json(folder / "result.json", {"settings": settings, "curve": learning, "evaluation": evaluation})
+        if not keep_model:
+            shutil.rmtree(folder / "model")
 
 
 def evaluation_options(settings: dict[str, Any], *, model: Path, folder: Path) -> dict[str, Any]:
@@ -272,11 +274,9 @@ def execute(comparison: Comparison, run: Run, threads: int) -> bool:
             shutil.rmtree(run.folder / "evaluation", ignore_errors=True)
         run.folder.mkdir(exist_ok=True)
         write_json(known, settings)
-        command = [*comparison.launcher, __file__, str(run.folder), "--perform"]
-        went_well = start(command, run.folder / "log.txt", threads, inherits=[lock.fileno()])
-    if went_well and not comparison.keep_models:
-        shutil.rmtree(run.folder / "model")
-    return went_well
+        keeping = "--perform-and-keep" if comparison.keep_models else "--perform"
+        command = [*comparison.launcher, __file__, str(run.folder), keeping]
+        return start(command, run.folder / "log.txt", threads, inherits=[lock.fileno()])
 
 
 def execute_all(comparison: Comparison, jobs: int, threads: int) -> list[Run]:
@@ -316,10 +316,11 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("file", type=Path, help="the comparison")
     parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="runs at a time; 0 only reports")
     parser.add_argument("--threads", type=int, default=1, help="of each run")
-    parser.add_argument("--perform", action="store_true", help=argparse.SUPPRESS)  # a run's own process
+    for flag in ("--perform", "--perform-and-keep"):  # a run's own process
+        parser.add_argument(flag, action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args(argv)
-    if options.perform:
-        perform(options.file)
+    if options.perform or options.perform_and_keep:
+        perform(options.file, keep_model=options.perform_and_keep)
         return
     comparison = Comparison.load(options.file)
     failed = execute_all(comparison, options.jobs, options.threads) if options.jobs else []

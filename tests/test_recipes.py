@@ -200,7 +200,7 @@ def test_no_arguments_is_the_embedded_task():
 @pytest.mark.parametrize(
     ("flags", "error", "message"),
     [
-        (["--task", "poetry"], ValueError, r"task='poetry' must be one of \['arithmetic'\]"),
+        (["--task", "poetry"], ValueError, r"task='poetry' must be one of \['arithmetic', 'verbosity', 'countdown'\]"),
         (["--task", "arithmetic", "--dataset_name", "x"], ValueError, "give exactly one of them"),
         (["--dataset_name", "x", "--model_name_or_path", "m"], ValueError, "reward_funcs is empty"),
         (["--dataset_name", "x", "--reward_funcs", "accuracy_reward"], ValueError, "model_name_or_path is missing"),
