@@ -408,3 +408,12 @@ def test_the_batch_scope_does_not_depend_on_micro_batches(tmp_path, name):
 def test_resume(tmp_path, name, scope):
     kwargs = OPTIONS[name]["policy_loss_kwargs"] | {"scope": scope}
     assert_resumes(make_trainer, tmp_path, policy_loss=name, policy_loss_kwargs=kwargs, **UPDATES)
+
+
+def test_statistics_leave_padding_out_of_the_largest_covariances():
+    """Padding has covariance 0, which is more than any of these."""
+    covariance = torch.tensor([[-3.0, -1.0, 0.0], [-2.0, 0.0, 0.0]])
+    mask = torch.tensor([[1, 1, 0], [1, 0, 0]])
+    found = covariance_statistics(covariance, torch.zeros(2, 3, dtype=torch.bool), mask)
+    assert found["covariance_mean"].item() == -2.0
+    assert [found[f"covariance_top_{percent}_percent"].item() for percent in (0.02, 0.2, 2)] == [-1.0] * 3
