@@ -2,7 +2,8 @@
 
 import json
 import statistics
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -78,13 +79,7 @@ def summarise(results: list[Result], metrics: list[str], baselines: dict[str, st
                 if paired:
                     own, other = ([read(of[seed]) for seed in paired] for of in (seeds, others))
                     difference = paired_difference(own, other, comparisons=comparisons)
-                    row[name]["difference"] = {
-                        "mean": difference.mean,
-                        "low": difference.low,
-                        "high": difference.high,
-                        "pairs": difference.pairs,
-                        "is_noise": difference.is_noise,
-                    }
+                    row[name]["difference"] = asdict(difference) | {"is_noise": difference.is_noise}
             summary[task]["methods"][method] = row
     return summary
 
@@ -140,21 +135,27 @@ def write_report(
     for name, (draw, _) in pictures.items():
         figure = Figure(figsize=(7 * len(summary), 4), layout="constrained")
         for axes, task in zip(figure.subplots(1, len(summary), squeeze=False).flat, summary, strict=True):
-            axes.set_prop_cycle(color=colormaps["tab10" if len(by_method(results, task)) <= 10 else "tab20"].colors)
-            draw(axes, by_method(results, task))
+            runs = by_method(results, task)
+            axes.set_prop_cycle(color=colormaps["tab10" if len(runs) <= 10 else "tab20"].colors)
+            draw(axes, runs)
             axes.set_title(task, fontsize=10)
             axes.grid(alpha=0.3)
             axes.legend(fontsize=6, loc="center left", bbox_to_anchor=(1, 0.5))
         figure.savefig(folder / f"{name}.png", dpi=120)
 
 
+def draw_band(axes: Axes, x: Sequence[int], heights: np.ndarray, method: str, **line_options: Any) -> None:
+    """The mean of the seeds, `heights` having a row for each, within their standard deviation."""
+    mean, spread = heights.mean(axis=0), heights.std(axis=0, ddof=1) if len(heights) > 1 else 0
+    (line,) = axes.plot(x, mean, label=f"{method} ({len(heights)})", **line_options)
+    axes.fill_between(x, mean - spread, mean + spread, color=line.get_color(), alpha=0.12, linewidth=0)
+
+
 def draw_learning_curves(axes: Axes, runs: dict[str, dict[int, Result]]) -> None:
     for method, seeds in runs.items():
         heights = np.array([[point["accuracy"] for point in run["curve"]] for run in seeds.values()])
         steps = [point["step"] for point in next(iter(seeds.values()))["curve"]]
-        mean, spread = heights.mean(axis=0), heights.std(axis=0, ddof=1) if len(seeds) > 1 else 0
-        (line,) = axes.plot(steps, mean, label=f"{method} ({len(seeds)})")
-        axes.fill_between(steps, mean - spread, mean + spread, color=line.get_color(), alpha=0.12, linewidth=0)
+        draw_band(axes, steps, heights, method)
     axes.set_xlabel("optimiser step")
     axes.set_ylabel("held-out accuracy, mean ± sd of the seeds")
 
@@ -171,16 +172,14 @@ def draw_time_curves(axes: Axes, runs: dict[str, dict[int, Result]]) -> None:
 
 
 def draw_pareto_front(axes: Axes, runs: dict[str, dict[int, Result]]) -> None:
+    means = []
     for method, seeds in runs.items():
         length, accuracy = (
             [METRICS[name][0](run) for run in seeds.values()] for name in ("length (tokens)", "accuracy")
         )
-        (line,) = axes.plot(np.mean(length), np.mean(accuracy), marker="o", linestyle="", label=method)
+        means.append((np.mean(length), np.mean(accuracy)))
+        (line,) = axes.plot(*means[-1], marker="o", linestyle="", label=method)
         axes.scatter(length, accuracy, s=8, color=line.get_color(), alpha=0.4)
-    means = [
-        tuple(np.mean([METRICS[name][0](run) for run in seeds.values()]) for name in ("length (tokens)", "accuracy"))
-        for seeds in runs.values()
-    ]
     front = [point for point in sorted(means) if not any(dominates(other, point) for other in means)]
     axes.plot(
         *zip(*front, strict=True),
@@ -217,9 +216,7 @@ def draw_pass_at_k(axes: Axes, runs: dict[str, dict[int, Result]]) -> None:
     for method, seeds in runs.items():
         ks = [int(k) for k in next(iter(seeds.values()))["evaluation"]["pass_at_k"]]
         heights = np.array([[run["evaluation"]["pass_at_k"][str(k)]["mean"] for k in ks] for run in seeds.values()])
-        mean, spread = heights.mean(axis=0), heights.std(axis=0, ddof=1) if len(seeds) > 1 else 0
-        (line,) = axes.plot(ks, mean, marker="o", markersize=3, label=f"{method} ({len(seeds)})")
-        axes.fill_between(ks, mean - spread, mean + spread, color=line.get_color(), alpha=0.12, linewidth=0)
+        draw_band(axes, ks, heights, method, marker="o", markersize=3)
     axes.set_xscale("log", base=2)
     axes.set_xlabel("k (responses)")
     axes.set_ylabel("pass@k, mean ± sd of the seeds")

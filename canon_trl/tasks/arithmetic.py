@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
-from canon_trl.tasks.prompts import check_split, distinct, split_of
+from canon_trl.tasks.prompts import check_split, distinct, split_of, text_of
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -143,8 +143,7 @@ def accuracy(completions: list[str] | list[list[Mapping[str, Any]]], answer: lis
     Nothing is stripped: a space or a second `#` after the answer makes it wrong. Conversational completions are
     judged by their last message. TRL's other columns arrive in `kwargs` and are not used.
     """
-    rewards = []
-    for completion, wanted in zip(completions, answer, strict=True):
-        text = completion if isinstance(completion, str) else completion[-1]["content"]
-        rewards.append(1.0 if answer_of(text) == wanted else 0.0)
-    return rewards
+    return [
+        1.0 if answer_of(text_of(completion)) == wanted else 0.0
+        for completion, wanted in zip(completions, answer, strict=True)
+    ]

@@ -14,7 +14,7 @@ from functools import cache
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
-from canon_trl.tasks.prompts import check_split, distinct, split_of
+from canon_trl.tasks.prompts import check_split, distinct, split_of, text_of
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -96,8 +96,8 @@ def accuracy(completions: list[str] | list[list[Mapping[str, Any]]], prompts: li
     """
     rewards = []
     for completion, prompt in zip(completions, prompts, strict=True):
-        text = completion if isinstance(completion, str) else completion[-1]["content"]
-        digits, _, target = (prompt if isinstance(prompt, str) else prompt[-1]["content"]).partition(">")
+        text = text_of(completion)
+        digits, _, target = text_of(prompt).partition(">")
         problem = {"numbers": [int(digit) for digit in digits.split(",")], "target": int(target.rstrip("="))}
         right = style_of(text) is not None and _generator().score_answer(text, {"metadata": problem}) == 1.0
         rewards.append(float(right))

@@ -1,10 +1,10 @@
-"""Splits of generated prompts, and datasets of distinct ones."""
+"""Splits of generated prompts, datasets of distinct ones, and the text of what rewards are given."""
 
 from __future__ import annotations
 
 import zlib
-from collections.abc import Iterable
-from typing import TYPE_CHECKING
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -43,3 +43,8 @@ def distinct(problems: Iterable[tuple[str, str]], size: int, *, max_size: int) -
         if len(answers) == size:
             break
     return Dataset.from_dict({"prompt": list(answers), "answer": list(answers.values())})
+
+
+def text_of(given: str | list[Mapping[str, Any]]) -> str:
+    """The text of a prompt or completion; of a conversation that of its last message."""
+    return given if isinstance(given, str) else given[-1]["content"]
