@@ -12,7 +12,7 @@ train: $(VENV)/.installed
 	$(BIN)/accelerate launch examples/train_canon.py
 
 test: $(VENV)/.installed-test
-	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --nbmake tests examples/canon_quickstart.ipynb
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --nbmake tests examples
 
 # The real vLLM engine, on the CPU, in an environment of its own: it wants other versions than the rest.
 test-vllm:
