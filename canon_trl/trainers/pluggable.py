@@ -276,7 +276,7 @@ class PluggableGRPOTrainer(GRPOTrainer):
     def _replay(self, responses: list[SampledResponse]) -> tuple:
         """What `_generate` would return for responses that are there already."""
 
-        def part(name: str) -> list | None:
+        def part(name: str) -> Any:
             values = [response.generated[name] for response in responses]
             return None if all(value is None for value in values) else values
 
@@ -580,14 +580,14 @@ class PluggableGRPOTrainer(GRPOTrainer):
             for name, value in self._collector.statistics.items():
                 self._metrics[mode][f"dynamic_sampling/{name}"].append(value)
         values = torch.stack([torch.as_tensor(v, device=advantages.device).float() for v in statistics.values()])
-        finite, *values = torch.cat([advantages.isfinite().all().float().unsqueeze(0), values]).tolist()
+        finite, *numbers = torch.cat([advantages.isfinite().all().float().unsqueeze(0), values]).tolist()
         if not finite:
             index = int((~advantages.flatten().isfinite()).nonzero()[0])
             raise ValueError(
                 f"the advantage estimator returned {advantages.flatten()[index].item()} for completion {index}; "
                 "advantages must be finite"
             )
-        for name, value in zip(statistics, values, strict=True):
+        for name, value in zip(statistics, numbers, strict=True):
             self._metrics[mode][name].append(value)
 
         # TRL has tabulated its own advantages; put those that are used in their place.
