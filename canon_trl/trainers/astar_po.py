@@ -88,6 +88,8 @@ class AStarPOTrainer(PluggableGRPOTrainer):
             advantage_estimator=optimal_advantage,
             metrics={VALUE: value_of_prompt},
             loss_function=partial(astar_po_loss, beta=args.beta2),
+            reward_time_limit=args.reward_time_limit,
+            resume_with_changes=args.resume_with_changes,
             **trl_kwargs,
         )
 

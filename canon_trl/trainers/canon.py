@@ -110,6 +110,8 @@ class CANONTrainer(PluggableGRPOTrainer):
             entropy_source=args.entropy_source,
             policy_loss=args.make_policy_loss(),
             dynamic_sampling=args.make_dynamic_sampling(),
+            reward_time_limit=args.reward_time_limit,
+            resume_with_changes=args.resume_with_changes,
             **trl_kwargs,
         )
 
