@@ -9,7 +9,7 @@ import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Literal
+from typing import Any, Literal
 
 from torch import Tensor
 
@@ -43,11 +43,11 @@ class OnRollout:
     fields: tuple[str, ...]
     reward_range: RewardRange | None = None
 
-    def __call__(self, rollout: Rollout, **options: object) -> Tensor:
+    def __call__(self, rollout: Rollout, **options: Any) -> Tensor:
         return self.function(*(getattr(rollout, field) for field in self.fields), **options)
 
 
-def canon_estimator(rollout: Rollout, *, metric: str, **options: object) -> Tensor:
+def canon_estimator(rollout: Rollout, *, metric: str, **options: Any) -> Tensor:
     """[`canon_advantage`] of the rollout, regrouped by the metric of that name."""
     return canon_advantage(rollout.rewards, rollout.metrics[metric], valid=rollout.valid, **options)
 
@@ -82,7 +82,7 @@ def requires_metrics(*names: str) -> Callable[[AdvantageEstimator], AdvantageEst
     """
 
     def declare(estimator: AdvantageEstimator) -> AdvantageEstimator:
-        estimator.required_metrics = names
+        estimator.required_metrics = names  # type: ignore[attr-defined]  # a function's own attribute
         return estimator
 
     return declare
@@ -124,9 +124,10 @@ def check_options(estimator: AdvantageEstimator, options: dict[str, object], *, 
     Raises:
         ValueError: names the options, and those that the estimator takes.
     """
-    wrapped = isinstance(estimator, OnRollout)
-    parameters = list(inspect.signature(estimator.function if wrapped else estimator).parameters.values())
-    parameters = parameters[len(estimator.fields) if wrapped else 1 :]
+    if isinstance(estimator, OnRollout):
+        parameters = list(inspect.signature(estimator.function).parameters.values())[len(estimator.fields) :]
+    else:
+        parameters = list(inspect.signature(estimator).parameters.values())[1:]
     named = [p for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
     missing = [p.name for p in named if p.default is p.empty and p.name not in options]
     if missing:

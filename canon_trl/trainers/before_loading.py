@@ -32,7 +32,7 @@ def check_vllm(args: GRPOConfig) -> None:
 
 
 def check_policy_loss(args: GRPOConfig, policy_loss: PolicyLoss) -> None:
-    needed = {"loss_type": PPO_LOSSES, "importance_sampling_level": ("token",)}
+    needed: dict[str, tuple[Any, ...]] = {"loss_type": PPO_LOSSES, "importance_sampling_level": ("token",)}
     needed |= {"delta": (None,), "off_policy_mask_threshold": (None,)}
     for name, allowed in needed.items():
         if (value := getattr(args, name)) not in allowed:

@@ -120,16 +120,16 @@ class CANONTrainer(PluggableGRPOTrainer):
             raise ValueError(
                 f"canon_metric is given to the trainer and as args.canon_metric={args.canon_metric!r}; set only one"
             )
-        self._metric_name = args.canon_metric if metric is None else get_callable_name(metric)
+        name = self._metric_name = args.canon_metric if metric is None else get_callable_name(metric)
         self._mu_schedule = args.mu_schedule()
-        resolved = metric or find_metric(self._metric_name, field="canon_metric")
+        resolved = metric or find_metric(name, field="canon_metric")
         alpha_group = args.alpha_group(resolved)
 
         def estimator(rollout: Rollout) -> Tensor:
             options = {"mu": self._mu(rollout), "alpha": args.canon_alpha, "alpha_group": alpha_group}
-            return canon_estimator(rollout, metric=self._metric_name, **options)
+            return canon_estimator(rollout, metric=name, **options)
 
-        return estimator, {self._metric_name: resolved}
+        return estimator, {name: resolved}
 
     def _other(
         self, args: CANONConfig, given: AdvantageEstimator | None, metric: ResponseMetric | None

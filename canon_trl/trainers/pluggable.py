@@ -298,7 +298,7 @@ class PluggableGRPOTrainer(GRPOTrainer):
     def _replay(self, responses: list[SampledResponse]) -> tuple:
         """What `_generate` would return for responses that are there already."""
 
-        def part(name: str) -> list | None:
+        def part(name: str) -> Any:
             values = [response.generated[name] for response in responses]
             return None if all(value is None for value in values) else values
 
@@ -648,9 +648,9 @@ class PluggableGRPOTrainer(GRPOTrainer):
         by_function = rollout.rewards_per_func.flatten(0, 1)
         bounds = [by_function.nan_to_num(nan=math.inf).amin(dim=0), by_function.nan_to_num(nan=-math.inf).amax(dim=0)]
         parts = [advantages.isfinite().all().float().unsqueeze(0), *bounds, values]
-        finite, *values = torch.cat([part.float() for part in parts]).tolist()  # one wait for all of them
+        finite, *numbers = torch.cat([part.float() for part in parts]).tolist()  # one wait for all of them
         functions = len(self.reward_func_names)
-        lowest, highest, values = values[:functions], values[functions : 2 * functions], values[2 * functions :]
+        lowest, highest, numbers = numbers[:functions], numbers[functions : 2 * functions], numbers[2 * functions :]
         if mode == "train":
             for name, count in self._constant_rewards.count(lowest, highest).items():
                 self._metrics[mode][f"rewards/{name}/constant_rollouts"].append(count)
@@ -660,7 +660,7 @@ class PluggableGRPOTrainer(GRPOTrainer):
                 f"the advantage estimator returned {advantages.flatten()[index].item()} for completion {index}; "
                 "advantages must be finite"
             )
-        for name, value in zip(statistics, values, strict=True):
+        for name, value in zip(statistics, numbers, strict=True):
             self._metrics[mode][name].append(value)
 
         # TRL has tabulated its own advantages; put those that are used in their place.
