@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from toy import make_trainer
 from torch.optim import AdamW
+from toy import make_trainer
 
 OPTIONS = {
     "max_steps": 4,

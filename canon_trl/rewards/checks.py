@@ -26,8 +26,8 @@ def checked_rewards(rewards: Any, count: int, what: str) -> list[float | None]:
         raise TypeError(f"{what} returned {type(rewards).__name__} {rewards!r}; it must return a list of rewards")
     if len(rewards) != count:
         raise ValueError(f"{what} returned {len(rewards)} rewards for {count} completions; it must be one for each")
-    rewards = [reward.item() if hasattr(reward, "item") else reward for reward in rewards]
-    for index, reward in enumerate(rewards):
+    scalars: list[float | None] = [reward.item() if hasattr(reward, "item") else reward for reward in rewards]
+    for index, reward in enumerate(scalars):
         if reward is not None and not isinstance(reward, Real):
             raise TypeError(
                 f"{what} returned {reward!r}, a {type(reward).__name__}, for completion {index}; it must be a number "
@@ -35,4 +35,4 @@ def checked_rewards(rewards: Any, count: int, what: str) -> list[float | None]:
             )
         if reward is not None and math.isinf(reward):
             raise ValueError(f"{what} returned {reward} for completion {index}; it must be finite or None")
-    return rewards
+    return scalars

@@ -31,6 +31,7 @@ def time_limit(seconds: float | None, name: str) -> Iterator[None]:
     if seconds is None:
         yield
         return
+    main_thread = threading.get_ident()
     if threading.current_thread() is not threading.main_thread():
         raise ValueError(f"reward_time_limit={seconds} needs training in the main thread, where alone signals arrive")
     deadline, over, interrupted = time.monotonic() + seconds, threading.Event(), False
@@ -44,7 +45,7 @@ def time_limit(seconds: float | None, name: str) -> Iterator[None]:
     def wake() -> None:
         wait = seconds
         while not over.wait(wait):  # again and again, where the function catches everything
-            signal.pthread_kill(threading.main_thread().ident, signal.SIGVTALRM)
+            signal.pthread_kill(main_thread, signal.SIGVTALRM)
             wait = 1.0
 
     before = signal.signal(signal.SIGVTALRM, interrupt)

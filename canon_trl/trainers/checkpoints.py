@@ -95,9 +95,8 @@ def is_whole(checkpoint: Path) -> bool:
 
 def checkpoints_of(folder: Path) -> list[Path]:
     """The checkpoints in an output folder, the last one first."""
-    steps = {path: re.fullmatch(rf"{PREFIX_CHECKPOINT_DIR}-(\d+)", path.name) for path in folder.glob("*/")}
-    found = [path for path, step in steps.items() if step is not None]
-    return sorted(found, key=lambda path: int(steps[path][1]), reverse=True)
+    found = [path for path in folder.glob("*/") if re.fullmatch(rf"{PREFIX_CHECKPOINT_DIR}-\d+", path.name)]
+    return sorted(found, key=lambda path: int(path.name.split("-")[1]), reverse=True)
 
 
 def changed_options(checkpoint: Path, options: dict[str, Any]) -> list[str]:

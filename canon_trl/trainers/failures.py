@@ -34,7 +34,7 @@ class SharedFailures:
         finally:
             self._deferred = False
 
-    def note(self, error: Exception, what: str, count: int) -> list[float]:
+    def note(self, error: Exception, what: str, count: int) -> list[float | None]:
         """What a function that failed returns in place of `count` numbers."""
         error.add_note(what)
         if not self._deferred:
@@ -69,7 +69,7 @@ def guarded_reward(
                 rewards = await function(completions=completions, **kwargs)
             return checked_rewards(rewards, len(completions), what)
         except Exception as error:
-            reason = too_slow(what, seconds) if limit.expired() else error
+            reason = too_slow(what, seconds) if seconds is not None and limit.expired() else error
             return failures.note(reason, f"in {what}", len(completions))
 
     def scored_at_once(completions: Sequence[Any], **kwargs: Any) -> list[float | None]:

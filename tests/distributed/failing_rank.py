@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from toy import TASK, make_trainer
+from transformers import TrainerCallback
 
 SECOND = os.environ["RANK"] == "1"
 
@@ -30,6 +31,14 @@ def breaks(mask: torch.Tensor) -> torch.Tensor:
     return mask.sum(dim=1)
 
 
+class SpoilAWeight(TrainerCallback):
+    """After the ranks have been given the same weights."""
+
+    def on_step_begin(self, *args: Any, model: torch.nn.Module, **kwargs: Any) -> None:
+        with torch.no_grad():
+            next(model.parameters())[0, 0] = torch.nan
+
+
 def run(folder: str, fault: str) -> None:
     options: dict[str, Any] = {"reward_funcs": {"raises": raises, "hangs": hangs}.get(fault, TASK.reward)}
     if fault == "metric":
@@ -38,8 +47,7 @@ def run(folder: str, fault: str) -> None:
     if fault == "killed" and SECOND:
         trainer._estimate_advantages = lambda rollout: os.kill(os.getpid(), signal.SIGKILL)
     if fault == "not finite" and SECOND:
-        with torch.no_grad():
-            next(trainer.model.parameters())[0, 0] = torch.nan
+        trainer.add_callback(SpoilAWeight())
     trainer.train()
 
 
