@@ -10,22 +10,24 @@ def upload_command(
     repository: str,
     folder: Path | str,
     *,
+    to: str = ".",
     dataset: bool = False,
     exclude: Sequence[str] = (),
     revision: str | None = None,
     private: bool = False,
 ) -> str:
-    """The line for a shell that uploads the folder; it makes the repository if there is none.
+    """The line for a shell that uploads a folder or a file; it makes the repository if there is none.
 
     Args:
         repository: its name on the Hub, such as `me/model`.
-        folder: what is uploaded.
+        folder: what is uploaded, also a single file.
+        to: its path in the repository.
         dataset: whether the repository is one of a dataset; else it is a model's.
         exclude: patterns of files that stay here.
         revision: the branch; default the main one.
         private: whether a repository that is made is private.
     """
-    command = ["hf", "upload", repository, str(folder), "."]
+    command = ["hf", "upload", repository, str(folder), to]
     command += ["--repo-type", "dataset"] if dataset else []
     command += [part for pattern in exclude for part in ("--exclude", pattern)]
     command += ["--revision", revision] if revision else []

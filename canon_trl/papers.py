@@ -48,8 +48,8 @@ _ENTROPY_MECHANISM = Paper(
     key="cui2025entropy",
     title="The Entropy Mechanism of Reinforcement Learning for Reasoning Language Models",
     authors="Ganqu Cui and Yuchen Zhang and Jiacheng Chen and Lifan Yuan and Zhi Wang and Yuxin Zuo and Haozhan Li "
-    "and Yuchen Fan and Huayu Chen and Weize Chen and Zhiyuan Liu and Hao Peng and Lei Bai and Wanli Ouyang and Yu Cheng "
-    "and Bowen Zhou and Ning Ding",
+    "and Yuchen Fan and Huayu Chen and Weize Chen and Zhiyuan Liu and Hao Peng and Lei Bai and Wanli Ouyang and "
+    "Yu Cheng and Bowen Zhou and Ning Ding",
     id="2505.22617",
 )
 
