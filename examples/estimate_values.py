@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from datasets import Dataset
+from huggingface_hub import HfApi
 from recipe import CONFIGS, load_data, name_model, parse, reward_functions
 from sampling import (
     SamplingArguments,
@@ -29,9 +30,12 @@ from sampling import (
     start_processes,
 )
 
+from canon_trl.hub import failure_told, upload_command
 from canon_trl.sampling.chunks import ChunkLog, collect_records
 from canon_trl.sampling.optimal_values import REWARDS, with_optimal_values
 from canon_trl.sampling.scoring import Scorer
+
+PROGRESS = ".progress/*"  # what only a run that goes on needs
 
 
 @dataclass
@@ -128,11 +132,10 @@ def write(folder: Path, done: dict[str, Dataset], settings: dict[str, Any], repo
     for split, rate in pass_rates.items():
         print(f"{split}: {len(done[split])} prompts, pass rate {rate:.3f}: {folder / split}.parquet")
     if repository is not None:
-        from huggingface_hub import HfApi
-
         api = HfApi()
-        api.create_repo(repository, repo_type="dataset", exist_ok=True)
-        api.upload_folder(repo_id=repository, repo_type="dataset", folder_path=folder, ignore_patterns=".progress/*")
+        with failure_told(folder, upload_command(repository, folder, dataset=True, exclude=[PROGRESS])):
+            api.create_repo(repository, repo_type="dataset", exist_ok=True)
+            api.upload_folder(repo_id=repository, repo_type="dataset", folder_path=folder, ignore_patterns=PROGRESS)
 
 
 if __name__ == "__main__":

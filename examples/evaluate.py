@@ -16,8 +16,10 @@ from pathlib import Path
 from typing import Any
 
 from datasets import Dataset
+from huggingface_hub import HfApi, ModelCard
 from recipe import CONFIGS, RecipeArguments, check, load_held_out, name_model, parse_unchecked, reward_functions
 from sampling import (
+    CARD,
     SamplingArguments,
     SamplingTask,
     check_options,
@@ -32,10 +34,12 @@ from trl import ModelConfig
 
 from canon_trl.evaluation.answers import math_answer
 from canon_trl.evaluation.responses import COLUMNS, ResponseRecorder, summarise
+from canon_trl.hub import failure_told, upload_command
 from canon_trl.imports import is_import_path, load_function
 from canon_trl.sampling.chunks import ChunkLog, collect_records
 from canon_trl.sampling.scoring import Scorer
 from canon_trl.tasks import TASKS
+from canon_trl.trainers.model_card import add_results, summary_results
 
 EXTRACTORS = {"math_verify": math_answer}
 # What the recipe's options for training data would say in vain.
@@ -68,6 +72,12 @@ class EvaluationArguments(SamplingArguments):
     threshold: float = field(default=1.0, metadata={"help": "The least weighted reward of a right response."})
     confidence: float = field(default=0.95, metadata={"help": "Probability of the bootstrap intervals."})
     save_responses: bool = field(default=False, metadata={"help": "Whether the records have the responses' text."})
+    update_card: bool = field(
+        default=False,
+        metadata={
+            "help": "Whether the accuracies go into the metadata of the model's card: that of a folder, or on the Hub."
+        },
+    )
     chat_template_path: str | None = field(
         default=None, metadata={"help": "Jinja file with a chat template, in place of the tokenizer's."}
     )
@@ -97,7 +107,15 @@ class EvaluationArguments(SamplingArguments):
 
 
 # What is of the whole run, and so cannot differ between benchmarks.
-OF_THE_RUN = ("output_dir", "benchmarks", "use_vllm", "vllm_kwargs", "chat_template_path", *OF_TRAINING)
+OF_THE_RUN = (
+    "output_dir",
+    "benchmarks",
+    "use_vllm",
+    "vllm_kwargs",
+    "update_card",
+    "chat_template_path",
+    *OF_TRAINING,
+)
 
 
 @dataclass
@@ -191,6 +209,8 @@ def main(argv: list[str]) -> None:
     state = start_processes()
     check_options(options, model, state)
     name = name_model(benchmarks[0].recipe, model)
+    if options.update_card:
+        load_card(name)  # so that a lack of it is known before anything is sampled
     tokenizer = load_tokenizer(name, model)
     if options.chat_template_path is not None:
         tokenizer.chat_template = Path(options.chat_template_path).read_text()
@@ -221,6 +241,8 @@ def main(argv: list[str]) -> None:
             write_records(task.data, records, folder / task.name / "records.parquet", benchmark.options.threshold)
             summary[task.name] = describe(benchmark, records) | {"settings": given | data_settings(benchmark)}
         write_summary(folder, summary)
+        if options.update_card:
+            update_card(name, summary, folder)
     state.wait_for_everyone()
 
 
@@ -261,6 +283,26 @@ def write_summary(folder: Path, summary: dict[str, dict[str, Any]]) -> None:
         partial.write_text(text + "\n")
         partial.replace(folder / name)
     print(f"{table}\n\n{folder / 'summary.json'}, {folder / 'summary.md'} and a records.parquet a benchmark")
+
+
+def load_card(model: str) -> ModelCard:
+    """The card of a model in a folder or on the Hub."""
+    folder = Path(model)
+    if folder.is_dir() and not (folder / CARD).is_file():
+        raise ValueError(f"update_card=True: {model} has no {CARD}, into which the accuracies could be written")
+    return ModelCard.load(folder / CARD if folder.is_dir() else model)
+
+
+def update_card(model: str, summary: dict[str, dict[str, Any]], folder: Path) -> None:
+    card = load_card(model)
+    add_results(card, summary_results(summary))
+    if Path(model).is_dir():
+        card.save(Path(model) / CARD)
+        return
+    path = folder / CARD
+    card.save(path)
+    with failure_told(path, upload_command(model, path, to=CARD)):
+        HfApi().upload_file(path_or_fileobj=path, path_in_repo=CARD, repo_id=model)
 
 
 def as_table(summary: dict[str, dict[str, Any]]) -> str:

@@ -16,7 +16,6 @@ from trl.rewards import (
     think_format_reward,
 )
 
-from canon_trl.evaluation import save_history
 from canon_trl.imports import is_import_path, load_function
 from canon_trl.tasks import TASKS
 
@@ -211,7 +210,8 @@ def train(trainer: GRPOTrainer, recipe: RecipeArguments) -> None:
     if not training.disable_tqdm:
         trainer.add_callback(CompactProgress)
     accuracy = getattr(training, "accuracy_reward", None) or trainer.reward_func_names[0]
-    trainer.train(resume_from_checkpoint=training.resume_from_checkpoint)
+    resume = training.resume_from_checkpoint
+    trainer.train(resume_from_checkpoint=True if resume == "true" else resume)
     if evaluates:
         held_out = f"eval_rewards/{accuracy}/mean"
         evaluations = [entry for entry in trainer.state.log_history if held_out in entry]
@@ -220,12 +220,12 @@ def train(trainer: GRPOTrainer, recipe: RecipeArguments) -> None:
             evaluations.append(trainer.state.log_history[-1])
         before, after = evaluations[0][held_out], evaluations[-1][held_out]
 
-    trainer.save_model(training.output_dir)
-    trainer.create_model_card(model_name=Path(training.output_dir).name, dataset_name=recipe.dataset_name)
-    if trainer.is_world_process_zero():
-        save_history(trainer.state.log_history, training.output_dir, accuracy_reward=accuracy)
     if evaluates:
         trainer.accelerator.print(f"{accuracy} on held-out prompts: {before:.3f} before, {after:.3f} after training")
+    data = recipe.dataset_name or f"the embedded task {recipe.task}"
+    if training.push_to_hub:  # which saves all of it first
+        trainer.push_to_hub(dataset_name=data)
+    else:
+        trainer.save_model(training.output_dir)
+        trainer.create_model_card(dataset_name=data)
     trainer.accelerator.print(f"model, model card, metrics.csv, metrics.json and curves.png: {training.output_dir}")
-    if training.push_to_hub:
-        trainer.push_to_hub(dataset_name=recipe.dataset_name)

@@ -61,6 +61,9 @@ class SamplingTask:
     log: ChunkLog
 
 
+CARD = "README.md"  # says what the model is, and changes nothing about it
+
+
 def start_processes() -> PartialState:
     # Without `cpu` each process on a machine of CPUs alone would take itself for the only one. A rank waits for the
     # others until their last chunk.
@@ -109,7 +112,8 @@ def sampling_settings(
 
 def fingerprints(name: str, data: Dataset) -> dict[str, Any]:
     """Of the data's contents, the order of the prompts and all that rewards may read; and of a local model's files."""
-    files = [(path.name, path.stat()) for path in sorted(Path(name).glob("*")) if path.is_file()]
+    paths = [path for path in sorted(Path(name).glob("*")) if path.is_file() and path.name != CARD]
+    files = [(path.name, path.stat()) for path in paths]
     weights = [(file, stat.st_size, stat.st_mtime_ns) for file, stat in files]
     hash_of = datasets.fingerprint.Hasher.hash
     return {"prompts": len(data), "fingerprint": hash_of(list(data)), "model_files": hash_of(weights)}

@@ -279,7 +279,8 @@ def test_an_error_leaves_no_half_written_checkpoint(tmp_path):
     assert sorted(path.name for path in tmp_path.glob("checkpoint*")) == ["checkpoint-1", "checkpoint-2"]
     assert not list(tmp_path.rglob("*.partial"))
     calls.clear()
-    trainer = make_trainer(tmp_path, trainer_options={"canon_metric": lambda mask: mask.sum(1)}, **saving)
+    mended = {"canon_metric": lambda mask: mask.sum(1)}
+    trainer = make_trainer(tmp_path, trainer_options=mended, resume_with_changes=True, **saving)
     trainer.train(resume_from_checkpoint=str(tmp_path / "checkpoint-1"))
     assert trainer.state.global_step == 4
 

@@ -118,16 +118,25 @@ def get_estimator(name: str) -> AdvantageEstimator:
     )
 
 
+def option_parameters(estimator: AdvantageEstimator) -> list[inspect.Parameter]:
+    """What the estimator takes beside the rollout."""
+    if isinstance(estimator, OnRollout):
+        return list(inspect.signature(estimator.function).parameters.values())[len(estimator.fields) :]
+    return list(inspect.signature(estimator).parameters.values())[1:]
+
+
+def default_options(estimator: AdvantageEstimator) -> dict[str, object]:
+    """The options that the estimator takes and their defaults, those bound with `functools.partial` among them."""
+    return {p.name: p.default for p in option_parameters(estimator) if p.default is not p.empty}
+
+
 def check_options(estimator: AdvantageEstimator, options: dict[str, object], *, field: str) -> None:
     """Refuse options that the estimator does not take, and the lack of one that it needs.
 
     Raises:
         ValueError: names the options, and those that the estimator takes.
     """
-    if isinstance(estimator, OnRollout):
-        parameters = list(inspect.signature(estimator.function).parameters.values())[len(estimator.fields) :]
-    else:
-        parameters = list(inspect.signature(estimator).parameters.values())[1:]
+    parameters = option_parameters(estimator)
     named = [p for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
     missing = [p.name for p in named if p.default is p.empty and p.name not in options]
     if missing:
@@ -148,6 +157,7 @@ __all__ = [
     "canon_advantage",
     "canon_estimator",
     "check_options",
+    "default_options",
     "dr_grpo_advantage",
     "get_estimator",
     "grpo_advantage",

@@ -9,7 +9,9 @@ from typing import Any
 
 import torch
 from torch import nn
+from trl.trainer.utils import get_callable_name
 
+from canon_trl.rewards import checked_rewards
 from canon_trl.rollout import weighted_reward
 from canon_trl.sampling.samplers import Response
 
@@ -63,6 +65,7 @@ class Scorer:
         for function in self.reward_funcs:
             rewards = function(**inputs, **columns)
             rewards = asyncio.run(awaited(rewards)) if inspect.isawaitable(rewards) else rewards
+            rewards = checked_rewards(rewards, len(completions), f"reward function {get_callable_name(function)!r}")
             by_function.append([math.nan if reward is None else float(reward) for reward in rewards])
         weights = torch.tensor(self.weights or [1.0] * len(self.reward_funcs), dtype=torch.float64)
         total = weighted_reward(torch.tensor(by_function, dtype=torch.float64).T, weights)

@@ -1,6 +1,5 @@
 """A*-PO's trainer: stage 2, regression onto the optimal advantage."""
 
-import textwrap
 from functools import partial
 from typing import Any
 
@@ -8,6 +7,7 @@ from datasets import Dataset
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from canon_trl.papers import PAPERS
 from canon_trl.policy_losses.astar_po import astar_po_loss
 from canon_trl.rollout import Rollout
 from canon_trl.sampling.optimal_values import VALUE, with_optimal_values
@@ -50,18 +50,7 @@ class AStarPOTrainer(PluggableGRPOTrainer):
 
     _tag_names = ["trl", "canon_trl", "astar_po"]
     _name = "A*-PO"
-    _paper = {
-        "title": "Accelerating RL for LLM Reasoning with Optimal Advantage Regression",
-        "id": "2505.20686",
-        "citation": textwrap.dedent("""\
-            @article{brantley2025accelerating,
-                title        = {{Accelerating RL for LLM Reasoning with Optimal Advantage Regression}},
-                author       = {Kiant\\'e Brantley and Mingyu Chen and Zhaolin Gao and Jason D. Lee and Wen Sun and
-                                Wenhao Zhan and Xuezhou Zhang},
-                year         = 2025,
-                eprint       = {arXiv:2505.20686},
-            }"""),
-    }
+    _paper = PAPERS["astar_po"].for_trl
 
     def __init__(
         self,
@@ -88,8 +77,13 @@ class AStarPOTrainer(PluggableGRPOTrainer):
             advantage_estimator=optimal_advantage,
             metrics={VALUE: value_of_prompt},
             loss_function=partial(astar_po_loss, beta=args.beta2),
+            reward_time_limit=args.reward_time_limit,
+            resume_with_changes=args.resume_with_changes,
             **trl_kwargs,
         )
+
+    def method_options(self) -> dict[str, Any]:
+        return super().method_options() | {"beta": None}  # which is beta2
 
     def rollout_statistics(self, rollout: Rollout, advantages: Tensor) -> dict[str, Tensor | float]:
         return {

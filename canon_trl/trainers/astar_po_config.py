@@ -7,6 +7,8 @@ from typing import Any
 
 from trl import GRPOConfig
 
+from canon_trl.trainers.run_config import RunConfig
+
 # Options of GRPO's loss and advantage, which A*-PO does without.
 NOT_OF_ASTAR_PO = (
     "loss_type",
@@ -25,11 +27,12 @@ NOT_OF_ASTAR_PO = (
 
 
 @dataclass
-class AStarPOConfig(GRPOConfig):
+class AStarPOConfig(RunConfig):
     r"""
     Configuration class for the [`AStarPOTrainer`].
 
-    It has the fields of [`~trl.GRPOConfig`] and those below. Options of GRPO's loss and advantage are refused.
+    It has the fields of [`~trl.GRPOConfig`] and [`~canon_trl.trainers.RunConfig`], and those below. Options of GRPO's
+    loss and advantage are refused.
 
     Args:
         beta1 (`float`, *optional*, defaults to `0.5`):

@@ -1,6 +1,6 @@
 """CANON's trainer."""
 
-import textwrap
+from dataclasses import fields
 from typing import Any
 
 from torch import Tensor
@@ -12,6 +12,7 @@ from canon_trl.advantages import (
     AdvantageEstimator,
     canon_estimator,
     check_options,
+    default_options,
     get_estimator,
     required_metrics,
     reward_range,
@@ -19,8 +20,9 @@ from canon_trl.advantages import (
 )
 from canon_trl.advantages.canon import canon_statistics
 from canon_trl.metrics import RANDOM, ResponseMetric, get_metric
+from canon_trl.papers import PAPERS
 from canon_trl.rollout import Rollout
-from canon_trl.trainers.canon_config import ACCURACY_SCHEDULES, CANONConfig
+from canon_trl.trainers.canon_config import ACCURACY_SCHEDULES, COSINE_SCHEDULES, CANONConfig
 from canon_trl.trainers.pluggable import PluggableGRPOTrainer
 
 
@@ -59,19 +61,7 @@ class CANONTrainer(PluggableGRPOTrainer):
 
     _tag_names = ["trl", "canon_trl", "canon"]
     _name = "CANON"
-    _paper = {
-        "title": "Conditional Advantage Estimation for Reinforcement Learning in Large Reasoning Models",
-        "id": "2509.23962",
-        "citation": textwrap.dedent("""\
-            @article{chen2025conditional,
-                title        = {{Conditional Advantage Estimation for Reinforcement Learning in Large Reasoning
-                                Models}},
-                author       = {Guanxu Chen and Yafu Li and Yuxian Jiang and Chen Qian and Qihan Ren and Jingyi Yang
-                                and Yu Cheng and Dongrui Liu and Jing Shao},
-                year         = 2025,
-                eprint       = {arXiv:2509.23962},
-            }"""),
-    }
+    _paper = PAPERS["canon"].for_trl
 
     def __init__(
         self,
@@ -110,6 +100,8 @@ class CANONTrainer(PluggableGRPOTrainer):
             entropy_source=args.entropy_source,
             policy_loss=args.make_policy_loss(),
             dynamic_sampling=args.make_dynamic_sampling(),
+            reward_time_limit=args.reward_time_limit,
+            resume_with_changes=args.resume_with_changes,
             **trl_kwargs,
         )
 
@@ -146,12 +138,26 @@ class CANONTrainer(PluggableGRPOTrainer):
             return function(rollout, **args.advantage_estimator_kwargs)
 
         method = args.advantage_estimator if given is None else get_callable_name(function)
-        self._name, self._paper = method, {}  # the model card cites CANON only for CANON
-        self._tag_names = ["trl", "canon_trl", *([method] if method in ESTIMATORS else [])]
+        known = given is None and method in ESTIMATORS
+        self._name, self._paper = method, PAPERS[method].for_trl if known else {}
+        self._tag_names = ["trl", "canon_trl", *([method] if known else [])]
+        self._estimator_options = default_options(function) | args.advantage_estimator_kwargs
         return estimator, {name: find_metric(name, field="requires_metrics") for name in required_metrics(function)}
 
     def _mu(self, rollout: Rollout) -> float | Tensor:
         return self._mu_schedule(rollout.step, rollout.total_steps, rollout.accuracy)
+
+    def method_options(self) -> dict[str, Any]:
+        if self._metric_name is None:
+            return {"advantage_estimator": self._name} | self._estimator_options
+        own = [option.name for option in fields(self.args) if option.name.startswith("canon_")]
+        if self.args.canon_mu_schedule not in COSINE_SCHEDULES:
+            own = [name for name in own if not name.startswith("canon_cosine_")]
+        if self.args.canon_mu_schedule != "constant":
+            own.remove("canon_mu")
+        resolved = self._response_metrics[self._metric_name]
+        chosen = {"canon_metric": self._metric_name, "canon_alpha_group": self.args.alpha_group(resolved)}
+        return {"advantage_estimator": "canon"} | {name: getattr(self.args, name) for name in own} | chosen
 
     def rollout_statistics(self, rollout: Rollout, advantages: Tensor) -> dict[str, Tensor | float]:
         statistics = super().rollout_statistics(rollout, advantages)

@@ -13,6 +13,7 @@ from canon_trl.policy_losses import PolicyLoss, get_policy_loss
 from canon_trl.sampling import DynamicSampling
 from canon_trl.schedules import SCHEDULES
 from canon_trl.trainers.before_loading import check_policy_loss
+from canon_trl.trainers.run_config import RunConfig
 
 logger = logging.getLogger(__name__)
 
@@ -39,12 +40,12 @@ PRESETS: dict[str, dict[str, Any]] = {
 
 
 @dataclass
-class CANONConfig(GRPOConfig):
+class CANONConfig(RunConfig):
     r"""
     Configuration class for the [`CANONTrainer`].
 
-    It has every field of [`~trl.GRPOConfig`] and those below. An option that the chosen estimator, metric or schedule
-    does not honour is refused, never ignored.
+    It has every field of [`~trl.GRPOConfig`] and [`~canon_trl.trainers.RunConfig`], and those below. An option that
+    the chosen estimator, metric or schedule does not honour is refused, never ignored.
 
     Args:
         > Parameters that choose the advantage

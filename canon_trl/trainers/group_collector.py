@@ -63,7 +63,7 @@ class GroupCollector:
     ) -> None:
         self.prompts = prompts
         self.statistics: dict[str, float] = {}
-        self._options = options
+        self.options = options
         self._accelerator = accelerator
         self._group_size = group_size
         self._reward_weights = reward_weights
@@ -88,15 +88,15 @@ class GroupCollector:
         rejected: list[tuple[int, int]] = []
         drawn = no_spread = 0
         accuracies = []
-        while len(kept) < wanted and len(rounds) < self._options.max_rounds:
+        while len(kept) < wanted and len(rounds) < self.options.max_rounds:
             if rounds:
                 rows = self._fresh_rows(wanted - len(kept), wanted, share=len(kept) / drawn)
             batch = sample(rows)
             rewards, accuracy = self._rewards(batch.rewards_per_func)
-            verdicts = group_verdicts(rewards, accuracy, lower=self._options.lower, upper=self._options.upper)
+            verdicts = group_verdicts(rewards, accuracy, lower=self.options.lower, upper=self.options.upper)
             inside = ((accuracy >= 0) & (accuracy <= 1) | accuracy.isnan()).all(dim=1)
             spread, in_band, bounded = torch.stack([*verdicts, inside]).tolist()
-            if (self._options.lower, self._options.upper) != (0, 1) and not all(bounded):
+            if (self.options.lower, self.options.upper) != (0, 1) and not all(bounded):
                 outside = accuracy[bounded.index(False)].tolist()
                 raise ValueError(
                     f"dynamic_sampling_kwargs has a band of accuracy, but the reward that measures it gave {outside} "
@@ -145,7 +145,7 @@ class GroupCollector:
                 f"after {len(rounds)} generation rounds {len(kept)} of {wanted} groups are worth training on; rewards "
                 "that seldom differ within a group call for other prompts, more responses a prompt or a wider band"
             )
-            if self._options.exhausted == "error":
+            if self.options.exhausted == "error":
                 raise RuntimeError(f"dynamic sampling: {message}")
             logger.warning("dynamic sampling: %s", message)
         elif len(rounds) == 1 and len(kept) == wanted:
@@ -171,7 +171,7 @@ class GroupCollector:
         mine |= {place: response for place, response in gather_object(sent) if place // local == rank}
         rewards = torch.stack([rounds[round_].rewards_per_func[row] for round_, row in places])
         trained = None
-        if missing and self._options.exhausted == "shrink":
+        if missing and self.options.exhausted == "shrink":
             trained = torch.arange(len(places), device=rewards.device) < len(kept) * size
             rewards = rewards.masked_fill(~trained.unsqueeze(1), torch.nan)
         return SampledBatch([mine[place] for place in sorted(mine)], rewards, trained)
