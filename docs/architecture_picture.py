@@ -17,25 +17,27 @@ PICTURE = DOCS / "images" / "architecture.svg"
 
 # Where a part stands, in columns and rows, and what is in it.
 PARTS = {
-    "canon_trl": (3.0, 4.2, "the public names"),
-    "trainers": (1.6, 3.15, "CANON, A*-PO, and the hook\nin TRL's trainer"),
-    "evaluation": (4.3, 3.15, "pass@k, intervals,\nwhile training"),
-    "sampling": (3.9, 2.1, "dynamic sampling,\nresponses, V*"),
+    "canon_trl": (3.0, 4.4, "the public names"),
+    "trainers": (1.6, 3.3, "CANON, A*-PO, and the hook\nin TRL's trainer"),
+    "evaluation": (4.2, 3.2, "pass@k, intervals,\nwhile training"),
+    "sampling": (3.85, 2.1, "dynamic sampling,\nresponses, V*"),
     "advantages": (2.0, 1.05, "rewards (P, G)\nto advantages"),
     "policy_losses": (0.0, 1.05, "what a token weighs\nin the loss"),
-    "metrics": (0.95, 1.05, "a number a response"),
+    "metrics": (0.95, 1.05, "a number\na response"),
     "schedules": (0.0, 2.1, "mu over a run"),
+    "rewards": (4.2, 0.9, "checks and\na time limit"),
     "rollout": (3.0, 0.0, "what an estimator sees"),
     "imports": (0.95, 0.0, "functions by import path"),
-    "tasks": (4.3, 0.6, "embedded tasks\nwith their models"),
+    "hub": (0.0, 4.1, "uploads that failed"),
+    "papers": (0.0, 3.1, "citations"),
+    "tasks": (4.2, 4.4, "embedded tasks\nwith their models"),
 }
 USES_TRL, USES_TRANSFORMERS, TORCH_ONLY = "#f3c9a5", "#f5e6b8", "#cfe0f3"
-COLOURS = {"canon_trl": USES_TRL, "trainers": USES_TRL, "evaluation": USES_TRL}
-COLOURS |= {"sampling": USES_TRANSFORMERS, "tasks": USES_TRANSFORMERS}
+COLOURS = dict.fromkeys(("canon_trl", "trainers", "evaluation", "sampling"), USES_TRL) | {"tasks": USES_TRANSFORMERS}
 LEGEND = {
     USES_TRL: "stands on TRL",
     USES_TRANSFORMERS: "transformers and datasets, not TRL",
-    TORCH_ONLY: "torch alone: the methods",
+    TORCH_ONLY: "torch at most",
 }
 
 
@@ -62,8 +64,15 @@ def draw() -> plt.Figure:
         axes.add_patch(arrow)
     for colour, meaning in LEGEND.items():
         axes.scatter([], [], marker="s", s=90, color=colour, edgecolor="#444444", label=meaning)
-    axes.legend(loc="upper left", frameon=False, fontsize=9, title="an arrow means: imports", alignment="left")
-    axes.set(xlim=(-0.9, 11.2), ylim=(-0.8, 7.1))
+    axes.legend(
+        loc="upper left",
+        bbox_to_anchor=(0.18, 1.0),
+        frameon=False,
+        fontsize=9,
+        title="an arrow means: imports",
+        alignment="left",
+    )
+    axes.set(xlim=(-0.9, 11.2), ylim=(-0.8, 7.4))
     axes.axis("off")
     return figure
 

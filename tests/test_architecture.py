@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 from trl import GRPOConfig, GRPOTrainer
 
+from canon_trl import PluggableGRPOTrainer
+
 ROOT = Path(__file__).parents[1]
 PAGE = (ROOT / "docs" / "architecture.md").read_text()
 PICTURE = ROOT / "docs" / "images" / "architecture.svg"
@@ -17,7 +19,7 @@ MODULES = sorted((ROOT / "canon_trl").rglob("*.py"))
 
 Edge = tuple[str, str]
 
-TORCH_ONLY = ("advantages", "policy_losses", "metrics", "schedules", "rollout", "imports")
+TORCH_ONLY = ("advantages", "policy_losses", "metrics", "schedules", "rollout", "rewards", "imports", "papers", "hub")
 # Members that TRL and transformers have their subclasses set, and the name of a model.
 MEANT_FOR_SUBCLASSES = {"_name", "_paper", "_tag_names", "_VALID_DICT_FIELDS", "_name_or_path"}
 OF_OUR_OWN = {"canon_trl/sampling/samplers.py": {"_tokenizer"}}  # a name that TRL happens to use as well
@@ -125,6 +127,13 @@ def test_private_members_of_trl_are_touched_in_one_file_only():
     hook = touched.pop("canon_trl/trainers/pluggable.py")
     assert {"_compute_loss", "_metrics", "_logs", "_save_checkpoint"} <= hook
     assert {path: names for path, names in touched.items() if names} == {}
+
+
+def test_the_page_names_every_private_member_that_is_overridden():
+    overridden = {name for name, member in vars(PluggableGRPOTrainer).items() if inspect.isfunction(member)}
+    overridden = {name for name in overridden if re.match(r"_[^_]", name) and hasattr(GRPOTrainer, name)}
+    rows = re.findall(r"^\| (`_.*?) \|", PAGE, flags=re.MULTILINE)
+    assert {name for row in rows for name in re.findall(r"`(\w+)`", row)} == overridden
 
 
 def test_nothing_private_is_imported_from_trl():

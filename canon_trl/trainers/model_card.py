@@ -10,7 +10,8 @@ from typing import Any
 
 from datasets import Dataset
 from huggingface_hub import EvalResult, ModelCard
-from huggingface_hub.utils import HFValidationError, validate_repo_id
+from huggingface_hub.errors import HFValidationError
+from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]  # exported, not declared so
 from transformers import TrainingArguments
 from trl import GRPOConfig
 
@@ -141,8 +142,8 @@ def changed_options(args: GRPOConfig) -> dict[str, Any]:
     inherited = {option.name for option in dataclasses.fields(TrainingArguments)} - {*LEARNING}
     changed = {}
     for option in dataclasses.fields(GRPOConfig):
-        made = option.default_factory is not dataclasses.MISSING
-        default = option.default_factory() if made else option.default
+        factory = option.default_factory
+        default = option.default if factory is dataclasses.MISSING else factory()
         value = getattr(args, option.name)
         if option.name not in inherited and option.name not in NOT_LEARNING and value != default:
             changed[option.name] = value
@@ -238,5 +239,5 @@ def add_results(card: ModelCard, results: Sequence[EvalResult]) -> None:
         return each.unique_identifier, each.metric_type
 
     new = {measured(each) for each in results}
-    kept = [each for each in card.data.eval_results or [] if measured(each) not in new]
-    card.data.eval_results = [*kept, *results]
+    data: Any = card.data  # of a model
+    data.eval_results = [*(each for each in data.eval_results or [] if measured(each) not in new), *results]
