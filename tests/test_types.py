@@ -1,0 +1,84 @@
+"""A user's file that is checked by mypy in strict mode sees this package's types, and is told where it errs."""
+
+import subprocess
+import sys
+from importlib.resources import files
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+USERS_FILE = """\
+import torch
+from torch import Tensor
+
+from canon_trl import CANONConfig, CANONTrainer, Rollout, requires_metrics
+from canon_trl.advantages import canon_advantage, get_estimator
+from canon_trl.evaluation import pass_at_k
+from canon_trl.tasks import TASKS
+
+
+@requires_metrics("entropy")
+def doubtful_answers_count_less(rollout: Rollout) -> Tensor:
+    centred = rollout.rewards - rollout.rewards.nanmean(dim=1, keepdim=True)
+    return centred / (1 + rollout.metrics["entropy"])
+
+
+def number_of_signs(completions: list[str], **kwargs: object) -> list[float]:
+    return [float(text.count("=")) for text in completions]
+
+
+def train() -> None:
+    task = TASKS["arithmetic"]
+    args = CANONConfig(output_dir="outputs/typed", canon_mu=0.5, max_steps=1, bf16=False)
+    given = str(task.model_path), task.reward, args, task.dataset("train", 64)
+    CANONTrainer(*given, advantage_estimator=doubtful_answers_count_less).train()
+    CANONTrainer(*given, canon_metric=number_of_signs)
+
+
+advantages: Tensor = canon_advantage(torch.ones(2, 4), torch.rand(2, 4), mu=0.5, alpha_group="lower")
+centred: Tensor = get_estimator("dr_grpo")(advantages)
+solved: float = float(pass_at_k(8, [1, 2], 4).mean())
+"""
+
+MISTAKES = {
+    'CANONConfig(output_dir="out", canon_metric=3)': "arg-type",
+    'CANONConfig(output_dir="out", canon_nu=0.5)': "call-arg",
+    'canon_advantage(torch.ones(2, 4), torch.rand(2, 4), alpha_group="middle")': "arg-type",
+    "requires_metrics(3)": "arg-type",
+    'requires_metrics("entropy")(3)': "arg-type",
+    "length: str = pass_at_k(8, 1, 4)": "assignment",
+}
+
+
+@pytest.fixture(scope="module")
+def said(tmp_path_factory) -> dict[int, list[str]]:
+    """What mypy says of the file and of the mistakes behind it, by line; only of this file, as for a user."""
+    file = tmp_path_factory.mktemp("user") / "typed.py"
+    file.write_text(USERS_FILE + "".join(f"{line}\n" for line in MISTAKES))
+    options = ["--strict", "--config-file=", "--follow-imports=silent", "--ignore-missing-imports"]
+    command = [sys.executable, "-m", "mypy", *options, f"--cache-dir={ROOT / '.mypy_cache' / 'user'}", str(file)]
+    ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=600)
+    found: dict[int, list[str]] = {}
+    for line in ended.stdout.splitlines()[:-1]:
+        path, number, message = line.split(":", 2)
+        assert Path(path).name == "typed.py", line
+        found.setdefault(int(number), []).append(message)
+    assert ended.stdout.splitlines()[-1].startswith("Found"), ended.stdout + ended.stderr
+    return found
+
+
+def test_a_users_file_is_typed(said):
+    last = USERS_FILE.count("\n")
+    assert {line: messages for line, messages in said.items() if line <= last} == {}
+
+
+@pytest.mark.parametrize(("mistake", "code"), MISTAKES.items())
+def test_a_users_mistake_is_found(said, mistake, code):
+    line = USERS_FILE.count("\n") + [*MISTAKES].index(mistake) + 1
+    assert any(f"[{code}]" in message for message in said[line])
+
+
+def test_the_types_are_published():
+    assert (files("canon_trl") / "py.typed").is_file()
