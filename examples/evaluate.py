@@ -20,6 +20,7 @@ from recipe import CONFIGS, RecipeArguments, check, load_held_out, name_model, p
 from sampling import (
     SamplingArguments,
     SamplingTask,
+    check_folder,
     check_options,
     fingerprints,
     leave_processes,
@@ -33,7 +34,7 @@ from trl import ModelConfig
 from canon_trl.evaluation.answers import math_answer
 from canon_trl.evaluation.responses import COLUMNS, ResponseRecorder, summarise
 from canon_trl.imports import is_import_path, load_function
-from canon_trl.sampling.chunks import ChunkLog, collect_records
+from canon_trl.sampling.chunks import ChunkLog, collect_records, whole_file
 from canon_trl.sampling.scoring import Scorer
 from canon_trl.tasks import TASKS
 
@@ -190,12 +191,13 @@ def main(argv: list[str]) -> None:
     benchmarks, options, model = read_benchmarks(argv)
     state = start_processes()
     check_options(options, model, state)
+    folder = Path(options.output_dir)
+    check_folder(folder, "evaluate.py")
     name = name_model(benchmarks[0].recipe, model)
     tokenizer = load_tokenizer(name, model)
     if options.chat_template_path is not None:
         tokenizer.chat_template = Path(options.chat_template_path).read_text()
 
-    folder = Path(options.output_dir)
     settings, tasks = [], []
     for benchmark in benchmarks:
         data = load_prompts(benchmark, tokenizer)
@@ -251,15 +253,15 @@ def write_records(data: Dataset, records: list[dict[str, Any]], path: Path, thre
         if column == "rewards":
             correct = [[reward is not None and reward >= threshold for reward in each["rewards"]] for each in records]
             data = data.add_column("correct", correct)
-    data.to_parquet(path)
+    with whole_file(path) as file:
+        data.to_parquet(file)
 
 
 def write_summary(folder: Path, summary: dict[str, dict[str, Any]]) -> None:
     table = as_table(summary)
     for name, text in {"summary.json": json.dumps(summary, indent=1, allow_nan=False), "summary.md": table}.items():
-        partial = folder / f"{name}.partial"
-        partial.write_text(text + "\n")
-        partial.replace(folder / name)
+        with whole_file(folder / name) as file:
+            file.write_text(text + "\n")
     print(f"{table}\n\n{folder / 'summary.json'}, {folder / 'summary.md'} and a records.parquet a benchmark")
 
 

@@ -1,11 +1,13 @@
 """Any configuration is refused before a model is loaded, or it trains; hypothesis looks for one that does neither."""
 
 import math
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from toy import logged, make_trainer, parameters, prompts
 from transformers import PreTrainedModel
@@ -14,6 +16,7 @@ from canon_trl import AStarPOConfig, AStarPOTrainer
 from canon_trl.advantages import ESTIMATORS, reward_range
 from canon_trl.metrics import METRICS, RANDOM
 from canon_trl.schedules import SCHEDULES
+from canon_trl.trainers.before_loading import BOUNDS, check_values, lies_in
 
 SMALL = {"max_steps": 2, "per_device_train_batch_size": 4, "per_device_eval_batch_size": 4, "max_completion_length": 4}
 SMALL |= {"logging_steps": 1, "seed": 1}
@@ -139,9 +142,9 @@ def configurations(draw: st.DrawFn, parts: list[st.SearchStrategy]) -> dict[str,
     found: dict[str, Any] = {}
     for part in draw(st.lists(st.sampled_from(parts), min_size=1, max_size=5, unique_by=id)):
         found |= draw(part)
-    if draw(st.booleans()):
-        names = {name for part in parts for _ in range(1) for name in draw(part)} | found.keys()
-        name = draw(st.sampled_from(sorted(names)))
+    names = sorted(found.keys() | draw(st.one_of(parts)))
+    if names and draw(st.booleans()):
+        name = draw(st.sampled_from(names))
         if name in INNER and found.get(name):
             inner = draw(st.sampled_from(sorted(found[name])))
             found[name] = found[name] | {inner: draw(WILD)}
@@ -221,3 +224,52 @@ def check_astar_po(folder: str, options: dict[str, Any]) -> str:
     data = {"reward_funcs": [right, long], "train_dataset": data, "eval_dataset": data.select(range(2))}
     classes = {"trainer_class": AStarPOTrainer, "config_class": AStarPOConfig}
     return check(folder, {"num_generations": 1} | options, trainer_options=data, **classes)
+
+
+@settings(max_examples=150)
+@given(configurations(INHERITED + CANON))
+def test_canon_trains_or_is_refused_with_a_reason(scratch, options):
+    check_canon(scratch, options)
+
+
+@settings(max_examples=60)
+@given(configurations(INHERITED + ASTAR_PO))
+def test_astar_po_trains_or_is_refused_with_a_reason(scratch, options):
+    check_astar_po(scratch, options)
+
+
+@pytest.fixture(scope="module")
+def scratch(tmp_path_factory):
+    return str(tmp_path_factory.mktemp("fuzz"))
+
+
+def beyond(interval: str) -> list[float]:
+    """Numbers right outside of an interval, and NaN, which lies in none."""
+    low, high = (float(end) for end in interval[1:-1].split(","))
+    below = low if interval[0] == "(" else math.nextafter(low, -math.inf)
+    above = high if interval[-1] == ")" else math.nextafter(high, math.inf)
+    return [number for number in (below, above) if not lies_in(number, interval)] + [math.nan]
+
+
+@pytest.mark.parametrize("name", BOUNDS)
+def test_a_number_out_of_its_bounds_is_named(name):
+    for value in beyond(BOUNDS[name]):
+        with pytest.raises(ValueError, match=re.escape(f"{name}={value!r} must lie in {BOUNDS[name]}")):
+            check_values({name: value}, {name: float})
+
+
+@pytest.mark.parametrize(
+    ("number", "interval", "lies"),
+    [
+        (0, "[0, 1)", True),
+        (0, "(0, 1)", False),
+        (1, "[0, 1)", False),
+        (1.0, "[0, 1]", True),
+        (math.inf, "[0, inf)", False),
+        (math.inf, "[0, inf]", True),
+        (math.nan, "[-inf, inf]", False),
+        (10**400, "[0, inf)", True),
+    ],
+)
+def test_brackets_include_their_ends_and_parentheses_do_not(number, interval, lies):
+    assert lies_in(number, interval) is lies
