@@ -118,11 +118,11 @@ def check_values(values: Mapping[str, Any], types: Mapping[str, Any], *, where: 
         if not any(KINDS[kind][1](value) for kind in kinds):
             raise ValueError(f"{where}{name}={value!r} must be {' or '.join(KINDS[kind][0] for kind in kinds)}")
         bounds = BOUNDS.get(name, "[-inf, inf]")
-        if isinstance(value, Real) and not isinstance(value, bool) and not lies_in(value, bounds):
+        if isinstance(value, Real) and not isinstance(value, bool) and not lies_in(float(value), bounds):
             raise ValueError(f"{where}{name}={value!r} must lie in {bounds}")
 
 
-def lies_in(value: Real, interval: str) -> bool:
+def lies_in(value: float, interval: str) -> bool:
     """Whether a number lies in an interval such as `"[0, inf)"`: a square bracket includes its end."""
     low, high = (float(end) for end in interval[1:-1].split(","))
     return low < value < high or (value == low and interval[0] == "[") or (value == high and interval[-1] == "]")

@@ -835,7 +835,7 @@ class PluggableGRPOTrainer(GRPOTrainer):
 
     _tag_names = ["trl", "canon_trl"]
     _name = "an advantage estimator"
-    _paper = {}
+    _paper: dict[str, str] = {}
 
     def method_options(self) -> dict[str, Any]:
         """The options of the method, as the model card lists them; `None` hides one."""
