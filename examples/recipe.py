@@ -210,7 +210,8 @@ def train(trainer: GRPOTrainer, recipe: RecipeArguments) -> None:
     if not training.disable_tqdm:
         trainer.add_callback(CompactProgress)
     accuracy = getattr(training, "accuracy_reward", None) or trainer.reward_func_names[0]
-    trainer.train(resume_from_checkpoint=training.resume_from_checkpoint)
+    resume = training.resume_from_checkpoint
+    trainer.train(resume_from_checkpoint=True if resume == "true" else resume)
     if evaluates:
         held_out = f"eval_rewards/{accuracy}/mean"
         evaluations = [entry for entry in trainer.state.log_history if held_out in entry]

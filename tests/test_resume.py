@@ -102,13 +102,14 @@ def test_the_table_is_saved_only_where_it_is_written(tmp_path):
 
 def test_another_batch_is_resumed_with_a_warning(tmp_path, caplog):
     train(tmp_path, steps=3, num_iterations=2)
-    train(tmp_path, steps=3, num_iterations=3, resume=str(tmp_path / "checkpoint-1"))
+    train(tmp_path, steps=3, num_iterations=3, resume_with_changes=True, resume=str(tmp_path / "checkpoint-1"))
     assert "a rollout in flight is sampled anew" in caplog.text
 
 
 def test_rollouts_are_counted_on_where_one_is_sampled_anew(tmp_path):
     train(tmp_path, steps=4, num_iterations=2, canon_metric="random")
-    options = {"max_steps": 4, "canon_metric": "random"}  # one update a rollout: two updates were two rollouts
+    # One update a rollout: two updates were two rollouts.
+    options = {"max_steps": 4, "canon_metric": "random", "resume_with_changes": True}
     trainer = make_trainer(tmp_path, **options)
     rollouts, _ = keep_rollouts(trainer)
     trainer.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))

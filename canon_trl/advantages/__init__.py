@@ -9,7 +9,7 @@ import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Literal
+from typing import Any, Literal
 
 from torch import Tensor
 
@@ -43,11 +43,11 @@ class OnRollout:
     fields: tuple[str, ...]
     reward_range: RewardRange | None = None
 
-    def __call__(self, rollout: Rollout, **options: object) -> Tensor:
+    def __call__(self, rollout: Rollout, **options: Any) -> Tensor:
         return self.function(*(getattr(rollout, field) for field in self.fields), **options)
 
 
-def canon_estimator(rollout: Rollout, *, metric: str, **options: object) -> Tensor:
+def canon_estimator(rollout: Rollout, *, metric: str, **options: Any) -> Tensor:
     """[`canon_advantage`] of the rollout, regrouped by the metric of that name."""
     return canon_advantage(rollout.rewards, rollout.metrics[metric], valid=rollout.valid, **options)
 
@@ -82,7 +82,7 @@ def requires_metrics(*names: str) -> Callable[[AdvantageEstimator], AdvantageEst
     """
 
     def declare(estimator: AdvantageEstimator) -> AdvantageEstimator:
-        estimator.required_metrics = names
+        estimator.required_metrics = names  # type: ignore[attr-defined]  # a function's own attribute
         return estimator
 
     return declare
@@ -120,9 +120,9 @@ def get_estimator(name: str) -> AdvantageEstimator:
 
 def option_parameters(estimator: AdvantageEstimator) -> list[inspect.Parameter]:
     """What the estimator takes beside the rollout."""
-    wrapped = isinstance(estimator, OnRollout)
-    parameters = list(inspect.signature(estimator.function if wrapped else estimator).parameters.values())
-    return parameters[len(estimator.fields) if wrapped else 1 :]
+    if isinstance(estimator, OnRollout):
+        return list(inspect.signature(estimator.function).parameters.values())[len(estimator.fields) :]
+    return list(inspect.signature(estimator).parameters.values())[1:]
 
 
 def default_options(estimator: AdvantageEstimator) -> dict[str, object]:

@@ -91,7 +91,8 @@ class EvaluationCallback(TrainerCallback):
         chunk_prompts: int = 8,
         seed: int = 0,
     ) -> None:
-        length = trainer.args.max_completion_length if max_completion_length is None else max_completion_length
+        args: Any = trainer.args  # of TRL's trainers that generate
+        length = args.max_completion_length if max_completion_length is None else max_completion_length
         for name, value in {
             "every_steps": 1 if every_steps is None else every_steps,
             "num_samples": num_samples,
@@ -133,7 +134,7 @@ class EvaluationCallback(TrainerCallback):
         self._at_end = at_end
         self._pass_ks = pass_ks
         self._majority_ks = majority_ks
-        self._sampling = {
+        self._sampling: dict[str, Any] = {
             "num_samples": num_samples,
             "max_new_tokens": length,
             "temperature": temperature,

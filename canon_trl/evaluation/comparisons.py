@@ -47,14 +47,14 @@ def paired_difference(
     Raises:
         ValueError: the lengths differ or are 0, `comparisons` is below 1 or `level` not between 0 and 1.
     """
-    values, baseline = np.asarray(values, dtype=float), np.asarray(baseline, dtype=float)
-    if values.shape != baseline.shape or values.ndim != 1 or not len(values):
-        raise ValueError(f"values {values.shape} and baseline {baseline.shape} must be lists of one length, not 0")
+    ours, theirs = np.asarray(values, dtype=float), np.asarray(baseline, dtype=float)
+    if ours.shape != theirs.shape or ours.ndim != 1 or not len(ours):
+        raise ValueError(f"values {ours.shape} and baseline {theirs.shape} must be lists of one length, not 0")
     if comparisons < 1:
         raise ValueError(f"comparisons={comparisons!r} must be at least 1")
     if not 0 < level < 1:
         raise ValueError(f"level={level!r} must lie between 0 and 1")
-    differences = values - baseline
+    differences = ours - theirs
     mean, pairs = differences.mean(), len(differences)
     if pairs < 2:
         return Difference(float(mean), float("nan"), float("nan"), pairs)

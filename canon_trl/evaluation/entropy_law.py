@@ -46,20 +46,20 @@ def fit_entropy_law(entropy: Sequence[float], accuracy: Sequence[float]) -> Entr
         ValueError: the lengths differ, a number is not finite, or there are fewer than three pairs or no two different
             entropies, through which any curve would pass.
     """
-    entropy, accuracy = np.asarray(entropy, dtype=float), np.asarray(accuracy, dtype=float)
-    if entropy.shape != accuracy.shape or entropy.ndim != 1:
-        raise ValueError(f"entropy {entropy.shape} and accuracy {accuracy.shape} must be lists of one length")
-    if not (np.isfinite(entropy).all() and np.isfinite(accuracy).all()):
+    h, r = np.asarray(entropy, dtype=float), np.asarray(accuracy, dtype=float)
+    if h.shape != r.shape or h.ndim != 1:
+        raise ValueError(f"entropy {h.shape} and accuracy {r.shape} must be lists of one length")
+    if not (np.isfinite(h).all() and np.isfinite(r).all()):
         raise ValueError("entropy and accuracy must be finite")
-    if len(entropy) < 3 or np.ptp(entropy) == 0:
+    if len(h) < 3 or np.ptp(h) == 0:
         raise ValueError(
-            f"{len(entropy)} pairs with {len(np.unique(entropy))} different entropies cannot be fitted; at least 3 "
+            f"{len(h)} pairs with {len(np.unique(h))} different entropies cannot be fitted; at least 3 "
             "pairs and 2 different entropies are needed"
         )
-    terms = np.stack([-np.exp(entropy), np.ones_like(entropy)], axis=1)
-    (a, b), *_ = np.linalg.lstsq(terms, accuracy, rcond=None)
-    residual = np.sqrt(np.mean((terms @ [a, b] - accuracy) ** 2))
-    return EntropyLaw(a=float(a), b=float(b), residual=float(residual), points=len(entropy))
+    terms = np.stack([-np.exp(h), np.ones_like(h)], axis=1)
+    (a, b), *_ = np.linalg.lstsq(terms, r, rcond=None)
+    residual = np.sqrt(np.mean((terms @ [a, b] - r) ** 2))
+    return EntropyLaw(a=float(a), b=float(b), residual=float(residual), points=len(h))
 
 
 def save_entropy_law(

@@ -2,14 +2,14 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 from scipy import stats
 
 
-def pass_at_k(num_samples: ArrayLike, num_correct: ArrayLike, k: int) -> np.ndarray:
+def pass_at_k(num_samples: ArrayLike, num_correct: ArrayLike, k: int) -> NDArray[np.float64]:
     """The probability that at least one of k responses to a prompt is right, from n responses of which c are.
 
     pass@k = 1 - C(n - c, k) / C(n, k), the share of the k-subsets of the n responses that hold a right one. It is
@@ -34,10 +34,11 @@ def pass_at_k(num_samples: ArrayLike, num_correct: ArrayLike, k: int) -> np.ndar
     # positive. No factor is large, so nothing overflows or cancels.
     i = pairs[0, :, None] - np.arange(pairs[1].max(initial=0))
     factors = np.where(i > pairs[0, :, None] - pairs[1, :, None], (i - k).clip(min=0) / i.clip(min=1), 1.0)
-    return (1 - factors.prod(axis=1))[places].reshape(samples.shape)
+    pass_at: NDArray[np.float64] = (1 - factors.prod(axis=1))[places].reshape(samples.shape)
+    return pass_at
 
 
-def avg_at_k(num_samples: ArrayLike, num_correct: ArrayLike) -> np.ndarray:
+def avg_at_k(num_samples: ArrayLike, num_correct: ArrayLike) -> NDArray[np.float64]:
     """The share of a prompt's n responses that are right, c/n: avg@n, and the unbiased estimate of pass@1.
 
     Args:
@@ -56,12 +57,12 @@ def avg_at_k(num_samples: ArrayLike, num_correct: ArrayLike) -> np.ndarray:
 
 def majority_at_k(
     answers: Sequence[Sequence[str | None]],
-    correct: Sequence[ArrayLike],
+    correct: Sequence[ArrayLike] | NDArray[np.bool_],
     k: int,
     *,
     num_subsets: int = 1000,
     seed: int = 0,
-) -> np.ndarray:
+) -> NDArray[np.float64]:
     """The expected accuracy of the commonest answer among k of the n responses to a prompt.
 
     Answers are the same where their strings are. Where several are the commonest, each wins with the same probability.
@@ -100,7 +101,7 @@ def majority_at_k(
 
 
 def _majority(
-    answers: Sequence[str | None], correct: np.ndarray, k: int, num_subsets: int, rng: np.random.Generator
+    answers: Sequence[str | None], correct: NDArray[np.float64], k: int, num_subsets: int, rng: np.random.Generator
 ) -> float:
     if correct.shape != (len(answers),):
         raise ValueError(f"a prompt has {len(answers)} answers and correct of shape {correct.shape}; must be as many")
@@ -185,7 +186,7 @@ def bootstrap_mean(
     return Estimate(mean, float(interval.low), float(interval.high))
 
 
-def _counts(num_samples: Any, num_correct: Any) -> tuple[np.ndarray, np.ndarray]:
+def _counts(num_samples: ArrayLike, num_correct: ArrayLike) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     samples, correct = np.broadcast_arrays(
         np.asarray(num_samples, dtype=np.float64), np.asarray(num_correct, dtype=np.float64)
     )
@@ -196,5 +197,5 @@ def _counts(num_samples: Any, num_correct: Any) -> tuple[np.ndarray, np.ndarray]
     return samples, correct
 
 
-def _smallest(samples: np.ndarray) -> str:
+def _smallest(samples: NDArray[np.float64]) -> str:
     return f"{samples.min():.0f}" if samples.size else "none"

@@ -100,7 +100,7 @@ class Judged:
 
     @property
     def num_samples(self) -> int:
-        return self.correct.shape[1]
+        return int(self.correct.shape[1])
 
     def avg(self) -> np.ndarray:
         """avg@n, one a prompt."""
@@ -110,9 +110,15 @@ class Judged:
         """pass@k, one a prompt."""
         return pass_at_k(self.num_samples, self.correct.sum(axis=1), k)
 
-    def majority_at(self, k: int) -> np.ndarray | None:
-        """majority@k, one a prompt, or `None` where nothing extracts answers."""
-        return None if self.answers is None else majority_at_k(self.answers, self.correct, k)
+    def majority_at(self, k: int) -> np.ndarray:
+        """majority@k, one a prompt.
+
+        Raises:
+            ValueError: nothing extracts answers.
+        """
+        if self.answers is None:
+            raise ValueError(f"majority@{k} needs answers, and the records have none")
+        return majority_at_k(self.answers, self.correct, k)
 
     def describe(self) -> dict[str, float | None]:
         """Numbers over all responses; `None` where there is no response of that kind.

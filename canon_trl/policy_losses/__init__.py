@@ -12,6 +12,7 @@ weights and its divisors, stays TRL's. [`POLICY_LOSSES`] names them for the conf
 """
 
 import inspect
+from typing import Any
 
 from canon_trl.policy_losses.astar_po import astar_po_loss
 from canon_trl.policy_losses.covariance import (
@@ -28,7 +29,7 @@ PolicyLoss = ClipCov | KLCov
 POLICY_LOSSES: dict[str, type[PolicyLoss]] = {"clip_cov": ClipCov, "kl_cov": KLCov}
 
 
-def get_policy_loss(name: str, options: dict[str, object], *, epsilon_low: float, epsilon_high: float) -> PolicyLoss:
+def get_policy_loss(name: str, options: dict[str, Any], *, epsilon_low: float, epsilon_high: float) -> PolicyLoss:
     """The policy loss of that name with its options.
 
     Raises:
@@ -37,7 +38,9 @@ def get_policy_loss(name: str, options: dict[str, object], *, epsilon_low: float
     if name not in POLICY_LOSSES:
         raise ValueError(f"policy_loss={name!r} is unknown; choose one of {sorted(POLICY_LOSSES)}")
     policy_loss = POLICY_LOSSES[name]
-    clip = {"epsilon_low": epsilon_low, "epsilon_high": epsilon_high} if policy_loss.clips_ratios else {}
+    clip: dict[str, Any] = (
+        {"epsilon_low": epsilon_low, "epsilon_high": epsilon_high} if policy_loss.clips_ratios else {}
+    )
     known = sorted(set(inspect.signature(policy_loss).parameters) - clip.keys())
     if unknown := sorted(set(options) - set(known)):
         raise ValueError(f"policy_loss_kwargs has {unknown}, which {name!r} does not take; it takes {known}")

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from transformers import LogitsProcessorList, PreTrainedModel
-from transformers.generation import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
+from transformers.generation.logits_process import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
 Prompt = str | list[dict[str, Any]]
 
@@ -125,7 +125,8 @@ class TransformersSampler:
         rows = torch.arange(count, device=device)  # which response a row of the batch is
         alive = torch.ones(count, dtype=torch.bool, device=device)
         for step in range(self._max_new_tokens):
-            probs = self._warpers(None, logits.float()).softmax(dim=-1)
+            warped = self._warpers(None, logits.float())  # type: ignore[arg-type]  # no warper here reads input ids
+            probs = warped.softmax(dim=-1)
             tokens = torch.multinomial(probs, 1, generator=generator)
             written[rows, step] = tokens.squeeze(1)
             lengths[rows] += alive

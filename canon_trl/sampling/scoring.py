@@ -9,7 +9,9 @@ from typing import Any
 
 import torch
 from torch import nn
+from trl.trainer.utils import get_callable_name
 
+from canon_trl.rewards import checked_rewards
 from canon_trl.rollout import weighted_reward
 from canon_trl.sampling.samplers import Response
 
@@ -56,12 +58,14 @@ class Scorer:
         conversational = not isinstance(rows[0]["prompt"], str)
         completions = [[{"role": "assistant", "content": text}] for text in texts] if conversational else texts
         columns = {name: [row[name] for row in rows] for name in rows[0] if name not in ("prompt", "completion")}
-        given = {"prompts": [row["prompt"] for row in rows], "completions": completions, "completion_ids": ids}
-        given |= {"trainer_state": None, "log_extra": ignore, "log_metric": ignore}  # which TRL hands over, too
+        inputs: dict[str, Any] = {"completions": completions, "completion_ids": ids}
+        inputs["prompts"] = [row["prompt"] for row in rows]
+        inputs |= {"trainer_state": None, "log_extra": ignore, "log_metric": ignore}  # which TRL hands over, too
         by_function = []
         for function in self.reward_funcs:
-            rewards = function(**given, **columns)
+            rewards = function(**inputs, **columns)
             rewards = asyncio.run(awaited(rewards)) if inspect.isawaitable(rewards) else rewards
+            rewards = checked_rewards(rewards, len(completions), f"reward function {get_callable_name(function)!r}")
             by_function.append([math.nan if reward is None else float(reward) for reward in rewards])
         weights = torch.tensor(self.weights or [1.0] * len(self.reward_funcs), dtype=torch.float64)
         total = weighted_reward(torch.tensor(by_function, dtype=torch.float64).T, weights)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import operator
 import random
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from typing import TYPE_CHECKING, Any
@@ -137,7 +137,7 @@ def answer_of(completion: str) -> str | None:
     return found if mark else None
 
 
-def accuracy(completions: list[str] | list[list[Mapping[str, Any]]], answer: list[str], **kwargs: Any) -> list[float]:
+def accuracy(completions: Sequence[str | list[Mapping[str, Any]]], answer: list[str], **kwargs: Any) -> list[float]:
     """Reward 1.0 where everything after a completion's first `#` is exactly its answer, else 0.0.
 
     Nothing is stripped: a space or a second `#` after the answer makes it wrong. Conversational completions are

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import random
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
 from itertools import islice
 from typing import TYPE_CHECKING, Any
@@ -89,7 +89,7 @@ def style_of(completion: str) -> str | None:
     return "expression" if _EXPRESSION.fullmatch(completion) else None
 
 
-def accuracy(completions: list[str] | list[list[Mapping[str, Any]]], prompts: list[str], **kwargs: Any) -> list[float]:
+def accuracy(completions: Sequence[str | list[Mapping[str, Any]]], prompts: list[str], **kwargs: Any) -> list[float]:
     """Reward 1.0 where a completion is an expression that gives the target and uses every digit once, else 0.0.
 
     Conversational completions are judged by their last message. TRL's other columns arrive in `kwargs`.

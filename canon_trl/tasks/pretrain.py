@@ -124,7 +124,7 @@ def sample(
     """Sample one completion a prompt, as the model's generation config says; sets torch's global seed."""
     torch.manual_seed(seed)
     inputs = tokenizer(prompts, padding=True, return_tensors="pt").to(model.device)
-    output = model.generate(**inputs, max_new_tokens=MAX_NEW_TOKENS)
+    output = model.generate(**inputs, max_new_tokens=MAX_NEW_TOKENS)  # type: ignore[operator]  # a mixin's, hidden by nn.Module
     return tokenizer.batch_decode(output[:, inputs.input_ids.shape[1] :], skip_special_tokens=True)
 
 

@@ -1,11 +1,13 @@
 """Configuration of [`~canon_trl.AStarPOTrainer`]."""
 
-import math
 import os
 from dataclasses import dataclass, field, fields
 from typing import Any
 
 from trl import GRPOConfig
+
+from canon_trl.trainers.before_loading import assignments, check_config
+from canon_trl.trainers.run_config import RunConfig
 
 # Options of GRPO's loss and advantage, which A*-PO does without.
 NOT_OF_ASTAR_PO = (
@@ -25,11 +27,12 @@ NOT_OF_ASTAR_PO = (
 
 
 @dataclass
-class AStarPOConfig(GRPOConfig):
+class AStarPOConfig(RunConfig):
     r"""
     Configuration class for the [`AStarPOTrainer`].
 
-    It has the fields of [`~trl.GRPOConfig`] and those below. Options of GRPO's loss and advantage are refused.
+    It has the fields of [`~trl.GRPOConfig`] and [`~canon_trl.trainers.RunConfig`], and those below. Options of GRPO's
+    loss and advantage are refused.
 
     Args:
         beta1 (`float`, *optional*, defaults to `0.5`):
@@ -58,14 +61,11 @@ class AStarPOConfig(GRPOConfig):
     )
 
     def __post_init__(self) -> None:
+        check_config(self)
         if self.num_generations != 1:
             raise ValueError(
                 f"num_generations={self.num_generations!r} must be 1: A*-PO samples one response a prompt"
             )
-        if not 0 <= self.beta1 < math.inf:
-            raise ValueError(f"beta1={self.beta1!r} must be finite and at least 0")
-        if not 0 < self.beta2 < math.inf:
-            raise ValueError(f"beta2={self.beta2!r} must be positive and finite")
         if self.beta:
             raise ValueError(f"beta={self.beta!r} is GRPO's weight of a KL term; A*-PO has beta2 in its place")
         if self.vllm_importance_sampling_correction:
@@ -80,7 +80,7 @@ class AStarPOConfig(GRPOConfig):
         defaults: dict[str, Any] = {option.name: option.default for option in fields(GRPOConfig)}
         changed = [name for name in NOT_OF_ASTAR_PO if getattr(self, name) != defaults[name]]
         if changed:
-            raise ValueError(f"{', '.join(changed)}: options of GRPO's loss, which A*-PO does without")
+            raise ValueError(f"{assignments(self, changed)}: options of GRPO's loss, which A*-PO does without")
         self.beta = self.beta2  # so that TRL prepares the reference model and scores with it
 
     def _any_group_size(self) -> int:

@@ -22,6 +22,7 @@ from canon_trl.advantages.canon import canon_statistics
 from canon_trl.metrics import RANDOM, ResponseMetric, get_metric
 from canon_trl.papers import PAPERS
 from canon_trl.rollout import Rollout
+from canon_trl.trainers.before_loading import check_reward_weights
 from canon_trl.trainers.canon_config import ACCURACY_SCHEDULES, COSINE_SCHEDULES, CANONConfig
 from canon_trl.trainers.pluggable import PluggableGRPOTrainer
 
@@ -80,6 +81,7 @@ class CANONTrainer(PluggableGRPOTrainer):
             args = CANONConfig(f"{name.rstrip('/').split('/')[-1]}-CANON")
         if not isinstance(args, CANONConfig):
             raise TypeError(f"args is a {type(args).__name__}; it must be a CANONConfig, which takes the same fields")
+        check_reward_weights(args.reward_weights, reward_funcs)
         self._metric_name: str | None = None
         named = get_estimator(args.advantage_estimator) if advantage_estimator is None else advantage_estimator
         if advantage_estimator is None and args.advantage_estimator == "canon":
@@ -100,6 +102,8 @@ class CANONTrainer(PluggableGRPOTrainer):
             entropy_source=args.entropy_source,
             policy_loss=args.make_policy_loss(),
             dynamic_sampling=args.make_dynamic_sampling(),
+            reward_time_limit=args.reward_time_limit,
+            resume_with_changes=args.resume_with_changes,
             **trl_kwargs,
         )
 
@@ -108,16 +112,16 @@ class CANONTrainer(PluggableGRPOTrainer):
             raise ValueError(
                 f"canon_metric is given to the trainer and as args.canon_metric={args.canon_metric!r}; set only one"
             )
-        self._metric_name = args.canon_metric if metric is None else get_callable_name(metric)
+        name = self._metric_name = args.canon_metric if metric is None else get_callable_name(metric)
         self._mu_schedule = args.mu_schedule()
-        resolved = metric or find_metric(self._metric_name, field="canon_metric")
+        resolved = metric or find_metric(name, field="canon_metric")
         alpha_group = args.alpha_group(resolved)
 
         def estimator(rollout: Rollout) -> Tensor:
             options = {"mu": self._mu(rollout), "alpha": args.canon_alpha, "alpha_group": alpha_group}
-            return canon_estimator(rollout, metric=self._metric_name, **options)
+            return canon_estimator(rollout, metric=name, **options)
 
-        return estimator, {self._metric_name: resolved}
+        return estimator, {name: resolved}
 
     def _other(
         self, args: CANONConfig, given: AdvantageEstimator | None, metric: ResponseMetric | None

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from types import TracebackType
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -31,7 +32,7 @@ class GenerationRecorder:
         self._entropies: list[Tensor] = []
         self._log_probs: list[Tensor] = []
         self._fed: list[Tensor] = []
-        self._next_token_log_probs: Tensor | None = None
+        self._next_token_log_probs: Tensor  # of the step before
 
     def __enter__(self) -> "GenerationRecorder":
         self._handle = self._model.register_forward_hook(self._record, with_kwargs=True)
@@ -43,7 +44,7 @@ class GenerationRecorder:
         self._handle.remove()
 
     @torch.no_grad()
-    def _record(self, model: nn.Module, args: tuple, kwargs: dict, output: object) -> None:
+    def _record(self, model: nn.Module, args: tuple, kwargs: dict, output: Any) -> None:
         logits = output.logits[:, -1].float() / self._temperature
         if self._entropies:  # every step but the first is fed the token that was sampled last
             input_ids = kwargs["input_ids"] if "input_ids" in kwargs else args[0]

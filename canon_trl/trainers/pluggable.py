@@ -13,7 +13,8 @@ still happens, and copies none. What it relies on in TRL 1.16, checked by `tests
     _metrics, _logs                             what `log` averages and tabulates
     _pending_extra_logs                         columns that reward functions put into the table, before it is written
     _step, _buffered_inputs                     the position in, and the rest of, the rollout in flight
-    _save_checkpoint, _load_optimizer_and_scheduler, _get_train_sampler
+    reward_funcs, reward_func_names             functions are called in place, in this order
+    _save_checkpoint, _load_optimizer_and_scheduler, _get_train_sampler, _get_grad_norm, _get_output_dir
     _name, _tag_names, _paper                   what the model card says
     push_in_progress, _push_from_checkpoint, _finish_current_push
 """
@@ -21,7 +22,7 @@ still happens, and copies none. What it relies on in TRL 1.16, checked by `tests
 import logging
 import math
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sized
 from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
@@ -33,7 +34,7 @@ from datasets import IterableDataset
 from peft import PeftModel
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, TrainOutput, rotate_checkpoints
 from trl import GRPOConfig, GRPOTrainer
 from trl.models.utils import disable_gradient_checkpointing
 from trl.trainer.utils import strip_images_from_messages
@@ -57,6 +58,10 @@ from canon_trl.trainers.before_loading import (
     records_generation,
     trl_scores,
 )
+from canon_trl.trainers.checkpoints import ROLLOUT_STATE, RUN_OPTIONS, find_checkpoint, mark_whole, options_of_run
+from canon_trl.trainers.constant_rewards import ConstantRewards
+from canon_trl.trainers.failures import SharedFailures, guarded_reward
+from canon_trl.trainers.finite import all_finite, local_part, raise_unless
 from canon_trl.trainers.generation_recorder import GenerationRecorder
 from canon_trl.trainers.group_collector import GroupCollector, SampledBatch, SampledResponse
 from canon_trl.trainers.model_card import (
@@ -114,11 +119,18 @@ class PluggableGRPOTrainer(GRPOTrainer):
             micro-batch, `(B, T)` each but the advantages `(B,)`; needs `args.beta` above 0 for the reference.
         policy_loss: what single tokens weigh in the loss, see `canon_trl.policy_losses`; default all alike.
         dynamic_sampling: how groups that teach nothing are replaced, see `canon_trl.sampling`; default not at all.
+        reward_time_limit: seconds that a call of a reward function may take; default no limit.
+        resume_with_changes: whether a checkpoint that was made with other options is resumed; default refused.
 
     Raises:
         ValueError: before a model is loaded where it can be known by then: an unknown reward name, an entropy source
             that the setting does not allow, a dataset without the column `prompt`. At the first rollout: a metric that
-            is not finite, an accuracy outside [0, 1] that is needed, advantages of another shape or not finite.
+            is not finite, an accuracy outside [0, 1] that is needed, advantages of another shape or not finite. From
+            `train`: a checkpoint that is not whole or was made with other options, an output folder of another run.
+        TypeError, ValueError, TimeoutError: a reward function that returns no numbers, a wrong count, an infinity, or
+            nothing in time. What a reward function or a metric raises on one rank is raised on all.
+        FloatingPointError: weights, log-probabilities, the loss or gradients that are not finite, before they have
+            changed a weight where that can be; with the step and the tensor.
     """
 
     def __init__(
@@ -138,6 +150,8 @@ class PluggableGRPOTrainer(GRPOTrainer):
         loss_function: Callable[[Tensor, Tensor, Tensor, Tensor], Tensor] | None = None,
         policy_loss: PolicyLoss | None = None,
         dynamic_sampling: DynamicSampling | None = None,
+        reward_time_limit: float | None = None,
+        resume_with_changes: bool = False,
         **trl_kwargs: Any,
     ) -> None:
         if trl_kwargs.get("environment_factory") is None:
@@ -176,6 +190,12 @@ class PluggableGRPOTrainer(GRPOTrainer):
             raise ValueError(
                 f"accuracy_reward={accuracy_reward!r} must be one of the reward functions {self.reward_func_names}"
             )
+        self._failures = SharedFailures(self.accelerator)
+        for index, (function, name) in enumerate(zip(self.reward_funcs, self.reward_func_names, strict=True)):
+            if not isinstance(function, nn.Module):
+                self.reward_funcs[index] = guarded_reward(function, name, self._failures, reward_time_limit)
+        self._constant_rewards = ConstantRewards(self.reward_func_names)
+        self._resume_with_changes = resume_with_changes
         self._gate: TokenGate | None = None
         if policy_loss is not None:
             self._gate = TokenGate(policy_loss, self.accelerator, args.seed)
@@ -196,6 +216,7 @@ class PluggableGRPOTrainer(GRPOTrainer):
     # --- The rollout on its way through TRL: each wrapper keeps what passes by and hands it on unchanged. ---
 
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
+        self._check_weights()
         collected = None
         if self._collector is not None and self.model.training:
             collected = self._collector.collect(inputs, self._sample_batch)
@@ -292,7 +313,7 @@ class PluggableGRPOTrainer(GRPOTrainer):
     def _replay(self, responses: list[SampledResponse]) -> tuple:
         """What `_generate` would return for responses that are there already."""
 
-        def part(name: str) -> list | None:
+        def part(name: str) -> Any:
             values = [response.generated[name] for response in responses]
             return None if all(value is None for value in values) else values
 
@@ -356,7 +377,11 @@ class PluggableGRPOTrainer(GRPOTrainer):
         if replayed is not None:
             rewards_per_func = replayed.rewards_per_func
         else:
-            rewards_per_func = super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)
+            with self._failures.deferred():
+                rewards_per_func = super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)
+            if rewards_per_func.isinf().any():
+                self._failures.raise_any()
+                raise ValueError(f"one of the reward models {self.reward_func_names} gave an infinite reward")
         if self._making is None:  # called from elsewhere than a rollout
             return rewards_per_func
         self._making.rewards_per_func = rewards_per_func
@@ -373,6 +398,7 @@ class PluggableGRPOTrainer(GRPOTrainer):
             loss = super()._compute_loss(model, inputs)
         finally:
             self._losing = None
+        self._check_loss(loss, inputs)
         accumulated = self.current_gradient_accumulation_steps if self.model.training else 1
         routing = self.router_aux_loss_coef * inputs["aux_loss"] / accumulated if self.aux_loss_enabled else 0.0
         if self._loss_function is not None:
@@ -472,11 +498,12 @@ class PluggableGRPOTrainer(GRPOTrainer):
         mask = self._model_mask(width, device)
         self._making.token_values = self._token_values(output)
         inputs = self._making.metric_inputs | self._making.token_values | {"mask": mask}
-        measured = {
-            name: measure(metric, name, rows, inputs).to(device)
-            for name, metric in self._response_metrics.items()
-            if metric is not None
-        }
+        with self._failures.deferred():
+            measured = {
+                name: self._measure(metric, name, rows, inputs).to(device)
+                for name, metric in self._response_metrics.items()
+                if metric is not None
+            }
         # One gather for all numbers of the responses, in the order in which rewards are gathered.
         widths, lengths = torch.full((rows,), float(width), device=device), mask.sum(dim=-1).float()
         local = torch.stack([widths, lengths, *measured.values()], dim=1)
@@ -514,6 +541,12 @@ class PluggableGRPOTrainer(GRPOTrainer):
             self._steps_by_epochs = self.set_initial_training_values(self.args, self.get_train_dataloader())[-1]
         return self._steps_by_epochs
 
+    def _measure(self, metric: ResponseMetric, name: str, rows: int, inputs: dict[str, Any]) -> Tensor:
+        try:
+            return measure(metric, name, rows, inputs)
+        except Exception as error:
+            return torch.tensor(self._failures.note(error, f"in metric {name!r}", rows))
+
     def _check_values(self, metrics: dict[str, Tensor], accuracy: Tensor, rewards: Tensor) -> None:
         checks = {("metric", name): metric.isfinite() for name, metric in metrics.items()}
         if self._needs_accuracy:
@@ -530,6 +563,7 @@ class PluggableGRPOTrainer(GRPOTrainer):
                 continue
             index = int((~check.flatten()).nonzero()[0])
             if kind == "metric":
+                self._failures.raise_any()
                 value = metrics[name].flatten()[index].item()
                 raise ValueError(f"metric {name!r} is {value} for completion {index}; it must be finite")
             if kind == "reward":
@@ -565,6 +599,36 @@ class PluggableGRPOTrainer(GRPOTrainer):
             added["rollout_log_probs"] = found.float()
         return added
 
+    # --- Numbers that are not finite: stopped where they are first seen, on all ranks alike ---
+
+    def _check_weights(self) -> None:
+        """Before a rollout is sampled from them; the weights that are not trained do not change."""
+        trained = [local_part(weight) for weight in self.model.parameters() if weight.requires_grad]
+        self._raise_unless(all_finite(trained, self.accelerator.device), "the rollout is not sampled", {})
+
+    def _check_loss(self, loss: Tensor, inputs: dict[str, Any]) -> None:
+        """Before it is differentiated. A loss that sums over tokens is finite if its terms are."""
+        tensors = {
+            "the policy's log-probabilities": inputs["log_probs"],
+            "the log-probabilities of the rollout": inputs.get("old_per_token_logps"),
+            "the reference model's log-probabilities": inputs.get("ref_per_token_logps"),
+            "the advantages": inputs["advantages"],
+        }
+        self._raise_unless(loss.detach().isfinite(), "the loss is not finite", tensors)
+
+    def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:
+        """transformers calls this between clipping and the optimiser's step."""
+        norm = super()._get_grad_norm(model, grad_norm)
+        if norm is not None and self.accelerator.scaler is None:  # which skips such steps
+            gradients = {f"the gradient of {name}": p.grad for name, p in self.model.named_parameters()}
+            finite = torch.as_tensor(norm, device=self.accelerator.device).isfinite()
+            self._raise_unless(finite, f"the norm of the gradients is {norm}", gradients)
+        return norm
+
+    def _raise_unless(self, finite: Tensor, what: str, tensors: Mapping[str, Tensor | None]) -> None:
+        what = f"optimiser step {self.state.global_step}: {what}"
+        raise_unless(finite, what, self.model.named_parameters(), tensors, self.accelerator)
+
     # --- What is logged of it ---
 
     def rollout_statistics(self, rollout: Rollout, advantages: Tensor) -> dict[str, Tensor | float]:
@@ -596,14 +660,22 @@ class PluggableGRPOTrainer(GRPOTrainer):
             for name, value in self._collector.statistics.items():
                 self._metrics[mode][f"dynamic_sampling/{name}"].append(value)
         values = torch.stack([torch.as_tensor(v, device=advantages.device).float() for v in statistics.values()])
-        finite, *values = torch.cat([advantages.isfinite().all().float().unsqueeze(0), values]).tolist()
+        by_function = rollout.rewards_per_func.flatten(0, 1)
+        bounds = [by_function.nan_to_num(nan=math.inf).amin(dim=0), by_function.nan_to_num(nan=-math.inf).amax(dim=0)]
+        parts = [advantages.isfinite().all().float().unsqueeze(0), *bounds, values]
+        finite, *numbers = torch.cat([part.float() for part in parts]).tolist()  # one wait for all of them
+        functions = len(self.reward_func_names)
+        lowest, highest, numbers = numbers[:functions], numbers[functions : 2 * functions], numbers[2 * functions :]
+        if mode == "train":
+            for name, count in self._constant_rewards.count(lowest, highest).items():
+                self._metrics[mode][f"rewards/{name}/constant_rollouts"].append(count)
         if not finite:
             index = int((~advantages.flatten().isfinite()).nonzero()[0])
             raise ValueError(
                 f"the advantage estimator returned {advantages.flatten()[index].item()} for completion {index}; "
                 "advantages must be finite"
             )
-        for name, value in zip(statistics, values, strict=True):
+        for name, value in zip(statistics, numbers, strict=True):
             self._metrics[mode][name].append(value)
 
         # TRL has tabulated its own advantages; put those that are used in their place.
@@ -632,14 +704,50 @@ class PluggableGRPOTrainer(GRPOTrainer):
         self._prompt_sampler = super()._get_train_sampler(dataset)
         return self._prompt_sampler
 
+    def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> TrainOutput:
+        """As TRL's, but `True` resumes from the last checkpoint that is whole, and begins where there is none."""
+        found = find_checkpoint(
+            resume_from_checkpoint,
+            Path(self.args.output_dir),
+            self._run_options(),
+            allow_changes=self._resume_with_changes,
+        )
+        return super().train(found, *args, **kwargs)
+
+    def _run_options(self) -> dict[str, Any]:
+        return options_of_run(
+            self.args,
+            method=self._name,
+            model=os.path.basename(self.model.config._name_or_path.rstrip("/")),
+            metrics=list(self._response_metrics),
+            reward_functions=self.reward_func_names,
+            prompts=len(self.train_dataset) if isinstance(self.train_dataset, Sized) else None,
+        )
+
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
-        if not self.args.save_only_model:
-            folder = f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
-            path = self._rollout_state_path(os.path.join(self._get_output_dir(trial=trial), folder))
-            os.makedirs(os.path.dirname(path), exist_ok=True)
-            torch.save(self._rollout_state(), f"{path}.partial")
-            os.replace(f"{path}.partial", path)
-        super()._save_checkpoint(model, trial)
+        run_folder = self._get_output_dir(trial=trial)
+        checkpoint = Path(run_folder, f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}")
+        kept, self.args.save_total_limit = self.args.save_total_limit, None  # none goes before this one is whole
+        try:
+            if self.args.should_save:
+                (checkpoint / RUN_OPTIONS).unlink(missing_ok=True)
+            self.accelerator.wait_for_everyone()
+            if not self.args.save_only_model:
+                checkpoint.mkdir(parents=True, exist_ok=True)
+                torch.save(self._rollout_state(), self._rollout_state_path(checkpoint))
+            super()._save_checkpoint(model, trial)
+        except (OSError, RuntimeError) as error:  # torch.save and safetensors raise either on a full disk
+            error.add_note(
+                f"{checkpoint} is not whole and will not be resumed from; earlier checkpoints are as they were"
+            )
+            raise
+        finally:
+            self.args.save_total_limit = kept
+        self.accelerator.wait_for_everyone()
+        if self.args.should_save:
+            mark_whole(checkpoint, self._run_options())
+            best = self.state.best_model_checkpoint
+            rotate_checkpoints(run_folder, save_total_limit=kept, best_model_checkpoint=best, use_mtime=True)
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         super()._load_optimizer_and_scheduler(checkpoint)
@@ -650,8 +758,8 @@ class PluggableGRPOTrainer(GRPOTrainer):
             self._restore_fresh_prompts(state)
             self._restore_rollout(state, path)
 
-    def _rollout_state_path(self, checkpoint: str) -> str:
-        return os.path.join(checkpoint, f"rollout_state_{self.accelerator.process_index}.pt")
+    def _rollout_state_path(self, checkpoint: str | Path) -> str:
+        return os.path.join(checkpoint, ROLLOUT_STATE.format(rank=self.accelerator.process_index))
 
     def _rollout_state(self) -> dict[str, Any]:
         """Tensors, numbers and text only, so that it can be loaded without running code from the file."""
@@ -669,6 +777,7 @@ class PluggableGRPOTrainer(GRPOTrainer):
             "fresh_prompts": self._collector.prompts.drawn if self._collector is not None else 0,
             "in_flight": self._buffered_inputs if self._step % self._generate_every else None,
             "metrics": dict(self._metrics["train"]),
+            "constant_rollouts": self._constant_rewards.in_a_row,
             "table": plain(texts),
             "table_columns": plain(columns),
         }
@@ -701,6 +810,7 @@ class PluggableGRPOTrainer(GRPOTrainer):
         if self._gate is not None:
             self._gate.width = state["width"]
         self._step, self._steps_not_restored = state["step"], 0
+        self._constant_rewards.in_a_row = state["constant_rollouts"]
         self._buffered_inputs = send_to_device(state["in_flight"], self.accelerator.device)
         self._metrics["train"].update(state["metrics"])
         for name, rows in state["table"].items():
@@ -725,7 +835,7 @@ class PluggableGRPOTrainer(GRPOTrainer):
 
     _tag_names = ["trl", "canon_trl"]
     _name = "an advantage estimator"
-    _paper = {}
+    _paper: dict[str, str] = {}
 
     def method_options(self) -> dict[str, Any]:
         """The options of the method, as the model card lists them; `None` hides one."""

@@ -46,7 +46,7 @@ class RolloutParts:
     recorded: list[dict[str, Tensor]] = field(default_factory=list)
     completion_ids: list[list[int]] | None = None
     tool_mask: list[list[int]] | None = None
-    rewards_per_func: Tensor | None = None  # of all ranks
+    rewards_per_func: Tensor = field(init=False)  # of all ranks, once they are known
     metric_inputs: dict[str, Any] = field(default_factory=dict)
     token_values: dict[str, Tensor] = field(default_factory=dict)  # (B, T) each
     passes: list[ScoringPass] = field(default_factory=list)

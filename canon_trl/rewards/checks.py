@@ -1,0 +1,38 @@
+"""What a reward function may return."""
+
+import math
+from collections.abc import Sequence
+from numbers import Real
+from typing import Any
+
+
+def checked_rewards(rewards: Any, count: int, what: str) -> list[float | None]:
+    """The rewards of `count` responses as a list of finite numbers and `None`, if they are that.
+
+    NaN stands for `None`: a response that was not scored.
+
+    Args:
+        rewards: what the function returned: a sequence, tensor or array of numbers and `None`.
+        count: the number of responses that it was given.
+        what: the function, named in errors.
+
+    Raises:
+        TypeError: they are not a sequence of numbers and `None`.
+        ValueError: another number than one a response, or one that is infinite.
+    """
+    if hasattr(rewards, "tolist"):  # of torch or numpy
+        rewards = rewards.tolist()
+    if not isinstance(rewards, Sequence) or isinstance(rewards, str):
+        raise TypeError(f"{what} returned {type(rewards).__name__} {rewards!r}; it must return a list of rewards")
+    if len(rewards) != count:
+        raise ValueError(f"{what} returned {len(rewards)} rewards for {count} completions; it must be one for each")
+    scalars: list[float | None] = [reward.item() if hasattr(reward, "item") else reward for reward in rewards]
+    for index, reward in enumerate(scalars):
+        if reward is not None and not isinstance(reward, Real):
+            raise TypeError(
+                f"{what} returned {reward!r}, a {type(reward).__name__}, for completion {index}; it must be a number "
+                "or None"
+            )
+        if reward is not None and math.isinf(reward):
+            raise ValueError(f"{what} returned {reward} for completion {index}; it must be finite or None")
+    return scalars

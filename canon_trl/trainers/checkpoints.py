@@ -1,0 +1,115 @@
+"""Which checkpoints can be resumed from: those that are whole, and made with the options of this run."""
+
+import json
+import logging
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+from transformers.trainer import TRAINER_STATE_NAME
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+from trl import GRPOConfig
+
+from canon_trl.trainers.run_config import decides_what_is_learnt
+
+logger = logging.getLogger(__name__)
+
+# Written last into a checkpoint: there where everything else is. It has the options that the checkpoint was made with.
+RUN_OPTIONS = "run_options.json"
+
+# Every rank's part of a rollout in flight, written first: there in all checkpoints of this package's trainers.
+ROLLOUT_STATE = "rollout_state_{rank}.pt"
+
+
+def options_of_run(args: GRPOConfig, **others: Any) -> dict[str, Any]:
+    """The options that decide what a run learns, in JSON's types, and what else does, by name."""
+    fields = {name: value for name, value in args.to_dict().items() if decides_what_is_learnt(name)}
+    return json.loads(json.dumps(fields | others, default=str))
+
+
+def mark_whole(checkpoint: Path, options: dict[str, Any]) -> None:
+    """Say that everything of the checkpoint has been written, and with which options."""
+    partial = checkpoint / f"{RUN_OPTIONS}.partial"
+    partial.write_text(json.dumps(options, indent=1))
+    os.replace(partial, checkpoint / RUN_OPTIONS)
+
+
+def is_whole(checkpoint: Path) -> bool:
+    """Whether all of it was written; of another trainer's, whether there is the file that it writes last."""
+    if (checkpoint / ROLLOUT_STATE.format(rank=0)).exists():
+        return (checkpoint / RUN_OPTIONS).exists()
+    return (checkpoint / TRAINER_STATE_NAME).exists()
+
+
+def checkpoints_of(folder: Path) -> list[Path]:
+    """The checkpoints in an output folder, the last one first."""
+    found = [path for path in folder.glob("*/") if re.fullmatch(rf"{PREFIX_CHECKPOINT_DIR}-\d+", path.name)]
+    return sorted(found, key=lambda path: int(path.name.split("-")[1]), reverse=True)
+
+
+def changed_options(checkpoint: Path, options: dict[str, Any]) -> list[str]:
+    """What differs from the run that made the checkpoint, in words; nothing where another trainer made it."""
+    if not (checkpoint / RUN_OPTIONS).exists():
+        return []
+    there = json.loads((checkpoint / RUN_OPTIONS).read_text())
+    return [
+        f"{name}={there.get(name)!r} there, {options.get(name)!r} here"
+        for name in sorted(there.keys() | options.keys())
+        if there.get(name) != options.get(name)
+    ]
+
+
+def find_checkpoint(
+    asked: str | bool | None, folder: Path, options: dict[str, Any], *, allow_changes: bool
+) -> str | None:
+    """The checkpoint to resume from, or `None` to begin.
+
+    Args:
+        asked: a checkpoint; `True` for the last one of the output folder that is whole; nothing to begin anew.
+        folder: the output folder.
+        options: those of this run, from [`options_of_run`].
+        allow_changes: whether a checkpoint that was made with other options will do.
+
+    Raises:
+        ValueError: the checkpoint is missing, or not whole, or was made with other options; or a run is to begin in a
+            folder that has checkpoints of another run.
+    """
+    there = checkpoints_of(folder)
+    whole = [checkpoint for checkpoint in there if is_whole(checkpoint)]
+    if not asked:
+        for checkpoint in whole:
+            if changed := changed_options(checkpoint, options):
+                raise ValueError(
+                    f"output_dir={str(folder)!r} has {checkpoint.name} of another run ({'; '.join(changed)}); choose "
+                    "another output_dir, or remove what is there"
+                )
+        return None
+    if asked is True:
+        if not whole:
+            logger.warning("%s has no whole checkpoint to resume from: training begins at step 0", folder)
+            return None
+        checkpoint = whole[0]
+        if checkpoint != there[0]:
+            logger.warning("%s is not whole, its writing was cut off: resuming from %s", there[0], checkpoint)
+    else:
+        checkpoint = Path(asked)
+        if not checkpoint.is_dir():
+            raise ValueError(f"resume_from_checkpoint={asked!r} does not exist; {folder} has {names(whole)}")
+        if not is_whole(checkpoint):
+            raise ValueError(
+                f"resume_from_checkpoint={asked!r} is not whole: its writing was cut off, or it is no checkpoint; "
+                f"{folder} has {names(whole)}"
+            )
+    if changed := changed_options(checkpoint, options):
+        if not allow_changes:
+            raise ValueError(
+                f"{checkpoint} was made with other options: {'; '.join(changed)}. Resume with the same, or set "
+                "resume_with_changes=True"
+            )
+        logger.warning("%s was made with other options: %s", checkpoint, "; ".join(changed))
+    return str(checkpoint)
+
+
+def names(checkpoints: list[Path]) -> str:
+    return ", ".join(checkpoint.name for checkpoint in checkpoints) or "no whole checkpoint"

@@ -1,0 +1,55 @@
+"""Training on two ranks of which the second fails; `test_failing_rank.py` starts it with the way in which it does."""
+
+import os
+import signal
+import sys
+import time
+from typing import Any
+
+import torch
+from toy import TASK, make_trainer
+from transformers import TrainerCallback
+
+SECOND = os.environ["RANK"] == "1"
+
+
+def raises(completions: list[str], **kwargs: Any) -> list[float]:
+    if SECOND:
+        raise ZeroDivisionError("the answer key is missing")
+    return TASK.reward(completions=completions, **kwargs)
+
+
+def hangs(completions: list[str], **kwargs: Any) -> list[float]:
+    if SECOND:
+        time.sleep(600)
+    return TASK.reward(completions=completions, **kwargs)
+
+
+def breaks(mask: torch.Tensor) -> torch.Tensor:
+    if SECOND:
+        raise ZeroDivisionError("the metric has no words")
+    return mask.sum(dim=1)
+
+
+class SpoilAWeight(TrainerCallback):
+    """After the ranks have been given the same weights."""
+
+    def on_step_begin(self, *args: Any, model: torch.nn.Module, **kwargs: Any) -> None:
+        with torch.no_grad():
+            next(model.parameters())[0, 0] = torch.nan
+
+
+def run(folder: str, fault: str) -> None:
+    options: dict[str, Any] = {"reward_funcs": {"raises": raises, "hangs": hangs}.get(fault, TASK.reward)}
+    if fault == "metric":
+        options["canon_metric"] = breaks
+    trainer = make_trainer(folder, trainer_options=options, reward_time_limit=2.0 if fault == "hangs" else None)
+    if fault == "killed" and SECOND:
+        trainer._estimate_advantages = lambda rollout: os.kill(os.getpid(), signal.SIGKILL)
+    if fault == "not finite" and SECOND:
+        trainer.add_callback(SpoilAWeight())
+    trainer.train()
+
+
+if __name__ == "__main__":
+    run(*sys.argv[1:])

@@ -1,0 +1,145 @@
+"""Which checkpoint a run is resumed from, and which it refuses."""
+
+import logging
+import re
+import shutil
+
+import pytest
+from toy import assert_same_parameters, length_reward, logged, make_trainer, parameters, prompts
+from trl import GRPOConfig, GRPOTrainer
+
+from canon_trl.trainers.checkpoints import RUN_OPTIONS
+
+SAVING = {"save_strategy": "steps", "save_steps": 1}
+
+
+def train(folder, resume=None, **options):
+    trainer = make_trainer(folder, **(SAVING | options))
+    trainer.train(resume_from_checkpoint=resume)
+    return trainer
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """A run of three steps with its three checkpoints."""
+    folder = tmp_path_factory.mktemp("whole")
+    return folder, train(folder)
+
+
+@pytest.fixture
+def folder(whole, tmp_path):
+    shutil.copytree(whole[0], tmp_path / "run")
+    return tmp_path / "run"
+
+
+def cut_off(checkpoint):
+    """As if it had been killed before the last file."""
+    (checkpoint / RUN_OPTIONS).unlink()
+
+
+def test_the_last_whole_one_is_resumed_with_a_message(folder, whole, caplog):
+    cut_off(folder / "checkpoint-3")
+    with caplog.at_level(logging.WARNING, logger="canon_trl"):
+        resumed = train(folder, resume=True)
+    assert f"checkpoint-3 is not whole, its writing was cut off: resuming from {folder}/checkpoint-2" in caplog.text
+    assert_same_parameters(parameters(resumed), parameters(whole[1]))
+    assert logged(resumed) == logged(whole[1])
+
+
+def test_where_none_is_whole_training_begins(folder, whole, caplog):
+    for step in (1, 2, 3):
+        cut_off(folder / f"checkpoint-{step}")
+    with caplog.at_level(logging.WARNING, logger="canon_trl"):
+        begun = train(folder, resume=True)
+    assert "no whole checkpoint to resume from: training begins at step 0" in caplog.text
+    assert_same_parameters(parameters(begun), parameters(whole[1]))
+
+
+def test_one_that_is_named_must_be_whole(folder):
+    cut_off(folder / "checkpoint-3")
+    message = "checkpoint-3' is not whole: its writing was cut off, or it is no checkpoint; .* has checkpoint-2, chec"
+    with pytest.raises(ValueError, match=message):
+        train(folder, resume=str(folder / "checkpoint-3"))
+    with pytest.raises(ValueError, match=r"checkpoint-9' does not exist; .* has checkpoint-2, checkpoint-1"):
+        train(folder, resume=str(folder / "checkpoint-9"))
+
+
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [
+        ({"canon_mu": 0.5}, "canon_mu=1.0 there, 0.5 here"),
+        ({"learning_rate": 0.5}, "learning_rate=0.001 there, 0.5 here"),
+        ({"advantage_estimator": "grpo"}, "advantage_estimator='canon' there, 'grpo' here"),
+        ({"trainer_options": {"reward_funcs": length_reward}}, "reward_functions=['accuracy'] there, ['length_reward"),
+        ({"trainer_options": {"train_dataset": prompts(32)}}, "prompts=64 there, 32 here"),
+        ({"trainer_options": {"canon_metric": lambda mask: mask.sum(1)}}, "metrics=['entropy'] there, ['<lambda>']"),
+    ],
+)
+def test_other_options_are_named_and_refused(folder, options, named):
+    message = re.escape(named) + r".*\. Resume with the same, or set resume_with_changes=True"
+    with pytest.raises(ValueError, match=message):
+        train(folder, resume=True, **options)
+
+
+def test_other_options_are_resumed_where_it_is_asked_for(folder, caplog):
+    with caplog.at_level(logging.WARNING, logger="canon_trl"):
+        resumed = train(folder, resume=str(folder / "checkpoint-1"), resume_with_changes=True, canon_mu=0.5)
+    assert "was made with other options: canon_mu=1.0 there, 0.5 here" in caplog.text
+    assert [entry["canon/mu"] for entry in logged(resumed)] == [1.0, 0.5, 0.5]
+
+
+def test_what_does_not_decide_what_is_learnt_may_differ(folder, whole):
+    shown = {"logging_steps": 1, "report_to": ["tensorboard"], "save_total_limit": 5, "reward_time_limit": 60.0}
+    resumed = train(folder, resume=str(folder / "checkpoint-1"), log_completions=True, **shown)
+    assert_same_parameters(parameters(resumed), parameters(whole[1]))
+
+
+def test_a_folder_with_another_run_is_refused(folder, whole):
+    message = "has checkpoint-3 of another run .canon_mu=1.0 there, 0.5 here.; choose another output_dir, or remove"
+    with pytest.raises(ValueError, match=message):
+        train(folder, canon_mu=0.5)
+    assert_same_parameters(parameters(train(folder)), parameters(whole[1]))  # the same run again
+
+
+def test_a_checkpoint_of_trls_own_trainer_is_resumed(tmp_path, caplog):
+    args = {"trainer_class": GRPOTrainer, "config_class": GRPOConfig}
+    train(tmp_path, **args)
+    options = {"advantage_estimator": "dr_grpo"}
+    with caplog.at_level(logging.WARNING, logger="canon_trl"):
+        resumed = train(tmp_path, resume=True, max_steps=4, **options)
+    assert "as in a checkpoint of another trainer: a rollout in flight is sampled anew" in caplog.text
+    assert [entry["step"] for entry in logged(resumed)] == [1, 2, 3, 4]
+
+
+def test_old_checkpoints_go_when_the_new_one_is_whole(tmp_path):
+    trainer = make_trainer(tmp_path, **SAVING, save_total_limit=1)
+    seen, save = [], trainer.save_model
+
+    def look(folder, *args, **kwargs):
+        seen.append(sorted(path.parent.name for path in tmp_path.glob(f"checkpoint-*/{RUN_OPTIONS}")))
+        save(folder, *args, **kwargs)
+
+    trainer.save_model = look
+    trainer.train()
+    assert seen == [[], ["checkpoint-1"], ["checkpoint-2"]]
+    assert [path.name for path in tmp_path.glob("checkpoint-*")] == ["checkpoint-3"]
+    assert trainer.args.save_total_limit == 1
+
+
+@pytest.mark.parametrize(
+    "name", ["rollout_state_0.pt", "optimizer.pt", "trainer_state.json", "run_options.json.partial"]
+)
+def test_a_full_disk_ends_training_and_leaves_what_was_whole(tmp_path, whole, name):
+    """Everything that is written to this file fails as on a full disk."""
+    (tmp_path / "checkpoint-2").mkdir()
+    (tmp_path / "checkpoint-2" / name).symlink_to("/dev/full")
+    with pytest.raises((OSError, RuntimeError)) as caught:
+        train(tmp_path)
+    if name != "run_options.json.partial":  # written after everything else
+        assert caught.value.__notes__ == [
+            f"{tmp_path}/checkpoint-2 is not whole and will not be resumed from; earlier checkpoints are as they were"
+        ]
+    shutil.rmtree(tmp_path / "checkpoint-2")  # room is made
+    resumed = train(tmp_path, resume=True)
+    assert_same_parameters(parameters(resumed), parameters(whole[1]))
+    assert logged(resumed) == logged(whole[1])

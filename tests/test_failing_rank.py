@@ -1,0 +1,41 @@
+"""When one rank of two fails, both stop with the reason, and soon."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+from test_distributed import TESTS, with_tests
+
+FAULTS = {
+    "raises": ["ZeroDivisionError: the answer key is missing", "in reward function 'raises'"],
+    "hangs": ["reward function 'hangs' took longer than reward_time_limit=2.0 seconds"],
+    "metric": ["ZeroDivisionError: the metric has no words", "in metric 'breaks'"],
+    "not finite": ["optimiser step 0: the rollout is not sampled. Not finite: parameter model.embed_tokens.weight"],
+}
+
+
+def end_of(tmp_path, fault):
+    """The exit code and what was printed; an error if it hangs."""
+    command = [sys.executable, "-m", "accelerate.commands.launch"]
+    command += ["--config_file", str(TESTS / "configs" / "cpu_two_processes.yaml"), "--main_process_port", "0"]
+    command += [str(TESTS / "distributed" / "failing_rank.py"), str(tmp_path), fault]
+    environment = os.environ | {"PYTHONPATH": with_tests(), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=180)
+    return done.returncode, done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_both_ranks_say_why(tmp_path, fault):
+    code, printed = end_of(tmp_path, fault)
+    assert code != 0
+    for reason in FAULTS[fault]:
+        assert reason in printed, printed[-6000:]
+    if fault != "not finite":  # which both ranks raise alike
+        assert "RuntimeError: rank 1 of 2 failed: " in printed
+
+
+def test_a_killed_rank_takes_the_other_with_it(tmp_path):
+    code, printed = end_of(tmp_path, "killed")
+    assert code != 0
+    assert "exitcode  : -9" in printed, printed[-6000:]

@@ -1,0 +1,259 @@
+"""The guides say what is so: every logged number, every option that a run moves over to, the configs and the bytes."""
+
+import inspect
+import re
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from toy import OPTIONS, TASK, make_trainer, prompts
+from trl import GRPOConfig
+from trl.trainer import grpo_trainer
+
+from canon_trl import AStarPOConfig, AStarPOTrainer, CANONConfig
+from canon_trl.evaluation import EvaluationCallback
+from canon_trl.trainers.canon_config import PRESETS
+
+ROOT = Path(__file__).parents[1]
+
+
+def sections(page: str, level: int) -> dict[str, str]:
+    """The text below every heading of that level, or a lower one, by heading."""
+    text = re.sub(r"```.*?```", "", (ROOT / "docs" / page).read_text(), flags=re.DOTALL)
+    parts = re.split(rf"^#{{2,{level}}} (.+)$", text, flags=re.MULTILINE)
+    return dict(zip(parts[1::2], parts[2::2], strict=True))
+
+
+def rows(text: str) -> list[list[str]]:
+    """The cells of every row of the tables, without their heads."""
+    lines = [line for line in text.splitlines() if line.startswith("|")]
+    heads = {index - 1 for index, line in enumerate(lines) if set(line) <= set("|- ")}
+    return [
+        [cell.strip() for cell in line.strip("|").split("|")]
+        for index, line in enumerate(lines)
+        if index not in heads and index - 1 not in heads
+    ]
+
+
+def code(cell: str) -> list[str]:
+    return re.findall(r"`([^`]+)`", cell)
+
+
+# --- Reading the logs ---
+
+
+def run_astar_po(folder: Path) -> AStarPOTrainer:
+    valued = prompts(16).add_column("rewards", [[1.0, 0.0]] * 16)
+    options = {name: value for name, value in OPTIONS.items() if name != "num_generations"}
+    args = AStarPOConfig(str(folder), **(options | {"max_steps": 1}))
+    return AStarPOTrainer(str(TASK.model_path), TASK.reward, args, valued)
+
+
+def run_evaluated(folder: Path) -> Any:
+    trainer = make_trainer(
+        folder,
+        max_steps=1,
+        eval_strategy="steps",
+        eval_steps=1,
+        advantage_estimator="a_grae",
+        trainer_options={"eval_dataset": prompts(8)},
+    )
+    options = {"num_samples": 4, "pass_ks": [2], "majority_ks": [2], "answer_of": lambda text: text[-1:]}
+    trainer.add_callback(EvaluationCallback(trainer, prompts(8), TASK.reward, **options))
+    return trainer
+
+
+SETTINGS = {
+    "canon": lambda folder: make_trainer(folder, max_steps=1),
+    "kl_cov_dynamic": lambda folder: make_trainer(
+        folder, max_steps=2, policy_loss="kl_cov", steps_per_generation=2, dynamic_sampling=True
+    ),
+    "clip_cov": lambda folder: make_trainer(folder, max_steps=2, policy_loss="clip_cov", num_iterations=2),
+    "grpo_beta": lambda folder: make_trainer(
+        folder, max_steps=1, advantage_estimator="grpo", beta=0.01, entropy_coef=0.01
+    ),
+    "astar_po": run_astar_po,
+    "evaluated": run_evaluated,
+}
+
+# What no setting here brings: vLLM, tools, a mixture of experts, other losses of TRL's.
+ELSEWHERE = ("sampling/", "tools/", "aux_loss", "cispo_clip_ratio", "vespo/")
+
+
+@pytest.fixture(scope="module")
+def logged(tmp_path_factory) -> dict[str, set[str]]:
+    """The keys that every setting logs."""
+    keys = {}
+    for name, make in SETTINGS.items():
+        trainer = make(tmp_path_factory.mktemp(name))
+        trainer.train()
+        keys[name] = set().union(*trainer.state.log_history)
+    return keys
+
+
+def documented(whose: str) -> dict[str, re.Pattern]:
+    """The keys of that part of docs/logs.md, with what they stand for: NAME, N and K for a name and numbers."""
+    parts = sections("logs.md", 2)
+    keys = [code(cells[0])[0] for cells in rows(parts[whose])]
+    assert len(keys) == len(set(keys))
+    return {key: re.compile(re.sub("NAME", ".+", re.sub(r"@[NK]$", r"@\\d+", key))) for key in keys}
+
+
+OURS = documented("What canon_trl logs")
+TRLS = documented("What TRL logs")
+
+
+def test_every_logged_key_is_documented(logged):
+    patterns = [*OURS.values(), *TRLS.values()]
+    missing = {
+        key
+        for keys in logged.values()
+        for key in keys
+        if not any(pattern.fullmatch(name) for pattern in patterns for name in (key, key.removeprefix("eval_")))
+    }
+    assert not missing
+
+
+@pytest.mark.parametrize("key", OURS)
+def test_every_key_of_ours_is_logged(logged, key):
+    assert [name for name, keys in logged.items() if any(OURS[key].fullmatch(found) for found in keys)]
+
+
+@pytest.mark.parametrize("key", TRLS)
+def test_every_key_of_trls_is_logged_or_in_its_code(logged, key):
+    if key.startswith(ELSEWHERE):
+        assert f'"{key}"' in inspect.getsource(grpo_trainer)
+    else:
+        assert any(TRLS[key].fullmatch(found) for keys in logged.values() for found in keys)
+
+
+@pytest.mark.parametrize(
+    ("heading", "prefix", "settings"),
+    [
+        ("CANON", "canon/", {"canon", "kl_cov_dynamic", "clip_cov"}),
+        ("Advantages and groups", "", set(SETTINGS) - {"astar_po"}),
+        ("Gates", "policy_loss/", {"kl_cov_dynamic", "clip_cov"}),
+        ("Dynamic sampling", "dynamic_sampling/", {"kl_cov_dynamic"}),
+        ("A\\*-PO", "astar_po/", {"astar_po"}),
+        ("The evaluation callback", "evaluation/", {"evaluated"}),
+    ],
+)
+def test_a_section_has_the_keys_of_its_settings_alone(logged, heading, prefix, settings):
+    listed = [code(cells[0])[0] for cells in rows(sections("logs.md", 3)[heading])]
+    assert listed and all(key.startswith(prefix) for key in listed)
+    for key in listed:
+        assert {name for name, keys in logged.items() if any(OURS[key].fullmatch(found) for found in keys)} == settings
+
+
+# --- Moving over ---
+
+MIGRATING = sections("migrating.md", 2)
+FROM_TRL = MIGRATING["From TRL's GRPOTrainer"]
+OF_ASTAR_PO = "From A\\*-PO's repository"
+
+# The config that a section's options are of, and what stands beside them there.
+BESIDE = {
+    "From CANON's repository": (CANONConfig, {}),
+    "From A-GRAE's repository": (CANONConfig, {"advantage_estimator": "a_grae"}),
+    OF_ASTAR_PO: (AStarPOConfig, {}),
+    "From Clip-Cov and KL-Cov's repository": (CANONConfig, {}),
+}
+
+
+def as_options(text: str) -> dict[str, Any] | None:
+    """`field: value` or `{field: value, ...}`; what is neither, such as the name of a field alone, is no option."""
+    read = yaml.safe_load(text) if ": " in text else None
+    return read if isinstance(read, dict) else None
+
+
+def written_options() -> list[Any]:
+    cases = []
+    for heading in BESIDE:
+        table = MIGRATING[heading].split("Stage 1, options of")[0]
+        for cells in rows(table):
+            found = [text for text in code(cells[1]) if as_options(text) is not None]
+            cases += [pytest.param(heading, text, id=f"{cells[0]} -> {text}") for text in found]
+    return cases
+
+
+@pytest.mark.parametrize(("heading", "text"), written_options())
+def test_what_is_to_be_written_is_accepted(heading, text):
+    config_class, beside = BESIDE[heading]
+    options = as_options(text)
+    assert set(options) <= {option.name for option in fields(config_class)}
+    made = config_class("out", use_cpu=True, bf16=False, **(beside | options))
+    assert {name: getattr(made, name) for name in options} == options
+
+
+@pytest.mark.parametrize("heading", BESIDE)
+def test_every_row_says_what_to_write(heading):
+    table = rows(MIGRATING[heading].split("Stage 1, options of")[0])
+    assert len(table) >= 8
+    spoken = [cells[0] for cells in table if not any(as_options(text) for text in code(cells[1]))]
+    # Where nothing is to be written the row says so.
+    assert len(spoken) <= 2, spoken
+
+
+def test_every_preset_is_in_the_table():
+    named = re.findall(r"`adv_estimator=(\w+)`", MIGRATING["From CANON's repository"])
+    assert set(PRESETS) <= set(named)
+    table = {code(cells[0])[0]: cells[1] for cells in rows(MIGRATING["From CANON's repository"])}
+    for name, options in PRESETS.items():
+        written = as_options(code(table[f"adv_estimator={name}"])[0])
+        assert written.items() <= options.items()
+
+
+def test_the_flags_of_stage_one_exist():
+    import estimate_values
+    from recipe import RecipeArguments
+    from trl import ModelConfig
+
+    classes = (RecipeArguments, estimate_values.ValueArguments, ModelConfig)
+    known = {f"--{option.name}" for config_class in classes for option in fields(config_class)}
+    flags = [flag for cells in rows(MIGRATING[OF_ASTAR_PO].split("Stage 1, options of")[1]) for flag in code(cells[1])]
+    assert len(flags) == 7 and set(flags) <= known
+
+
+def test_the_defaults_that_are_not_trls():
+    table = {code(field)[0]: (code(trl)[0], code(ours)[0]) for field, trl, ours in rows(FROM_TRL)[:6]}
+    of_trl = {option.name: option.default for option in fields(GRPOConfig)}
+    differ = {
+        option.name: (of_trl[option.name], option.default)
+        for option in fields(CANONConfig)
+        if option.name in of_trl and option.default != of_trl[option.name]
+    }
+    assert {name: tuple(map(yaml.safe_load, pair)) for name, pair in table.items()} == differ
+
+
+REFUSED = [code(cells[0])[0] for cells in rows(FROM_TRL)[8:]]
+
+
+def test_the_refusals_are_found():
+    assert len(REFUSED) == 10
+
+
+@pytest.mark.parametrize("text", REFUSED)
+def test_what_is_said_to_be_refused_is_refused(text):
+    options = as_options(text)
+    with pytest.raises(ValueError, match=list(options)[-1]):
+        CANONConfig("out", use_cpu=True, bf16=False, **options)
+
+
+# --- Running at scale ---
+
+
+def test_every_accelerate_config_has_its_row():
+    table = rows(sections("scale.md", 2)["Which accelerate config"])
+    assert {code(cells[0])[0] for cells in table} == {path.name for path in (ROOT / "accelerate_configs").iterdir()}
+
+
+def test_every_number_of_gigabytes_is_computed():
+    """In the section on memory each `x GB` occurs in the block that asserts it, or is the size of the GPU."""
+    text = (ROOT / "docs" / "scale.md").read_text()
+    memory = re.search(r"^## Memory.*?(?=^## )", text, flags=re.DOTALL | re.MULTILINE).group()
+    prose, block = re.split(r"```python", memory)[:2]
+    stated = set(re.findall(r"([\d.]+)\s+GB", prose)) - {"80", "32"}
+    computed = set(re.findall(r"\d+\.\d+|\b137\b", block.replace("137.1", "137")))
+    assert len(stated) >= 9 and stated <= computed

@@ -1,0 +1,99 @@
+"""Weights, log-probabilities and gradients that are not finite: stopped with the step and the tensor."""
+
+import re
+
+import pytest
+import torch
+from toy import assert_same_parameters, make_trainer, parameters
+from transformers import TrainerCallback
+
+STEP = 1  # optimiser steps that go well
+
+
+class At(TrainerCallback):
+    """Does something to the trainer's model at the beginning of a step."""
+
+    def __init__(self, action):
+        self.action = action
+
+    def on_step_begin(self, args, state, control, model=None, **kwargs):
+        if state.global_step == STEP:
+            self.action(model)
+
+
+def spoil_a_weight(model):
+    with torch.no_grad():
+        model.get_submodule("model.layers.1.mlp.up_proj").weight[3, 5] = torch.nan
+
+
+def run_with(tmp_path, action, **options):
+    trainer = make_trainer(tmp_path, **options)
+    trainer.add_callback(At(action))
+    return trainer
+
+
+def test_a_weight_before_a_rollout(tmp_path):
+    trainer = run_with(tmp_path, spoil_a_weight)
+    sampled, generate = [], trainer._generate
+    trainer._generate = lambda prompts: sampled.append(len(prompts)) or generate(prompts)
+    message = (
+        "optimiser step 1: the rollout is not sampled. Not finite: parameter model.layers.1.mlp.up_proj.weight "
+        "(1 of 49152 numbers) on rank 0"
+    )
+    with pytest.raises(FloatingPointError, match=re.escape(message)):
+        trainer.train()
+    assert sampled == [8]  # of the first rollout
+
+
+def test_a_weight_in_the_loss(tmp_path):
+    """A second update on the same rollout, which is not sampled again."""
+    trainer = run_with(tmp_path, spoil_a_weight, num_iterations=2)
+    message = (
+        r"optimiser step 1: the loss is not finite\. Not finite: parameter model\.layers\.1\.mlp\.up_proj\.weight"
+    )
+    with pytest.raises(FloatingPointError, match=message):
+        trainer.train()
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("old_per_token_logps", "the log-probabilities of the rollout (8 of 96 numbers)"),
+        ("ref_per_token_logps", "the reference model's log-probabilities (8 of 96 numbers)"),
+    ],
+)
+def test_log_probabilities(tmp_path, name, said):
+    trainer = make_trainer(tmp_path, num_iterations=2, beta=0.1)
+    generate = trainer._generate_and_score_completions
+
+    def spoiled(inputs):
+        output = generate(inputs)
+        output[name][:, 0] = torch.nan
+        return output
+
+    trainer._generate_and_score_completions = spoiled
+    before = parameters(trainer)
+    message = re.escape(f"optimiser step 0: the loss is not finite. Not finite: {said} on rank 0")
+    with pytest.raises(FloatingPointError, match=message):
+        trainer.train()
+    assert_same_parameters(parameters(trainer), before)
+
+
+def test_log_probabilities_of_the_policy(tmp_path):
+    trainer = make_trainer(tmp_path)
+    trainer.model.model.norm.register_forward_hook(  # of the loss, not of sampling
+        lambda module, args, output: output * torch.nan if torch.is_grad_enabled() else output
+    )
+    with pytest.raises(FloatingPointError, match="Not finite: the policy's log-probabilities"):
+        trainer.train()
+
+
+def test_gradients_before_they_change_a_weight(tmp_path):
+    trainer = make_trainer(tmp_path, max_grad_norm=0.0)
+    weight = trainer.model.get_submodule("model.layers.0.mlp.down_proj").weight
+    weight.register_hook(lambda gradient: gradient.index_fill(0, torch.tensor([2]), torch.inf))
+    before = parameters(trainer)
+    message = "optimiser step 0: the norm of the gradients is inf. Not finite: the gradient of "
+    with pytest.raises(FloatingPointError, match=message):
+        trainer.train()
+    assert_same_parameters(parameters(trainer), before)

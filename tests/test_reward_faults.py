@@ -1,0 +1,189 @@
+"""What a reward function may do wrong, and what training does then."""
+
+import asyncio
+import logging
+import math
+import re
+import time
+
+import numpy
+import pytest
+import torch
+from toy import TASK, assert_same_parameters, logged, make_trainer, parameters
+
+from canon_trl.rewards import checked_rewards, time_limit
+from canon_trl.trainers.constant_rewards import WARN_AFTER
+
+
+def half_right(completions, **kwargs):
+    return [float(index % 2) for index in range(len(completions))]
+
+
+def trained(folder, reward, **options):
+    trainer = make_trainer(folder, trainer_options={"reward_funcs": reward}, **options)
+    trainer.train()
+    return trainer
+
+
+def raises(completions, **kwargs):
+    raise KeyError("no such answer")
+
+
+async def raises_later(completions, **kwargs):
+    await asyncio.sleep(0)
+    raise KeyError("no such answer")
+
+
+@pytest.mark.parametrize("reward", [raises, raises_later])
+def test_an_error_is_raised_as_it_is_and_names_the_function(tmp_path, reward):
+    with pytest.raises(KeyError, match="no such answer") as caught:
+        trained(tmp_path, reward)
+    assert caught.value.__notes__ == [f"in reward function '{reward.__name__}'"]
+
+
+@pytest.mark.parametrize(
+    ("returned", "error", "message"),
+    [
+        (lambda n: ["1.0"] * n, TypeError, "returned '1.0', a str, for completion 0; it must be a number or None"),
+        (lambda n: [1.0] * (n - 1) + [[2.0]], TypeError, "returned [2.0], a list, for completion 7"),
+        (lambda n: "1" * n, TypeError, "returned str '11111111'; it must return a list of rewards"),
+        (lambda n: None, TypeError, "returned NoneType None; it must return a list of rewards"),
+        (lambda n: 1.0, TypeError, "returned float 1.0; it must return a list of rewards"),
+        (lambda n: [1.0] * (n + 1), ValueError, "returned 9 rewards for 8 completions; it must be one for each"),
+        (lambda n: [], ValueError, "returned 0 rewards for 8 completions"),
+        (lambda n: [0.0, math.inf] * (n // 2), ValueError, "returned inf for completion 1; it must be finite or None"),
+        (lambda n: torch.zeros(n, 2), TypeError, "returned [0.0, 0.0], a list, for completion 0"),
+    ],
+)
+def test_what_is_not_a_list_of_numbers_is_refused(tmp_path, returned, error, message):
+    def broken(completions, **kwargs):
+        return returned(len(completions))
+
+    with pytest.raises(error, match=re.escape(f"reward function 'broken' {message}")):
+        trained(tmp_path, broken)
+
+
+@pytest.mark.parametrize(
+    "rewards",
+    [
+        [1, 0.5, None],
+        (True, numpy.float32(0.5), None),
+        [torch.tensor(1.0), numpy.float64(0.5), float("nan")],
+        torch.tensor([1.0, 0.5, torch.nan]),
+        numpy.array([1.0, 0.5, numpy.nan]),
+    ],
+    ids=["numbers", "a tuple", "numbers of torch and numpy", "a tensor", "an array"],
+)
+def test_numbers_of_every_kind_are_taken(rewards):
+    checked = checked_rewards(rewards, 3, "it")
+    assert checked[:2] == [1.0, 0.5]
+    assert checked[2] is None or math.isnan(checked[2])
+
+
+def sleeps(completions, **kwargs):
+    time.sleep(60)
+    return [0.0] * len(completions)
+
+
+def matches_for_ever(completions, **kwargs):
+    re.match(r"(a+)+$", "a" * 60 + "b")  # holds the interpreter's lock
+    return [0.0] * len(completions)
+
+
+def catches_everything(completions, **kwargs):
+    try:
+        time.sleep(60)
+    except:  # noqa: E722
+        pass
+    return [0.0] * len(completions)
+
+
+async def waits(completions, **kwargs):
+    await asyncio.sleep(60)
+    return [0.0] * len(completions)
+
+
+@pytest.mark.parametrize("reward", [sleeps, matches_for_ever, catches_everything, waits])
+def test_a_function_that_hangs_is_stopped_after_its_time(tmp_path, reward):
+    trainer = make_trainer(tmp_path, trainer_options={"reward_funcs": reward}, reward_time_limit=0.5)
+    started = time.monotonic()
+    message = f"reward function '{reward.__name__}' took longer than reward_time_limit=0.5 seconds"
+    with pytest.raises(TimeoutError, match=message):
+        trainer.train()
+    assert time.monotonic() - started < 30  # of 60 that it would take
+
+
+def test_a_limit_that_is_kept_changes_nothing(tmp_path):
+    without = trained(tmp_path / "without", TASK.reward)
+    limited = trained(tmp_path / "limited", TASK.reward, reward_time_limit=60.0)
+    assert_same_parameters(parameters(limited), parameters(without))
+
+
+def test_time_of_the_processor_on_many_threads_is_not_time_on_the_clock():
+    with time_limit(1.5, "it"):
+        deadline = time.monotonic() + 1.0
+        product = torch.ones(256, 256)
+        while time.monotonic() < deadline:
+            product @ product
+
+
+@pytest.mark.parametrize("limit", [0.0, -1.0, math.nan, math.inf])
+def test_a_limit_that_is_none_is_refused(tmp_path, limit):
+    with pytest.raises(ValueError, match=f"reward_time_limit={limit} must be positive and finite"):
+        make_trainer(tmp_path, reward_time_limit=limit)
+
+
+def nothing(completions, **kwargs):
+    return [None] * len(completions)
+
+
+def test_rewards_of_none_for_all_teach_nothing(tmp_path):
+    trainer = make_trainer(tmp_path, trainer_options={"reward_funcs": nothing})
+    before = parameters(trainer)
+    trainer.train()
+    assert_same_parameters(parameters(trainer), before)
+    assert [entry["grad_norm"] for entry in logged(trainer)] == [0.0, 0.0, 0.0]
+
+
+def test_rewards_of_none_for_some_leave_them_out(tmp_path):
+    def some(completions, **kwargs):
+        return [None if index % 4 == 3 else float(index % 2) for index in range(len(completions))]
+
+    trainer = make_trainer(tmp_path, trainer_options={"reward_funcs": some}, canon_metric="length", canon_mu=0.5)
+    seen, estimate = [], trainer._estimate_advantages
+    trainer._estimate_advantages = lambda rollout: seen.append((rollout, estimate(rollout))) or seen[-1][1]
+    trainer.train()
+    for rollout, advantages in seen:
+        assert (~rollout.valid).sum(dim=1).tolist() == [1, 1]
+        assert advantages[~rollout.valid].tolist() == [0.0, 0.0]
+        assert advantages[rollout.valid].abs().min() > 0
+
+
+def test_a_constant_reward_is_counted_and_named_once(tmp_path, caplog):
+    def right_for_a_while(completions, **kwargs):
+        right_for_a_while.calls += 1
+        return half_right(completions) if right_for_a_while.calls in (3, 4) else [0.25] * len(completions)
+
+    right_for_a_while.calls = 0
+    steps = WARN_AFTER + 5
+    with caplog.at_level(logging.WARNING, logger="canon_trl"):
+        trainer = trained(tmp_path, [half_right, right_for_a_while, nothing], max_steps=steps)
+    counts = [entry["rewards/right_for_a_while/constant_rollouts"] for entry in logged(trainer)]
+    assert counts == [1, 2, 0, 0, *range(1, steps - 3)]
+    assert [entry["rewards/half_right/constant_rollouts"] for entry in logged(trainer)] == [0] * steps
+    assert [entry["rewards/nothing/constant_rollouts"] for entry in logged(trainer)] == [*range(1, steps + 1)]
+    warnings = [record.getMessage() for record in caplog.records if "teaches nothing" in record.getMessage()]
+    assert len(warnings) == 2
+    assert "reward function 'nothing' gave None to every response of the last 10 rollouts" in warnings[0]
+    assert "reward function 'right_for_a_while' gave 0.25 to every response of the last 10 rollouts" in warnings[1]
+
+
+def test_the_count_of_constant_rewards_is_resumed(tmp_path):
+    def constant(completions, **kwargs):
+        return [1.0] * len(completions)
+
+    options = {"trainer_options": {"reward_funcs": constant}, "save_strategy": "steps", "save_steps": 1}
+    make_trainer(tmp_path, **options).train()
+    resumed = make_trainer(tmp_path, **options)
+    resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
+    assert logged(resumed)[-1]["rewards/constant/constant_rollouts"] == 3
