@@ -167,6 +167,7 @@ def test_a_run_whose_engine_dies_is_resumed(smollm2, tmp_path):
     script = Path(__file__).with_name("dying_engine.py")
     path = os.pathsep.join([str(script.parent), str(script.parents[1])])
     environment = os.environ | {"PYTHONPATH": path}
+    environment.pop("MASTER_PORT", None)  # which the engine of this process holds
     command = [sys.executable, str(script), str(smollm2), str(tmp_path)]
     died = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
     assert died.returncode == 1
