@@ -191,7 +191,7 @@ def upload(address):
     try:
         with failure_told(sys.argv[1], "the command"):
             HfApi(endpoint=address).upload_folder(repo_id="me/any", folder_path=sys.argv[1])
-    except OSError as error:
+    except Exception as error:
         print(type(error).__name__, getattr(getattr(error, "response", None), "status_code", None), *error.__notes__)
 with local_hub() as hub:
     for hub.status in (401, 403, 500, 200):
