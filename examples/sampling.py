@@ -107,7 +107,8 @@ def check_folder(folder: Path, script: str) -> None:
 
 
 def load_tokenizer(name: str, model: ModelConfig) -> Any:
-    tokenizer = AutoTokenizer.from_pretrained(name, revision=model.model_revision)
+    # Not None, with which transformers asks on the terminal whether a model's own code may run.
+    tokenizer = AutoTokenizer.from_pretrained(name, revision=model.model_revision, trust_remote_code=False)
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
@@ -164,6 +165,7 @@ def load_model(sampling: SamplingArguments, model: ModelConfig, name: str, state
     """The model, or the vLLM engine of it."""
     if not sampling.use_vllm:
         options = {"revision": model.model_revision, "attn_implementation": model.attn_implementation}
+        options["trust_remote_code"] = False
         return AutoModelForCausalLM.from_pretrained(name, dtype=model.dtype or "auto", **options).to(state.device)
     from vllm import LLM
 

@@ -8,7 +8,7 @@ is only looked up. YAML is what a recipe's parser or accelerate takes.
 """
 
 import ast
-import json
+import multiprocessing
 import os
 import re
 import shlex
@@ -22,6 +22,7 @@ from pathlib import Path
 import evaluate
 import pytest
 import recipe
+import torch
 import yaml
 from accelerate.commands.config.config_args import load_config_from_file
 from estimate_values import ValueArguments
@@ -50,16 +51,9 @@ OPTIONS = {
     "examples/estimate_values.py": (ValueArguments,),
     "examples/evaluate.py": (evaluate.EvaluationArguments,),
 }
-IN_ORDER = """
-import json, os, subprocess, sys
-environment, namespace = dict(os.environ), {"__name__": "__main__"}
-for language, page, line, code in json.loads(sys.stdin.read()):
-    print(f"--- {page}:{line}", flush=True)
-    if language == "python":
-        exec(compile("\\n" * line + code, page, "exec"), namespace)
-    else:
-        subprocess.run(["bash", "-euxo", "pipefail", "-c", code], env=environment, check=True)
-"""
+# A fresh process a page, forked from one that has imported what every page needs.
+PROCESSES = multiprocessing.get_context("forkserver")
+PROCESSES.set_forkserver_preload(["canon_trl.evaluation", "canon_trl.tasks"])
 
 
 @dataclass(frozen=True)
@@ -143,23 +137,34 @@ def test_blocks_run(page, tmp_path):
         if block.language == "bash":
             code = "\n".join(as_run(line) for line in code.replace("\\\n", " ").splitlines())
         steps.append((block.language, name_of(page), block.line, code))
-    copy_repository(tmp_path)
-    environment = os.environ | {
+    copy, log = tmp_path / "copy", tmp_path / "log"
+    copy_repository(copy)
+    process = PROCESSES.Process(target=run_in_order, args=(steps, copy, log))
+    process.start()
+    process.join()
+    assert process.exitcode == 0, log.read_text()[-6000:]
+
+
+def run_in_order(steps: list[tuple[str, str, int, str]], folder: Path, log: Path) -> None:
+    """Run `(language, page, line, code)` in the folder, with what it prints in the log."""
+    with log.open("w") as file:
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
+    os.chdir(folder)
+    of_bash = os.environ | {
         "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
-        "PYTHONPATH": f"{tmp_path}:{tmp_path / 'examples'}",
-        "HF_DATASETS_CACHE": str(tmp_path / "cache"),
+        "PYTHONPATH": f"{folder}:{folder / 'examples'}",
+        "HF_DATASETS_CACHE": str(folder / "cache"),
         "OMP_NUM_THREADS": "1",
     }
-    done = subprocess.run(
-        [sys.executable, "-c", IN_ORDER],
-        cwd=tmp_path,
-        env=environment,
-        input=json.dumps(steps),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
-    assert done.returncode == 0, done.stdout[-6000:]
+    torch.set_num_threads(1)
+    namespace = {"__name__": "__main__"}
+    for language, page, line, code in steps:
+        print(f"--- {page}:{line}", flush=True)
+        if language == "python":
+            exec(compile("\n" * line + code, page, "exec"), namespace)
+        else:
+            subprocess.run(["bash", "-euxo", "pipefail", "-c", code], env=of_bash, check=True)
 
 
 @pytest.mark.parametrize("block", [block for block in BLOCKS if block.why_not_run], ids=str)

@@ -26,7 +26,7 @@ NUMBERS = [0, 1, 2, 3, 7, -1, -2, 0.5, 1.0, 2.5, -0.5, 1e-3, 1e-300, 1e300, math
 WILD = st.sampled_from([*NUMBERS, "1", "0.5", "", "none", "true", None, True, False, [], {}, [1.0], {"eps": 0.1}])
 
 SHARES = st.sampled_from([0.0, 0.1, 0.5, 0.9, 1.0]) | st.floats(0, 1)
-POSITIVE = st.sampled_from([0.01, 0.5, 1.0, 1.5, 10.0]) | st.floats(0.01, 100)
+POSITIVE = st.sampled_from([0.1, 0.5, 1.0, 1.5, 10.0]) | st.floats(0.1, 100)
 WEIGHTS = st.sampled_from([0.0, 0.01, 0.1, 1.0]) | st.floats(0, 10)
 
 
@@ -72,7 +72,7 @@ INHERITED = [
         top_p=[0.1, 0.9, 1.0],
         top_k=[0, 1, 5],
         min_p=[None, 0.0, 0.1, 1.0],
-        repetition_penalty=[0.5, 1.0, 1.2],
+        repetition_penalty=[0.5, 1.0, 2],
     ),
     some(max_completion_length=[1, 2, 6], mask_truncated_completions=[True, False]),
     some(
@@ -84,11 +84,11 @@ INHERITED = [
     some(epsilon=WEIGHTS, epsilon_high=st.none() | WEIGHTS, delta=st.none() | POSITIVE),
     some(off_policy_mask_threshold=st.none() | WEIGHTS, top_entropy_quantile=SHARES),
     some(entropy_coef=WEIGHTS, use_adaptive_entropy=[True, False], entropy_target=WEIGHTS),
-    some(learning_rate=[0.0, 1e-6, 1e-3, 1.0], warmup_steps=[0, 1, 0.5, 9], weight_decay=[0.0, 0.1]),
+    some(learning_rate=[0.0, 1e-6, 1e-3, 0.01], warmup_steps=[0, 1, 0.5, 9], weight_decay=[0.0, 0.1]),
     some(max_steps=[1, 2, -1], num_train_epochs=[0.1, 0.25]),
     some(seed=[0, 1, 2**32 - 1], disable_dropout=[True, False], shuffle_dataset=[True, False, None]),
     some(use_vllm=[True], use_liger_kernel=[True], bf16=[True], fp16=[True]),
-    some(max_grad_norm=WEIGHTS, adam_beta1=[0.0, 0.9], adam_epsilon=[1e-8, 1e-3]),
+    some(max_grad_norm=WEIGHTS, adam_beta1=[0, 0.9], adam_epsilon=[1e-8, 1e-3]),
     one("pad_to_multiple_of", None, 8, "auto"),
 ]
 

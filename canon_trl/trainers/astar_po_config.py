@@ -40,7 +40,8 @@ class AStarPOConfig(RunConfig):
         beta2 (`float`, *optional*, defaults to `1e-3`):
             Weight of the log-ratio to the reference model in the loss (stage 2), above 0; in the place of `beta`.
         filter_all_incorrect (`bool`, *optional*, defaults to `True`):
-            Whether prompts that the reference model never solved are left out of training, as in the released code.
+            Whether prompts that the reference model never solved are left out of training, as TRL's A2PO does. The
+            released code can, and its scripts do not.
 
     > [!NOTE]
     > These parameters have default values different from [`~trl.GRPOConfig`]:

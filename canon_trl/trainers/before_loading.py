@@ -35,7 +35,7 @@ BOUNDS: dict[str, str] = {
     **dict.fromkeys(("per_device_train_batch_size", "per_device_eval_batch_size"), "[1, inf)"),
     **dict.fromkeys(("gradient_accumulation_steps", "steps_per_generation", "generation_batch_size"), "[1, inf)"),
     **dict.fromkeys(("num_iterations", "max_tool_calling_iterations"), "[1, inf)"),
-    "temperature": "[1e-3, inf)",
+    "temperature": "[0.01, inf)",  # vLLM takes less for 0.01
     "top_p": "(0, 1]",
     "top_k": "[0, inf)",
     "min_p": "[0, 1]",
@@ -54,7 +54,7 @@ BOUNDS: dict[str, str] = {
     "ref_model_mixup_alpha": "[0, 1]",
     "ref_model_sync_steps": "[1, inf)",
     # The optimiser and the run
-    "learning_rate": "[0, 1]",
+    "learning_rate": "[0, 0.1]",
     "weight_decay": "[0, 1]",
     **dict.fromkeys(("adam_beta1", "adam_beta2"), "[0, 1)"),
     "adam_epsilon": "[0, 1]",
@@ -73,11 +73,15 @@ BOUNDS: dict[str, str] = {
     "beta2": "(0, 1e6]",
 }
 
+# Numbers that torch and transformers refuse where they are written as whole ones.
+NEVER_WHOLE = ("adam_beta1", "adam_beta2", "temperature", "repetition_penalty")
+
 CHOICES: dict[str, tuple] = {
     "loss_type": (*CLIPPED_LOSSES, "cispo", "sapo", "vespo"),
     "importance_sampling_level": ("token", "sequence"),
     "scale_rewards": ("group", "batch", "none", True, False),
     "vllm_mode": ("server", "colocate"),
+    "eval_strategy": ("no", "steps", "epoch"),
 }
 
 # Options that TRL reads only where another one has one of these values; elsewhere it would ignore them.
@@ -154,7 +158,8 @@ def check_config(args: GRPOConfig) -> None:
                 f"{name}={values[name]!r} would be ignored with {other}={values[other]!r}; it is read with one of "
                 f"{allowed}"
             )
-    args.adam_beta1, args.adam_beta2 = float(args.adam_beta1), float(args.adam_beta2)  # Adam takes no whole numbers
+    for name in NEVER_WHOLE:
+        setattr(args, name, float(values[name]))
     padding = str(args.pad_to_multiple_of).lower()  # which TRL takes as text, too
     if padding not in ("none", "null", "auto") and not (padding.isdecimal() and int(padding) > 0):
         raise ValueError(

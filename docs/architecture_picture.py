@@ -1,0 +1,82 @@
+"""Draw docs/images/architecture.svg from the list of imports in docs/architecture.md.
+
+python docs/architecture_picture.py
+"""
+
+import re
+from pathlib import Path
+
+import matplotlib
+
+matplotlib.use("svg")
+import matplotlib.pyplot as plt
+from matplotlib.patches import FancyArrowPatch
+
+DOCS = Path(__file__).parent
+PICTURE = DOCS / "images" / "architecture.svg"
+
+# Where a part stands, in columns and rows, and what is in it.
+PARTS = {
+    "canon_trl": (3.0, 4.4, "the public names"),
+    "trainers": (1.6, 3.3, "CANON, A*-PO, and the hook\nin TRL's trainer"),
+    "evaluation": (4.2, 3.2, "pass@k, intervals,\nwhile training"),
+    "sampling": (3.85, 2.1, "dynamic sampling,\nresponses, V*"),
+    "advantages": (2.0, 1.05, "rewards (P, G)\nto advantages"),
+    "policy_losses": (0.0, 1.05, "what a token weighs\nin the loss"),
+    "metrics": (0.95, 1.05, "a number\na response"),
+    "schedules": (0.0, 2.1, "mu over a run"),
+    "rewards": (4.2, 0.9, "checks and\na time limit"),
+    "rollout": (3.0, 0.0, "what an estimator sees"),
+    "imports": (0.95, 0.0, "functions by import path"),
+    "hub": (0.0, 4.1, "uploads that failed"),
+    "papers": (0.0, 3.1, "citations"),
+    "tasks": (4.2, 4.4, "embedded tasks\nwith their models"),
+}
+USES_TRL, USES_TRANSFORMERS, TORCH_ONLY = "#f3c9a5", "#f5e6b8", "#cfe0f3"
+COLOURS = dict.fromkeys(("canon_trl", "trainers", "evaluation", "sampling"), USES_TRL) | {"tasks": USES_TRANSFORMERS}
+LEGEND = {
+    USES_TRL: "stands on TRL",
+    USES_TRANSFORMERS: "transformers and datasets, not TRL",
+    TORCH_ONLY: "torch at most",
+}
+
+
+def edges() -> list[tuple[str, str]]:
+    (block,) = re.findall(r"```text\n((?:\w+ +-> .*\n)+)```", (DOCS / "architecture.md").read_text())
+    pairs = [line.split("->") for line in block.splitlines()]
+    return [(importer.strip(), part.strip()) for importer, named in pairs for part in named.split(",")]
+
+
+def draw() -> plt.Figure:
+    plt.rcParams |= {"svg.fonttype": "none", "svg.hashsalt": "architecture", "font.family": "sans-serif"}
+    figure, axes = plt.subplots(figsize=(10, 6.2), layout="constrained")
+    boxes = {}
+    for part, (column, row, about) in PARTS.items():
+        x, y = 2.4 * column, 1.5 * row
+        box = {"boxstyle": "round,pad=0.45", "facecolor": COLOURS.get(part, TORCH_ONLY), "edgecolor": "#444444"}
+        label = axes.text(x, y, f"{part}\n{about}", ha="center", va="center", fontsize=9, bbox=box, zorder=2)
+        boxes[part] = label.get_bbox_patch()
+    for importer, part in edges():
+        ends = [(2.4 * PARTS[name][0], 1.5 * PARTS[name][1]) for name in (importer, part)]
+        style = {"arrowstyle": "-|>", "mutation_scale": 12, "color": "#555555", "zorder": 1}
+        arrow = FancyArrowPatch(*ends, patchA=boxes[importer], patchB=boxes[part], **style)
+        arrow.set_gid(f"{importer}->{part}")
+        axes.add_patch(arrow)
+    for colour, meaning in LEGEND.items():
+        axes.scatter([], [], marker="s", s=90, color=colour, edgecolor="#444444", label=meaning)
+    axes.legend(
+        loc="upper left",
+        bbox_to_anchor=(0.18, 1.0),
+        frameon=False,
+        fontsize=9,
+        title="an arrow means: imports",
+        alignment="left",
+    )
+    axes.set(xlim=(-0.9, 11.2), ylim=(-0.8, 7.4))
+    axes.axis("off")
+    return figure
+
+
+if __name__ == "__main__":
+    figure = draw()
+    figure.savefig(PICTURE, metadata={"Date": None})

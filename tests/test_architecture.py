@@ -1,0 +1,148 @@
+"""docs/architecture.md is the house as it stands: which part imports which, and where TRL is touched."""
+
+import ast
+import inspect
+import re
+import xml.etree.ElementTree as ET
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from trl import GRPOConfig, GRPOTrainer
+
+from canon_trl import PluggableGRPOTrainer
+
+ROOT = Path(__file__).parents[1]
+PAGE = (ROOT / "docs" / "architecture.md").read_text()
+PICTURE = ROOT / "docs" / "images" / "architecture.svg"
+MODULES = sorted((ROOT / "canon_trl").rglob("*.py"))
+
+Edge = tuple[str, str]
+
+TORCH_ONLY = ("advantages", "policy_losses", "metrics", "schedules", "rollout", "rewards", "imports", "papers", "hub")
+# Members that TRL and transformers have their subclasses set, and the name of a model.
+MEANT_FOR_SUBCLASSES = {"_name", "_paper", "_tag_names", "_VALID_DICT_FIELDS", "_name_or_path"}
+OF_OUR_OWN = {"canon_trl/sampling/samplers.py": {"_tokenizer"}}  # a name that TRL happens to use as well
+
+
+def parts(path: Path) -> tuple[str, ...]:
+    """The module's dotted name in parts."""
+    names = path.relative_to(ROOT).with_suffix("").parts
+    return names[:-1] if names[-1] == "__init__" else names
+
+
+def part_of(names: tuple[str, ...]) -> str:
+    """A folder or a file right under canon_trl; the package's own `__init__.py` is `canon_trl`."""
+    return names[1] if len(names) > 1 else names[0]
+
+
+def imported(path: Path) -> Iterator[tuple[str, ...]]:
+    """What a module imports, also within functions and for type checkers alone."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (tuple(name.name.split(".")) for name in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            yield tuple(str(node.module).split("."))
+
+
+def found_edges() -> set[Edge]:
+    edges = {
+        (part_of(parts(path)), part_of(names))
+        for path in MODULES
+        for names in imported(path)
+        if names[0] == "canon_trl"
+    }
+    return {(importer, part) for importer, part in edges if importer != part}
+
+
+def edges_of(page: str) -> list[Edge]:
+    (block,) = re.findall(r"```text\n((?:\w+ +-> .*\n)+)```", page)
+    return [
+        (importer.strip(), part.strip())
+        for importer, named in (line.split("->") for line in block.splitlines())
+        for part in named.split(",")
+    ]
+
+
+def test_the_page_lists_the_imports_between_the_parts():
+    listed = edges_of(PAGE)
+    assert len(listed) == len(set(listed))
+    assert set(listed) == found_edges(), "change the list in docs/architecture.md and run docs/architecture_picture.py"
+
+
+def test_the_picture_is_drawn_from_that_list():
+    ids = [element.get("id", "") for element in ET.parse(PICTURE).iter()]
+    drawn = {tuple(identifier.split("->")) for identifier in ids if "->" in identifier}
+    assert drawn == set(edges_of(PAGE)), "run docs/architecture_picture.py"
+    text = " ".join(ET.parse(PICTURE).getroot().itertext())
+    assert all(part in text for edge in drawn for part in edge)
+
+
+def test_no_part_imports_itself_in_a_circle():
+    edges = found_edges()
+    left = {part for edge in edges for part in edge}
+    while free := {part for part in left if not any(edge[0] == part and edge[1] in left for edge in edges)}:
+        left -= free
+    assert not left
+
+
+@pytest.mark.parametrize("part", TORCH_ONLY)
+def test_the_maths_imports_torch_alone(part):
+    modules = [path for path in MODULES if part_of(parts(path)) == part]
+    assert modules
+    foreign = {"trl", "transformers", "accelerate", "datasets", "peft", "vllm", "numpy", "scipy", "pandas"}
+    named = {names[0] for path in modules for names in imported(path)}
+    assert not named & foreign
+
+
+def private_members(cls: type) -> set[str]:
+    """Names with one leading underscore that the class and its bases in TRL and transformers define or set."""
+    found = set()
+    for base in cls.__mro__:
+        if base.__module__.split(".")[0] in ("trl", "transformers"):
+            tree = ast.parse(inspect.cleandoc("\n" + inspect.getsource(base)))
+            found |= {node.name for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)}
+            found |= {node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute) and is_self(node.value)}
+            found |= vars(base).keys()
+    return {name for name in found if re.match(r"_[^_]", name)}
+
+
+def is_self(node: ast.AST) -> bool:
+    return isinstance(node, ast.Name) and node.id == "self"
+
+
+def test_private_members_of_trl_are_touched_in_one_file_only():
+    private = private_members(GRPOTrainer) | private_members(GRPOConfig)
+    assert {"_compute_loss", "_metrics", "_save_checkpoint", "_generate"} <= private
+    touched = {}
+    for path in MODULES:
+        tree = ast.walk(ast.parse(path.read_text()))
+        names = {
+            getattr(node, "attr", None) or getattr(node, "name", None) or getattr(node, "id", None) for node in tree
+        }
+        touched[str(path.relative_to(ROOT))] = names & private - MEANT_FOR_SUBCLASSES - OF_OUR_OWN.get(
+            str(path.relative_to(ROOT)), set()
+        )
+    hook = touched.pop("canon_trl/trainers/pluggable.py")
+    assert {"_compute_loss", "_metrics", "_logs", "_save_checkpoint"} <= hook
+    assert {path: names for path, names in touched.items() if names} == {}
+
+
+def test_the_page_names_every_private_member_that_is_overridden():
+    overridden = {name for name, member in vars(PluggableGRPOTrainer).items() if inspect.isfunction(member)}
+    overridden = {name for name in overridden if re.match(r"_[^_]", name) and hasattr(GRPOTrainer, name)}
+    rows = re.findall(r"^\| (`_.*?) \|", PAGE, flags=re.MULTILINE)
+    assert {name for row in rows for name in re.findall(r"`(\w+)`", row)} == overridden
+
+
+def test_nothing_private_is_imported_from_trl():
+    named = [
+        f"{path.name}: {node.module}.{name.name}"
+        for path in MODULES
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.ImportFrom) and str(node.module).split(".")[0] == "trl"
+        for name in node.names
+        if name.name.startswith("_") or "._" in str(node.module)
+    ]
+    assert named == []
