@@ -178,7 +178,10 @@ def long(completions: list[str], **kwargs: Any) -> list[float]:
 def shown(value: Any) -> set[str]:
     """How a message may show a value; that of options is shown by one of them."""
     inner = [text for option, part in value.items() for text in (option, *shown(part))] if type(value) is dict else []
-    return {repr(value), *inner}
+    scaling = (
+        {True: "'group'", False: "'none'"}.get(value) if isinstance(value, int | float) else None
+    )  # what TRL reads
+    return {repr(value), *inner, *([scaling] if scaling else [])}
 
 
 def names_a_value(message: str, options: dict[str, Any]) -> bool:
