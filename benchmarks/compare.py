@@ -33,8 +33,9 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import contextmanager
 from dataclasses import MISSING, dataclass, field, fields
 from importlib import import_module
 from pathlib import Path
@@ -43,6 +44,8 @@ from typing import Any
 import yaml
 from accelerate import PartialState
 from compare_report import metric, write_report
+
+from canon_trl.sampling.chunks import whole_file
 
 ROOT = Path(__file__).resolve().parents[1]
 SCRIPTS = ("train_canon", "train_astar_po")
@@ -207,10 +210,8 @@ def write_yaml(path: Path, options: dict[str, Any]) -> Path:
 
 
 def write_json(path: Path, content: Any) -> None:
-    """At once or not at all: what was half written by a killed run would pass for its result."""
-    partial = path.with_suffix(".partial")
-    partial.write_text(json.dumps(content, indent=1))
-    partial.replace(path)
+    with whole_file(path) as file:
+        file.write_text(json.dumps(content, indent=1))
 
 
 def read_json(path: Path) -> Any:
@@ -227,9 +228,33 @@ def unfinished(comparison: Comparison) -> list[Run]:
     for run in comparison.runs():
         if (result := run.result()) is None:
             missing.append(run)
-        elif result["settings"] != comparison.settings_of(run):
-            raise ValueError(f"{run.folder} was made with other settings; delete it or name another output_dir")
+        elif changed := differences(result["settings"], comparison.settings_of(run)):
+            raise ValueError(f"{run.folder} was made with {changed}; delete it or name another output_dir")
     return missing
+
+
+def differences(found: dict[str, Any], wanted: dict[str, Any]) -> str:
+    """The settings in which a run and what is asked for differ, for a message; nothing where they agree."""
+
+    def flat(settings: dict[str, Any]) -> dict[str, Any]:
+        parts = {name: part if isinstance(part, dict) else {"": part} for name, part in settings.items()}
+        return {f"{name}.{key}".rstrip("."): value for name, part in parts.items() for key, value in part.items()}
+
+    found, wanted = flat(found), flat(wanted)
+    changed = sorted(name for name in found | wanted if found.get(name) != wanted.get(name))
+    return ", ".join(f"{name}={found.get(name)!r}, not {wanted.get(name)!r}" for name in changed)
+
+
+@contextmanager
+def only_one_in(folder: Path) -> Iterator[int]:
+    """The lock of a folder, for the process that works there to inherit.
+
+    If this one is killed and that one is not, the next one waits for it to end.
+    """
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with folder.with_suffix(".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield lock.fileno()
 
 
 def start(command: list[str], log: Path, threads: int, inherits: Sequence[int] = ()) -> bool:
@@ -247,24 +272,24 @@ def sample_values(comparison: Comparison, task: str, threads: int) -> None:
     options = {"task": task} | comparison.options | comparison.tasks[task]
     options = {key: options[key] for key in OF_THE_DATA + OF_TRAINING_DATA if key in options} | comparison.values
     options |= {"output_dir": str(folder)}
-    if (folder / "seconds.json").exists() and yaml.safe_load(config.read_text()) == options:
-        return
-    folder.mkdir(parents=True, exist_ok=True)
-    write_yaml(config, options)  # estimate_values.py refuses a folder with values of other options
-    command = [*comparison.launcher, str(ROOT / "examples" / "estimate_values.py"), "--config", str(config)]
-    begin = time.perf_counter()
-    if not start(command, folder / "log.txt", threads):
-        raise RuntimeError(f"the values of {task} failed, see {folder / 'log.txt'}")
-    write_json(folder / "seconds.json", time.perf_counter() - begin)
+    with only_one_in(folder) as lock:
+        if not (folder / "seconds.json").exists():
+            shutil.rmtree(folder, ignore_errors=True)  # what was begun is begun anew, lest its seconds be too few
+        elif yaml.safe_load(config.read_text()) == options:
+            return
+        folder.mkdir(exist_ok=True)
+        write_yaml(config, options)  # estimate_values.py refuses a folder with values of other options
+        command = [*comparison.launcher, str(ROOT / "examples" / "estimate_values.py"), "--config", str(config)]
+        begin = time.perf_counter()
+        if not start(command, folder / "log.txt", threads, inherits=[lock]):
+            raise RuntimeError(f"the values of {task} failed, see {folder / 'log.txt'}")
+        write_json(folder / "seconds.json", time.perf_counter() - begin)
 
 
 def execute(comparison: Comparison, run: Run, threads: int) -> bool:
     """A run in a process of its own."""
     settings, known = comparison.settings_of(run), run.folder / "settings.json"
-    run.folder.parent.mkdir(parents=True, exist_ok=True)
-    with run.folder.with_suffix(".lock").open("w") as lock:
-        # The run's process inherits the lock. If this one is killed, the next one waits for the run to end.
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with only_one_in(run.folder) as lock:
         if run.result() is not None:
             return True
         changed = {key for key, value in (read_json(known) or {}).items() if value != settings.get(key)}
@@ -276,7 +301,7 @@ def execute(comparison: Comparison, run: Run, threads: int) -> bool:
         write_json(known, settings)
         keeping = "--perform-and-keep" if comparison.keep_models else "--perform"
         command = [*comparison.launcher, __file__, str(run.folder), keeping]
-        return start(command, run.folder / "log.txt", threads, inherits=[lock.fileno()])
+        return start(command, run.folder / "log.txt", threads, inherits=[lock])
 
 
 def execute_all(comparison: Comparison, jobs: int, threads: int) -> list[Run]:

@@ -21,6 +21,7 @@ from recipe import CONFIGS, load_data, name_model, parse, reward_functions
 from sampling import (
     SamplingArguments,
     SamplingTask,
+    check_folder,
     check_options,
     fingerprints,
     leave_processes,
@@ -31,7 +32,7 @@ from sampling import (
 )
 
 from canon_trl.hub import failure_told, upload_command
-from canon_trl.sampling.chunks import ChunkLog, collect_records
+from canon_trl.sampling.chunks import ChunkLog, collect_records, whole_file
 from canon_trl.sampling.optimal_values import REWARDS, with_optimal_values
 from canon_trl.sampling.scoring import Scorer
 
@@ -81,6 +82,8 @@ def main(argv: list[str]) -> None:
     recipe, values, model = parse(argv, ValueArguments, embedded=CONFIGS / "arithmetic_values.yaml")
     state = start_processes()
     check_options(values, model, state)
+    folder = Path(values.output_dir)
+    check_folder(folder, "estimate_values.py")
     name = name_model(recipe, model)
     splits = dict(zip(("train", "test"), load_data(recipe, wants_eval=values.include_test), strict=True))
     splits = {split: data for split, data in splits.items() if data is not None}
@@ -91,7 +94,6 @@ def main(argv: list[str]) -> None:
     score = Scorer(reward_functions(recipe, values.max_completion_length), tokenizer, values.reward_weights)
 
     settings = sampling_settings(recipe, values, model, name)
-    folder = Path(values.output_dir)
     tasks = [
         SamplingTask(
             name=split,
@@ -126,9 +128,11 @@ def with_rewards(data: Dataset, rewards: list[list[float | None]]) -> Dataset:
 def write(folder: Path, done: dict[str, Dataset], settings: dict[str, Any], repository: str | None) -> None:
     pass_rates = {split: sum(data["pass_rate"]) / len(data) for split, data in done.items()}
     for split, data in done.items():
-        data.to_parquet(folder / f"{split}.parquet")
+        with whole_file(folder / f"{split}.parquet") as file:
+            data.to_parquet(file)
     text = card(settings, pass_rates, repository or str(folder))
-    (folder / "README.md").write_text(text)
+    with whole_file(folder / "README.md") as file:
+        file.write_text(text)
     for split, rate in pass_rates.items():
         print(f"{split}: {len(done[split])} prompts, pass rate {rate:.3f}: {folder / split}.parquet")
     if repository is not None:

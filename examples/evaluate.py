@@ -22,6 +22,7 @@ from sampling import (
     CARD,
     SamplingArguments,
     SamplingTask,
+    check_folder,
     check_options,
     fingerprints,
     leave_processes,
@@ -36,7 +37,7 @@ from canon_trl.evaluation.answers import math_answer
 from canon_trl.evaluation.responses import COLUMNS, ResponseRecorder, summarise
 from canon_trl.hub import failure_told, upload_command
 from canon_trl.imports import is_import_path, load_function
-from canon_trl.sampling.chunks import ChunkLog, collect_records
+from canon_trl.sampling.chunks import ChunkLog, collect_records, whole_file
 from canon_trl.sampling.scoring import Scorer
 from canon_trl.tasks import TASKS
 from canon_trl.trainers.model_card import add_results, summary_results
@@ -208,6 +209,8 @@ def main(argv: list[str]) -> None:
     benchmarks, options, model = read_benchmarks(argv)
     state = start_processes()
     check_options(options, model, state)
+    folder = Path(options.output_dir)
+    check_folder(folder, "evaluate.py")
     name = name_model(benchmarks[0].recipe, model)
     if options.update_card:
         load_card(name)  # so that a lack of it is known before anything is sampled
@@ -215,7 +218,6 @@ def main(argv: list[str]) -> None:
     if options.chat_template_path is not None:
         tokenizer.chat_template = Path(options.chat_template_path).read_text()
 
-    folder = Path(options.output_dir)
     settings, tasks = [], []
     for benchmark in benchmarks:
         data = load_prompts(benchmark, tokenizer)
@@ -273,15 +275,15 @@ def write_records(data: Dataset, records: list[dict[str, Any]], path: Path, thre
         if column == "rewards":
             correct = [[reward is not None and reward >= threshold for reward in each["rewards"]] for each in records]
             data = data.add_column("correct", correct)
-    data.to_parquet(path)
+    with whole_file(path) as file:
+        data.to_parquet(file)
 
 
 def write_summary(folder: Path, summary: dict[str, dict[str, Any]]) -> None:
     table = as_table(summary)
     for name, text in {"summary.json": json.dumps(summary, indent=1, allow_nan=False), "summary.md": table}.items():
-        partial = folder / f"{name}.partial"
-        partial.write_text(text + "\n")
-        partial.replace(folder / name)
+        with whole_file(folder / name) as file:
+            file.write_text(text + "\n")
     print(f"{table}\n\n{folder / 'summary.json'}, {folder / 'summary.md'} and a records.parquet a benchmark")
 
 

@@ -20,6 +20,12 @@ from trl import ModelConfig
 from canon_trl.sampling.chunks import ChunkLog, Recorder, missing_chunks, sample_chunks
 from canon_trl.sampling.samplers import Sampler, TransformersSampler, VLLMSampler, check_distribution
 
+# What tells whose output folder one is. A folder of values has its progress at the top, one of an evaluation below.
+OUTPUTS = {
+    "training": ("config.json", "adapter_config.json", "trainer_state.json", "checkpoint-*"),
+    "estimate_values.py": (".progress",),
+    "evaluate.py": ("summary.json", "*/.progress"),
+}
 LOGPROBS = "processed_logprobs"  # of the distribution that vLLM samples from, not of the model's own
 
 
@@ -88,6 +94,16 @@ def check_options(sampling: SamplingArguments, model: ModelConfig, state: Partia
             f"vllm_kwargs has tensor_parallel_size={parallel}, but each of the {state.num_processes} processes has an "
             "engine of its own; start one process"
         )
+
+
+def check_folder(folder: Path, script: str) -> None:
+    """An output folder is of one script alone: the next one would overwrite its card, or mix its files with others."""
+    for owner, patterns in OUTPUTS.items():
+        found = sorted(path.name for pattern in patterns for path in folder.glob(pattern))
+        if found and owner != script:
+            raise ValueError(
+                f"output_dir={str(folder)!r} has {found[0]}, so it is of {owner}; name another output_dir"
+            )
 
 
 def load_tokenizer(name: str, model: ModelConfig) -> Any:

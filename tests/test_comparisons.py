@@ -278,7 +278,7 @@ class TestHarness:
         changed = yaml.safe_load((folder / "comparison.yaml").read_text())
         changed["options"]["max_steps"] = 3
         (folder / "changed.yaml").write_text(yaml.safe_dump(changed))
-        with pytest.raises(ValueError, match="was made with other settings"):
+        with pytest.raises(ValueError, match=r"was made with training.max_steps=2, not 3; delete it or name"):
             compare.unfinished(compare.Comparison.load(folder / "changed.yaml"))
 
     def test_a_run_that_fails_is_named_and_the_others_go_on(self, tmp_path):

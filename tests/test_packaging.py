@@ -112,7 +112,7 @@ def test_pins_are_exact_public_versions():
         assert re.fullmatch(r"\d+(\.\d+)*((a|b|rc|\.post)\d+)?", version), f"{name}=={version}"
 
 
-@pytest.mark.parametrize("requirement", requirements("deepspeed", "math", "test", "dev"), ids=str)
+@pytest.mark.parametrize("requirement", requirements("deepspeed", "math", "test", "dev", "docs"), ids=str)
 def test_pin_satisfies_the_requirement(requirement):
     assert requirement.specifier.contains(pins()[normalise(requirement.name)])
 

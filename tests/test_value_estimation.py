@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -266,17 +267,37 @@ def test_a_second_run_samples_nothing(whole, tmp_path):
     assert data["v_star"][:] == pytest.approx(data["pass_rate"][:])
 
 
-def test_the_dataset_is_pushed(whole, tmp_path):
+LOAD_BACK = """
+import json
+from datasets import load_dataset
+print(json.dumps({split: part.to_dict() for split, part in load_dataset("me/values").items()}))
+"""
+
+
+def test_the_dataset_is_pushed_and_loaded_back(whole, tmp_path):
+    """A refused upload loses nothing, and the printed command makes up for it."""
     folder = tmp_path / "pushed"
     shutil.copytree(whole[0], folder)
-    with local_hub() as (hub, files):
+    with local_hub() as hub:
         command, environment = script(folder, "--push_to_hub", "me/values")
-        finish(command, environment | hub)
-    names = ("README.md", "train.parquet", "test.parquet")
-    assert sorted(files) == sorted(f"datasets/me/values/{name}" for name in names)
-    for name in names:
-        assert files[f"datasets/me/values/{name}"] == (folder / name).read_bytes()
-    assert b"--dataset_name me/values" in files["datasets/me/values/README.md"]
+        programs = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+        environment |= hub.environment | {"HF_HOME": str(tmp_path / "home"), "PATH": programs}
+        hub.status = 403
+        refused = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600)
+        assert refused.returncode != 0 and hub.files == {}
+        hub.status = 200
+        told = refused.stderr[refused.stderr.index("The upload failed.") :]
+        assert f"Everything that was to be uploaded is in {folder}; once the cause is gone, this uploads it:" in told
+        (retry,) = re.findall(r"hf upload .*", told)
+        finish(["bash", "-c", retry], environment)
+        files = hub.of("datasets/me/values")
+        assert files == {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
+        assert files.keys() == {"README.md", "train.parquet", "test.parquet"}
+        loaded = json.loads(finish([sys.executable, "-c", LOAD_BACK], environment).stdout)
+        assert loaded == {split: part.to_dict() for split, part in load_dataset(str(folder)).items()}
+        finish(command, environment)
+    assert hub.commits == ["datasets/me/values"] * 2
+    assert b"--dataset_name me/values" in files["README.md"]
 
 
 def test_the_next_script_trains_on_it(whole, tmp_path):

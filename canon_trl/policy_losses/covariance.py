@@ -63,8 +63,7 @@ def clip_cov_mask(
         ratio: share of the valid tokens that are cut.
         low, high: the bounds of the covariance; a high bound leaves the very largest alone, as the authors do.
         epsilon_low, epsilon_high: PPO clips a ratio below 1 - epsilon_low where the advantage is negative and one
-        above
-            1 + epsilon_high where it is positive.
+            above 1 + epsilon_high where it is positive.
         generator: of the random choice, on the device of `log_probs`.
     """
     mask = mask.bool()

@@ -7,7 +7,8 @@ chunks that are missing, on as many ranks as there are then, and ends with the s
 
 import json
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,33 @@ from canon_trl.sampling.samplers import Response, Sampler
 
 # (rows of a chunk, responses to each) -> what is kept of them, one record a prompt
 Recorder = Callable[[list[dict[str, Any]], Sequence[Sequence[Response]]], list[Any]]
+
+
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """A write that fails says which file it was: a disk that is full does not."""
+    try:
+        yield
+    except OSError as error:
+        raise OSError(error.errno, error.strerror or str(error), str(path)) from error
+
+
+@contextmanager
+def whole_file(path: Path) -> Iterator[Path]:
+    """Where to write a file that is to be there at once or not at all, so that no half of it passes for the whole.
+
+    The place is hidden, lest `datasets` take what a kill left there for data.
+
+    Raises:
+        OSError: it could not be written; what was there before still is.
+    """
+    partial = path.with_name(f".{path.name}.partial")
+    with naming(path):
+        try:
+            yield partial
+            partial.replace(path)
+        finally:
+            partial.unlink(missing_ok=True)
 
 
 class ChunkLog:
@@ -43,16 +71,19 @@ class ChunkLog:
                 differences = ", ".join(f"{name}={found.get(name)!r}, not {wanted.get(name)!r}" for name in changed)
                 raise ValueError(f"{folder} was begun with {differences}; name another output_dir or delete it")
         elif rank == 0:
-            partial = folder / "settings.json.partial"
-            partial.write_text(json.dumps(wanted, indent=1))
-            partial.replace(settings_file)
+            with whole_file(settings_file) as file:
+                file.write_text(json.dumps(wanted, indent=1))
         if self._file.exists():  # a kill may have torn the last line
             whole = self._file.read_bytes()
             os.truncate(self._file, whole.rfind(b"\n") + 1)
 
     def append(self, chunk: int, records: list[Any]) -> None:
-        """Note the records of a chunk for good, one a prompt."""
-        with self._file.open("a") as file:
+        """Note the records of a chunk for good, one a prompt.
+
+        Raises:
+            OSError: they could not be written; the chunks before them are kept.
+        """
+        with naming(self._file), self._file.open("a") as file:
             file.write(json.dumps({"chunk": chunk, "records": records}) + "\n")
             file.flush()
             os.fsync(file.fileno())

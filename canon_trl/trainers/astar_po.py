@@ -12,6 +12,7 @@ from canon_trl.policy_losses.astar_po import astar_po_loss
 from canon_trl.rollout import Rollout
 from canon_trl.sampling.optimal_values import VALUE, with_optimal_values
 from canon_trl.trainers.astar_po_config import AStarPOConfig
+from canon_trl.trainers.before_loading import check_reward_weights
 from canon_trl.trainers.pluggable import PluggableGRPOTrainer
 
 
@@ -63,6 +64,7 @@ class AStarPOTrainer(PluggableGRPOTrainer):
     ) -> None:
         if not isinstance(args, AStarPOConfig):
             raise TypeError(f"args is a {type(args).__name__}; it must be an AStarPOConfig")
+        check_reward_weights(args.reward_weights, reward_funcs)
         train_dataset = valued(train_dataset, args, "train_dataset", filtered=args.filter_all_incorrect)
         if isinstance(eval_dataset, dict):
             eval_dataset = {name: valued(part, args, f"eval_dataset {name!r}") for name, part in eval_dataset.items()}

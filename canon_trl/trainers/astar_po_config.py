@@ -1,12 +1,12 @@
 """Configuration of [`~canon_trl.AStarPOTrainer`]."""
 
-import math
 import os
 from dataclasses import dataclass, field, fields
 from typing import Any
 
 from trl import GRPOConfig
 
+from canon_trl.trainers.before_loading import assignments, check_config
 from canon_trl.trainers.run_config import RunConfig
 
 # Options of GRPO's loss and advantage, which A*-PO does without.
@@ -40,7 +40,8 @@ class AStarPOConfig(RunConfig):
         beta2 (`float`, *optional*, defaults to `1e-3`):
             Weight of the log-ratio to the reference model in the loss (stage 2), above 0; in the place of `beta`.
         filter_all_incorrect (`bool`, *optional*, defaults to `True`):
-            Whether prompts that the reference model never solved are left out of training, as in the released code.
+            Whether prompts that the reference model never solved are left out of training, as TRL's A2PO does. The
+            released code can, and its scripts do not.
 
     > [!NOTE]
     > These parameters have default values different from [`~trl.GRPOConfig`]:
@@ -61,14 +62,11 @@ class AStarPOConfig(RunConfig):
     )
 
     def __post_init__(self) -> None:
+        check_config(self)
         if self.num_generations != 1:
             raise ValueError(
                 f"num_generations={self.num_generations!r} must be 1: A*-PO samples one response a prompt"
             )
-        if not 0 <= self.beta1 < math.inf:
-            raise ValueError(f"beta1={self.beta1!r} must be finite and at least 0")
-        if not 0 < self.beta2 < math.inf:
-            raise ValueError(f"beta2={self.beta2!r} must be positive and finite")
         if self.beta:
             raise ValueError(f"beta={self.beta!r} is GRPO's weight of a KL term; A*-PO has beta2 in its place")
         if self.vllm_importance_sampling_correction:
@@ -83,7 +81,7 @@ class AStarPOConfig(RunConfig):
         defaults: dict[str, Any] = {option.name: option.default for option in fields(GRPOConfig)}
         changed = [name for name in NOT_OF_ASTAR_PO if getattr(self, name) != defaults[name]]
         if changed:
-            raise ValueError(f"{', '.join(changed)}: options of GRPO's loss, which A*-PO does without")
+            raise ValueError(f"{assignments(self, changed)}: options of GRPO's loss, which A*-PO does without")
         self.beta = self.beta2  # so that TRL prepares the reference model and scores with it
 
     def _any_group_size(self) -> int:

@@ -22,6 +22,7 @@ from canon_trl.advantages.canon import canon_statistics
 from canon_trl.metrics import RANDOM, ResponseMetric, get_metric
 from canon_trl.papers import PAPERS
 from canon_trl.rollout import Rollout
+from canon_trl.trainers.before_loading import check_reward_weights
 from canon_trl.trainers.canon_config import ACCURACY_SCHEDULES, COSINE_SCHEDULES, CANONConfig
 from canon_trl.trainers.pluggable import PluggableGRPOTrainer
 
@@ -80,6 +81,7 @@ class CANONTrainer(PluggableGRPOTrainer):
             args = CANONConfig(f"{name.rstrip('/').split('/')[-1]}-CANON")
         if not isinstance(args, CANONConfig):
             raise TypeError(f"args is a {type(args).__name__}; it must be a CANONConfig, which takes the same fields")
+        check_reward_weights(args.reward_weights, reward_funcs)
         self._metric_name: str | None = None
         named = get_estimator(args.advantage_estimator) if advantage_estimator is None else advantage_estimator
         if advantage_estimator is None and args.advantage_estimator == "canon":

@@ -3,16 +3,16 @@
 import logging
 from dataclasses import dataclass, field, fields
 from functools import partial
-from typing import Any
+from typing import Any, get_type_hints
 
 from trl import GRPOConfig
 
-from canon_trl.advantages import check_options, get_estimator
+from canon_trl.advantages import OnRollout, check_options, get_estimator
 from canon_trl.metrics import METRICS, RANDOM, ResponseMetric, get_metric
-from canon_trl.policy_losses import PolicyLoss, get_policy_loss
+from canon_trl.policy_losses import POLICY_LOSSES, PolicyLoss, get_policy_loss
 from canon_trl.sampling import DynamicSampling
 from canon_trl.schedules import SCHEDULES
-from canon_trl.trainers.before_loading import check_policy_loss
+from canon_trl.trainers.before_loading import assignments, check_config, check_policy_loss, check_values
 from canon_trl.trainers.run_config import RunConfig
 
 logger = logging.getLogger(__name__)
@@ -20,6 +20,7 @@ logger = logging.getLogger(__name__)
 ENTROPY_SOURCES = ("auto", "generation", "forward")
 ACCURACY_SCHEDULES = ("inter_to_intra", "intra_to_inter")
 COSINE_SCHEDULES = ("cosine_inter_to_intra", "cosine_intra_to_inter")
+OPTIONS = ("advantage_estimator_kwargs", "policy_loss_kwargs", "dynamic_sampling_kwargs")
 
 # The reference implementation's names for its estimators. Its `alpha` is canon_alpha, its `_lambda` is canon_mu.
 PRESETS: dict[str, dict[str, Any]] = {
@@ -206,21 +207,15 @@ class CANONConfig(RunConfig):
         },
     )
 
-    _VALID_DICT_FIELDS = [
-        *GRPOConfig._VALID_DICT_FIELDS,
-        "advantage_estimator_kwargs",
-        "policy_loss_kwargs",
-        "dynamic_sampling_kwargs",
-    ]
+    _VALID_DICT_FIELDS = [*GRPOConfig._VALID_DICT_FIELDS, *OPTIONS]
 
     def __post_init__(self) -> None:
+        check_config(self)
         self._check_groups()
         super().__post_init__()
-        self.advantage_estimator_kwargs = self.advantage_estimator_kwargs or {}
-        self.policy_loss_kwargs = self.policy_loss_kwargs or {}
+        self._check_options()
         self._check_estimator()
         self._check_policy_loss()
-        self.dynamic_sampling_kwargs = self.dynamic_sampling_kwargs or {}
         self._check_dynamic_sampling()
         self._check_canon()
 
@@ -291,6 +286,14 @@ class CANONConfig(RunConfig):
                 "one prompt"
             )
 
+    def _check_options(self) -> None:
+        for name in OPTIONS:
+            options = getattr(self, name)
+            if options is None:
+                setattr(self, name, {})
+            elif not isinstance(options, dict) or not all(isinstance(option, str) for option in options):
+                raise ValueError(f"{name}={options!r} must be a dict of options by name, or JSON of one")
+
     def _check_estimator(self) -> None:
         estimator = get_estimator(self.advantage_estimator)
         if self.multi_objective_aggregation != "sum_then_normalize":
@@ -312,9 +315,12 @@ class CANONConfig(RunConfig):
                 )
         else:
             check_options(estimator, self.advantage_estimator_kwargs, field="advantage_estimator_kwargs")
+            if isinstance(estimator, OnRollout):
+                types = get_type_hints(estimator.function)
+                check_values(self.advantage_estimator_kwargs, types, where="advantage_estimator_kwargs: ")
             if changed := self.changed_canon_fields():
                 raise ValueError(
-                    f"{', '.join(changed)}: options of CANON, which advantage_estimator="
+                    f"{assignments(self, changed)}: options of CANON, which advantage_estimator="
                     f"{self.advantage_estimator!r} does not use; leave them at their defaults"
                 )
         if self.entropy_source not in ENTROPY_SOURCES:
@@ -323,6 +329,9 @@ class CANONConfig(RunConfig):
     def _check_policy_loss(self) -> None:
         if self.policy_loss is None and self.policy_loss_kwargs:
             raise ValueError(f"policy_loss_kwargs={self.policy_loss_kwargs} would be ignored: policy_loss is None")
+        if self.policy_loss in POLICY_LOSSES:
+            types = get_type_hints(POLICY_LOSSES[self.policy_loss])
+            check_values(self.policy_loss_kwargs, types, where="policy_loss_kwargs: ")
         policy_loss = self.make_policy_loss()
         if policy_loss is None:
             return
@@ -342,6 +351,7 @@ class CANONConfig(RunConfig):
         known = [option.name for option in fields(DynamicSampling)]
         if unknown := sorted(set(options) - set(known)):
             raise ValueError(f"dynamic_sampling_kwargs has {unknown}; it takes {known}")
+        check_values(options, get_type_hints(DynamicSampling), where="dynamic_sampling_kwargs: ")
         try:
             made = self.make_dynamic_sampling()
         except ValueError as error:
@@ -356,10 +366,6 @@ class CANONConfig(RunConfig):
     def _check_canon(self) -> None:
         if self.canon_metric != RANDOM:
             get_metric(self.canon_metric, field="canon_metric")
-        if not 0 <= self.canon_mu <= 1:
-            raise ValueError(f"canon_mu={self.canon_mu!r} must lie in [0, 1]")
-        if not 0 < self.canon_alpha < float("inf"):
-            raise ValueError(f"canon_alpha={self.canon_alpha!r} must be positive and finite")
         if self.canon_alpha_group not in (None, "higher", "lower"):
             raise ValueError(f"canon_alpha_group={self.canon_alpha_group!r} must be 'higher', 'lower' or None")
         if self.canon_mu_schedule not in SCHEDULES:
@@ -377,23 +383,21 @@ class CANONConfig(RunConfig):
         cosine = [name for name in changed if name.startswith("canon_cosine_")]
         if cosine and self.canon_mu_schedule not in COSINE_SCHEDULES:
             raise ValueError(
-                f"{', '.join(cosine)}: honoured only by canon_mu_schedule in {COSINE_SCHEDULES}, not by "
+                f"{assignments(self, cosine)}: honoured only by canon_mu_schedule in {COSINE_SCHEDULES}, not by "
                 f"{self.canon_mu_schedule!r}"
             )
-        if not 0 <= self.canon_cosine_warmup_ratio < 1:
-            raise ValueError(f"canon_cosine_warmup_ratio={self.canon_cosine_warmup_ratio!r} must lie in [0, 1)")
-        if self.canon_cosine_cycles < 1:
-            raise ValueError(f"canon_cosine_cycles={self.canon_cosine_cycles!r} must be at least 1")
         if self.canon_mu_schedule in COSINE_SCHEDULES:
             bounds = SCHEDULES[self.canon_mu_schedule].__kwdefaults__
             low = bounds["low"] if self.canon_cosine_low is None else self.canon_cosine_low
             high = bounds["high"] if self.canon_cosine_high is None else self.canon_cosine_high
-            if not 0 <= low <= high <= 1:
-                raise ValueError(
-                    f"canon_cosine_low={low!r} and canon_cosine_high={high!r} must satisfy 0 <= low <= high <= 1"
-                )
+            if low > high:
+                raise ValueError(f"canon_cosine_low={low!r} must be at most canon_cosine_high={high!r}")
             if self.max_steps > 0:  # else the length of the dataset decides, and the schedule checks it
-                self.mu_schedule()(0, self.rollouts(), 0.0)
+                try:
+                    self.mu_schedule()(0, self.rollouts(), 0.0)
+                except ValueError as error:
+                    of_run = assignments(self, ["canon_mu_schedule", "canon_cosine_cycles", "max_steps"])
+                    raise ValueError(f"{of_run}: {error}") from None
         if self.advantage_estimator == "canon":
             self._warn_about_halves()
 

@@ -11,6 +11,8 @@ from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from trl import GRPOConfig
 
+from canon_trl.trainers.run_config import decides_what_is_learnt
+
 logger = logging.getLogger(__name__)
 
 # Written last into a checkpoint: there where everything else is. It has the options that the checkpoint was made with.
@@ -19,63 +21,10 @@ RUN_OPTIONS = "run_options.json"
 # Every rank's part of a rollout in flight, written first: there in all checkpoints of this package's trainers.
 ROLLOUT_STATE = "rollout_state_{rank}.pt"
 
-# Fields, by how their names begin, that do not decide what is learnt: what is shown, kept, sent and evaluated, on
-# which machine, and how the same numbers are computed there.
-NOT_OF_THE_RUN = (
-    "output_dir",
-    "run_name",
-    "project",
-    "trackio",
-    "log_",
-    "logging_",
-    "report_to",
-    "disable_tqdm",
-    "save_",
-    "enable_jit_checkpoint",
-    "restore_callback_states",
-    "resume_",
-    "load_best_model",
-    "metric_for_best",
-    "greater_is_better",
-    "push_to_hub",
-    "hub_",
-    "do_",
-    "eval_",
-    "prediction_loss_only",
-    "per_device_eval",
-    "num_generations_eval",
-    "num_completions_to_print",
-    "dataloader_",
-    "include_",
-    "skip_memory_metrics",
-    "debug",
-    "use_cpu",
-    "local_rank",
-    "ddp_",
-    "deepspeed",
-    "fsdp",
-    "accelerator_config",
-    "parallelism_config",
-    "ds3_",
-    "gradient_checkpointing",
-    "activation_",
-    "torch_",
-    "tf32",
-    "vllm_mode",
-    "vllm_model_impl",
-    "vllm_enable",
-    "vllm_server",
-    "vllm_group",
-    "vllm_gpu",
-    "vllm_max",
-    "vllm_tensor",
-    "reward_time_limit",
-)
-
 
 def options_of_run(args: GRPOConfig, **others: Any) -> dict[str, Any]:
     """The options that decide what a run learns, in JSON's types, and what else does, by name."""
-    fields = {name: value for name, value in args.to_dict().items() if not name.startswith(NOT_OF_THE_RUN)}
+    fields = {name: value for name, value in args.to_dict().items() if decides_what_is_learnt(name)}
     return json.loads(json.dumps(fields | others, default=str))
 
 

@@ -9,51 +9,14 @@ from pathlib import Path
 from typing import Any
 
 from datasets import Dataset
-from huggingface_hub import EvalResult, ModelCard
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from huggingface_hub.errors import HFValidationError
-from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]  # exported, not declared so
-from transformers import TrainingArguments
+from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]  # not marked as exported
 from trl import GRPOConfig
 
 from canon_trl.papers import PAPERS, package_citation
+from canon_trl.trainers.run_config import decides_what_is_learnt
 
-# Of the options that TRL's config inherits, those that decide what is learnt.
-LEARNING = (
-    "learning_rate",
-    "lr_scheduler_type",
-    "lr_scheduler_kwargs",
-    "warmup_steps",
-    "weight_decay",
-    "max_grad_norm",
-    "optim",
-    "optim_args",
-    "adam_beta1",
-    "adam_beta2",
-    "adam_epsilon",
-    "num_train_epochs",
-    "max_steps",
-    "per_device_train_batch_size",
-    "gradient_accumulation_steps",
-    "neftune_noise_alpha",
-    "bf16",
-    "fp16",
-    "seed",
-)
-# Of its own ones, those that are of the machine, or may hold what is nobody's business.
-NOT_LEARNING = (
-    "model_init_kwargs",
-    "pad_to_multiple_of",
-    "vllm_server_base_url",
-    "vllm_server_host",
-    "vllm_server_port",
-    "vllm_server_timeout",
-    "vllm_group_port",
-    "log_completions",
-    "log_multimodal",
-    "log_unique_prompts",
-    "log_completions_hub_repo",
-    "num_completions_to_print",
-)
 TASK = "text-generation"
 CITATIONS = "## Citations"
 HELD_OUT = "held-out prompts"
@@ -139,13 +102,12 @@ def own_options(args: GRPOConfig) -> dict[str, Any]:
 
 def changed_options(args: GRPOConfig) -> dict[str, Any]:
     """TRL's options that decide what is learnt and differ from its defaults."""
-    inherited = {option.name for option in dataclasses.fields(TrainingArguments)} - {*LEARNING}
     changed = {}
     for option in dataclasses.fields(GRPOConfig):
-        factory = option.default_factory
-        default = option.default if factory is dataclasses.MISSING else factory()
+        made = option.default_factory
+        default = made() if callable(made) else option.default
         value = getattr(args, option.name)
-        if option.name not in inherited and option.name not in NOT_LEARNING and value != default:
+        if decides_what_is_learnt(option.name) and value != default:
             changed[option.name] = value
     return changed
 
@@ -238,6 +200,7 @@ def add_results(card: ModelCard, results: Sequence[EvalResult]) -> None:
     def measured(each: EvalResult) -> tuple:
         return each.unique_identifier, each.metric_type
 
+    assert isinstance(card.data, ModelCardData)
     new = {measured(each) for each in results}
-    data: Any = card.data  # of a model
-    data.eval_results = [*(each for each in data.eval_results or [] if measured(each) not in new), *results]
+    kept = [each for each in card.data.eval_results or [] if measured(each) not in new]
+    card.data.eval_results = [*kept, *results]

@@ -892,7 +892,7 @@ class PluggableGRPOTrainer(GRPOTrainer):
         return found
 
     def push_to_hub(self, *args: Any, **kwargs: Any) -> Any:
-        """As [`~transformers.Trainer.push_to_hub`]; an upload that fails loses nothing and says how it is repeated."""
+        """As `transformers.Trainer.push_to_hub`; an upload that fails loses nothing and says how it is repeated."""
         if not self.args.push_to_hub:  # the repository is still to be made, which may fail as well
             self.save_model(_internal_call=True)
             self.create_model_card(dataset_name=kwargs.get("dataset_name"))

@@ -5,6 +5,61 @@ from dataclasses import dataclass, field
 
 from trl import GRPOConfig
 
+# Fields, by how their names begin, that do not decide what is learnt: what is shown, kept, sent and evaluated, on
+# which machine, and how the same numbers are computed there, or what is nobody's business, such as a token.
+NOT_OF_THE_RUN = (
+    "output_dir",
+    "run_name",
+    "project",
+    "trackio",
+    "log_",
+    "logging_",
+    "report_to",
+    "disable_tqdm",
+    "save_",
+    "enable_jit_checkpoint",
+    "restore_callback_states",
+    "resume_",
+    "load_best_model",
+    "metric_for_best",
+    "greater_is_better",
+    "push_to_hub",
+    "hub_",
+    "do_",
+    "eval_",
+    "prediction_loss_only",
+    "per_device_eval",
+    "num_generations_eval",
+    "dataloader_",
+    "include_",
+    "skip_memory_metrics",
+    "debug",
+    "use_cpu",
+    "local_rank",
+    "ddp_",
+    "deepspeed",
+    "fsdp",
+    "accelerator_config",
+    "parallelism_config",
+    "ds3_",
+    "gradient_checkpointing",
+    "activation_",
+    "torch_",
+    "tf32",
+    "pad_to_multiple_of",
+    "model_init_kwargs",
+    "num_completions_to_print",
+    "vllm_mode",
+    "vllm_model_impl",
+    "vllm_enable",
+    "vllm_server",
+    "vllm_group",
+    "vllm_gpu",
+    "vllm_max",
+    "vllm_tensor",
+    "reward_time_limit",
+)
+
 
 @dataclass
 class RunConfig(GRPOConfig):
@@ -32,3 +87,8 @@ class RunConfig(GRPOConfig):
         limit = self.reward_time_limit
         if limit is not None and not 0 < limit < math.inf:
             raise ValueError(f"reward_time_limit={limit!r} must be positive and finite, in seconds, or None")
+
+
+def decides_what_is_learnt(name: str) -> bool:
+    """Whether a field of the config does, so that a checkpoint and a model card name it."""
+    return not name.startswith(NOT_OF_THE_RUN)

@@ -161,3 +161,21 @@ def test_evaluation_by_vllm(smollm2, tmp_path):
     tokens = sum(len(response.ids) for response in exact)
     entropy = sum(response.entropy * len(response.ids) for response in exact) / tokens
     assert numbers["entropy"] == pytest.approx(entropy, rel=0.35), "the estimate of 24 responses"
+
+
+def test_a_run_whose_engine_dies_is_resumed(smollm2, tmp_path):
+    script = Path(__file__).with_name("dying_engine.py")
+    path = os.pathsep.join([str(script.parent), str(script.parents[1])])
+    environment = os.environ | {"PYTHONPATH": path}
+    environment.pop("MASTER_PORT", None)  # which the engine of this process holds
+    command = [sys.executable, str(script), str(smollm2), str(tmp_path)]
+    died = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+    assert died.returncode == 1
+    assert "RuntimeError: the engine is dead" in died.stderr
+    assert [path.name for path in tmp_path.glob("checkpoint-*")] == ["checkpoint-1"]
+
+    resumed = make(smollm2, tmp_path, max_steps=3, save_strategy="steps", save_steps=1)
+    before = parameters(resumed)
+    resumed.train(resume_from_checkpoint=True)
+    assert [entry["step"] for entry in logged(resumed)] == [1, 2, 3]
+    assert all(not torch.equal(value, before[name]) for name, value in parameters(resumed).items())

@@ -1,0 +1,37 @@
+"""Docstrings are written as TRL writes them; this turns what is particular to it into what the site can render."""
+
+import re
+from typing import Any
+
+import griffe
+
+REFERENCE = re.compile(r"\[`(~?[\w.]+)`\]")
+# A field as TRL documents it: its type and default stand in the class as well.
+TYPED_FIELD = re.compile(r"^( +\w+) \(`.*\):$", flags=re.MULTILINE)
+FIELD_GROUP = re.compile(r"^ +> (Parameters that .*)$", flags=re.MULTILINE)
+LIST_WITHOUT_BLANK_LINE = re.compile(r"^((?:> )?)(?!- |>?$)(.*)\n(?=\1- )", flags=re.MULTILINE)
+TRL = "https://huggingface.co/docs/trl/grpo_trainer"
+
+
+class TRLDocstrings(griffe.Extension):
+    def on_object(self, *, obj: griffe.Object, **kwargs: Any) -> None:
+        if obj.docstring is None:
+            return
+
+        def link(reference: re.Match) -> str:
+            path = reference[1].removeprefix("~")
+            label = path.split(".")[-1] if reference[1].startswith("~") else path
+            if path.startswith("trl."):
+                return f"[`{label}`]({TRL}#{path})"
+            return f"[`{label}`][{path if reference[1].startswith('~') else in_scope(obj, path)}]"
+
+        text = REFERENCE.sub(link, obj.docstring.value)
+        text = FIELD_GROUP.sub(r"Args: \1", text).replace("Args:\nArgs:", "Args:").replace("Args:\n\nArgs:", "Args:")
+        text = TYPED_FIELD.sub(r"\1:", text)
+        obj.docstring.value = LIST_WITHOUT_BLANK_LINE.sub(r"\1\2\n\1\n\1", text)
+
+
+def in_scope(obj: griffe.Object, name: str) -> str:
+    """The full path of what the name means where the docstring stands."""
+    first, *rest = name.split(".")
+    return ".".join([obj.resolve(first), *rest])

@@ -1,0 +1,69 @@
+"""Links that leave docs/ work on the site as they do on GitHub: what they lead to becomes a page, below repository/.
+
+Markdown stays what it is, code becomes a block, a folder a list of its files; anything else is copied.
+"""
+
+import os
+import re
+from pathlib import Path, PurePosixPath
+
+from mkdocs.config.defaults import MkDocsConfig
+from mkdocs.structure.files import File, Files, InclusionLevel
+from mkdocs.structure.pages import Page
+
+LINK = re.compile(r"(?<=\]\()(?![\w+.-]+:|[#/])[^)\s#]+")
+OUTSIDE = "repository/"
+LANGUAGES = {".py": "python", ".sh": "bash", ".slurm": "bash", ".toml": "toml", ".yaml": "yaml", "": "text"}
+
+
+def on_files(files: Files, *, config: MkDocsConfig) -> Files:
+    root = Path(config.docs_dir).parent
+    unread = list(files.documentation_pages())
+    while unread:
+        page = unread.pop()
+        for link in LINK.findall(page.content_string):
+            target = in_repository(page.src_uri, link)
+            uri = site_uri(root, target)
+            if uri.startswith(OUTSIDE) and (root / target).exists() and files.get_file_from_path(uri) is None:
+                files.append(as_file(root / target, uri, config))
+                if uri.endswith(".md"):
+                    unread.append(files.get_file_from_path(uri))
+    return files
+
+
+def on_page_markdown(markdown: str, *, page: Page, config: MkDocsConfig, files: Files) -> str:
+    root, uri = Path(config.docs_dir).parent, page.file.src_uri
+
+    def rewrite(link: re.Match) -> str:
+        target = site_uri(root, in_repository(uri, link[0]))
+        if files.get_file_from_path(target) is None:
+            return link[0]
+        return os.path.relpath(target, PurePosixPath(uri).parent)
+
+    return LINK.sub(rewrite, markdown)
+
+
+def in_repository(page: str, link: str) -> str:
+    """What the link on that page of the site leads to, from the repository's root."""
+    source = page.removeprefix(OUTSIDE) if page.startswith(OUTSIDE) else f"docs/{page}"
+    return os.path.normpath(PurePosixPath(source).parent / link)
+
+
+def site_uri(root: Path, target: str) -> str:
+    """Where the site has that file or folder of the repository."""
+    if target.startswith("docs/"):
+        return target.removeprefix("docs/")
+    is_page = (root / target).is_dir() or PurePosixPath(target).suffix in LANGUAGES
+    return f"{OUTSIDE}{target}.md" if is_page else f"{OUTSIDE}{target}"
+
+
+def as_file(source: Path, uri: str, config: MkDocsConfig) -> File:
+    kind = {"inclusion": InclusionLevel.NOT_IN_NAV}
+    if source.is_dir():
+        inside = sorted(path for path in source.iterdir() if path.is_file())
+        listed = "\n".join(f"- [{path.name}]({source.name}/{path.name})" for path in inside)
+        return File.generated(config, uri, content=f"# {source.name}/\n\n{listed}\n", **kind)
+    if source.suffix in LANGUAGES:
+        block = f"````{LANGUAGES[source.suffix]}\n{source.read_text()}\n````"
+        return File.generated(config, uri, content=f"# {source.name}\n\n{block}\n", **kind)
+    return File.generated(config, uri, abs_src_path=str(source), **kind)

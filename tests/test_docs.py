@@ -1,0 +1,239 @@
+"""Every block of the README and of the pages in docs/ does what it says.
+
+The blocks of a page run in its order, in a copy of the repository and in one fresh process: Python in one namespace,
+Bash from the root of the copy. A block that cannot run has `<!-- not run: REASON -->` on the line before it; it is
+parsed nevertheless. Whole trainings are shortened by what SHORTENED adds after the name of the script, where a page
+gives the same option its own value wins. A `make` target that starts an example is run as its recipe says, any other
+is only looked up. YAML is what a recipe's parser or accelerate takes.
+"""
+
+import ast
+import multiprocessing
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from argparse import ArgumentParser
+from dataclasses import dataclass
+from pathlib import Path
+
+import evaluate
+import pytest
+import recipe
+import torch
+import yaml
+from accelerate.commands.config.config_args import load_config_from_file
+from estimate_values import ValueArguments
+from markdown_it import MarkdownIt
+from markdown_it.token import Token
+from train_astar_po import ValueData
+from trl import TrlParser
+
+from canon_trl import AStarPOConfig, CANONConfig
+
+ROOT = Path(__file__).parents[1]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+MARKDOWN = MarkdownIt("commonmark").enable("table")
+MARK = re.compile(r"<!-- not run: (.+) -->\s*")
+RUN = ("python", "bash")
+NOT_RUN = ("text", "json", "bibtex", "toml", "markdown")
+SHORTENED = {
+    "examples/train_canon.py": "--max_steps 2 --task_eval_prompts 16",
+    "examples/train_astar_po.py": "--max_steps 2",
+    "examples/estimate_values.py": "--task_train_prompts 256 --task_eval_prompts 16",
+    "examples/evaluate.py": "--task_eval_prompts 16",
+}
+OPTIONS = {
+    "examples/train_canon.py": (CANONConfig,),
+    "examples/train_astar_po.py": (ValueData, AStarPOConfig),
+    "examples/estimate_values.py": (ValueArguments,),
+    "examples/evaluate.py": (evaluate.EvaluationArguments,),
+}
+# A fresh process a page, forked from one that has imported what every page needs.
+PROCESSES = multiprocessing.get_context("forkserver")
+PROCESSES.set_forkserver_preload(["canon_trl.evaluation", "canon_trl.tasks"])
+
+
+@dataclass(frozen=True)
+class Block:
+    """A fenced block of a page."""
+
+    page: Path
+    line: int
+    language: str
+    code: str
+    why_not_run: str | None
+
+    def __str__(self) -> str:
+        return f"{name_of(self.page)}:{self.line}"
+
+
+def name_of(page: Path) -> str:
+    return page.relative_to(ROOT).as_posix()
+
+
+def tokens(page: Path) -> list[Token]:
+    return MARKDOWN.parse(page.read_text())
+
+
+def blocks(page: Path) -> list[Block]:
+    found = tokens(page)
+    marks = [MARK.fullmatch(token.content) for token in found]
+    return [
+        Block(page, token.map[0] + 1, token.info, token.content, before and before[1])
+        for token, before in zip(found, [None, *marks], strict=False)
+        if token.type == "fence"
+    ]
+
+
+BLOCKS = [block for page in PAGES for block in blocks(page)]
+COMMANDS = [
+    (block, line)
+    for block in BLOCKS
+    if block.language == "bash"
+    for line in block.code.replace("\\\n", " ").splitlines()
+    if line.strip()
+]
+
+
+def as_run(line: str) -> str:
+    """A line of Bash as it is executed here."""
+    command, *arguments = shlex.split(line, comments=True) or [":"]
+    assert command not in ("pip", "git"), f"{line!r} changes the environment; mark the block"
+    if command == "make":
+        recipe_of = {target: recipe_lines(target) for target in arguments}
+        started = [each for lines in recipe_of.values() for each in lines if each.startswith("accelerate launch")]
+        line = "; ".join(started) or ":"
+    for script, options in SHORTENED.items():
+        line = line.replace(script, f"{script} {options}")
+    return line
+
+
+def recipe_lines(target: str) -> list[str]:
+    rule = re.search(rf"^{re.escape(target)}:.*\n((?:\t.*\n)*)", (ROOT / "Makefile").read_text(), flags=re.MULTILINE)
+    assert rule, f"the Makefile has no target {target!r}"
+    return [line.strip().removeprefix("$(BIN)/") for line in rule[1].splitlines()]
+
+
+def copy_repository(folder: Path) -> None:
+    listed = subprocess.run(
+        ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"], cwd=ROOT, check=True, stdout=-1
+    )
+    for name in listed.stdout.decode().split("\0"):
+        if (ROOT / name).is_file():
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(ROOT / name, folder / name)
+
+
+@pytest.mark.parametrize("page", [p for p in PAGES if any(b.language in RUN for b in blocks(p))], ids=name_of)
+def test_blocks_run(page, tmp_path):
+    steps = []
+    for block in blocks(page):
+        if block.why_not_run or block.language not in RUN:
+            continue
+        code = block.code
+        if block.language == "bash":
+            code = "\n".join(as_run(line) for line in code.replace("\\\n", " ").splitlines())
+        steps.append((block.language, name_of(page), block.line, code))
+    copy, log = tmp_path / "copy", tmp_path / "log"
+    copy_repository(copy)
+    process = PROCESSES.Process(target=run_in_order, args=(steps, copy, log))
+    process.start()
+    process.join()
+    assert process.exitcode == 0, log.read_text()[-6000:]
+
+
+def run_in_order(steps: list[tuple[str, str, int, str]], folder: Path, log: Path) -> None:
+    """Run `(language, page, line, code)` in the folder, with what it prints in the log."""
+    with log.open("w") as file:
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
+    os.chdir(folder)
+    of_bash = os.environ | {
+        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+        "PYTHONPATH": f"{folder}:{folder / 'examples'}",
+        "HF_DATASETS_CACHE": str(folder / "cache"),
+        "OMP_NUM_THREADS": "1",
+    }
+    torch.set_num_threads(1)
+    namespace = {"__name__": "__main__"}
+    for language, page, line, code in steps:
+        print(f"--- {page}:{line}", flush=True)
+        if language == "python":
+            exec(compile("\n" * line + code, page, "exec"), namespace)
+        else:
+            subprocess.run(["bash", "-euxo", "pipefail", "-c", code], env=of_bash, check=True)
+
+
+@pytest.mark.parametrize("block", [block for block in BLOCKS if block.why_not_run], ids=str)
+def test_a_block_that_is_not_run_is_parsed(block):
+    if block.language == "python":
+        ast.parse(block.code)
+    elif block.language == "bash":
+        subprocess.run(["bash", "-n", "-c", block.code], check=True)
+    else:  # YAML, by its form alone
+        assert block.language == "yaml", f"{block} is not run in any case; the mark says nothing"
+        yaml.safe_load(block.code)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_blocks_have_a_language_and_marks_a_block(page):
+    for block in blocks(page):
+        assert block.language in (*RUN, "yaml", *NOT_RUN), f"{block} has the language {block.language!r}"
+    assert sum(block.why_not_run is not None for block in blocks(page)) == page.read_text().count("<!-- not run"), (
+        "a mark must stand on the line right before a block and give its reason"
+    )
+
+
+@pytest.mark.parametrize("block", [b for b in BLOCKS if b.language == "yaml" and not b.why_not_run], ids=str)
+def test_yaml_is_what_its_parser_takes(block, tmp_path):
+    path = tmp_path / "block.yaml"
+    given = yaml.safe_load(block.code)
+    if "distributed_type" in given:
+        path.write_text(block.code)
+        load_config_from_file(str(path))
+        return
+    named = "dataset_name" in given or "benchmarks" in given
+    data = {"model_name_or_path": "m", "reward_funcs": ["accuracy_reward"]} if named else {"task": "arithmetic"}
+    path.write_text(yaml.safe_dump({"output_dir": "outputs/block", **data, **given}))
+    script = next((each for each in OPTIONS if set(given) <= options_of(each)), None)
+    assert script is not None, {each: sorted(set(given) - options_of(each)) for each in OPTIONS}
+    if script == "examples/evaluate.py":
+        evaluate.read_benchmarks(["--config", str(path)])
+    else:
+        cpu = [] if script == "examples/estimate_values.py" else ["--use_cpu", "true"]
+        recipe.parse(["--config", str(path), *cpu], *OPTIONS[script], embedded=path)
+
+
+def options_of(script: str) -> set[str]:
+    parser: ArgumentParser = TrlParser((recipe.RecipeArguments, *OPTIONS[script], recipe.ModelConfig))
+    return {option.removeprefix("--") for action in parser._actions for option in action.option_strings}
+
+
+@pytest.mark.parametrize("script", OPTIONS)
+def test_options_of_commands_are_known(script):
+    """Also of those that are not run."""
+    known = options_of(script) | {"config"}
+    for block, line in COMMANDS:
+        _, found, flags = line.partition(script)
+        given = re.findall(r"(?<=\s--)\w+", re.split(r"\s(?:&&|#)", flags)[0]) if found else []
+        assert set(given) <= known, (str(block), sorted(set(given) - known))
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_links_and_named_files_exist(page):
+    inline = [child for token in tokens(page) for child in token.children or []]
+    links = [str(child.attrs.get("href") or child.attrs.get("src") or "") for child in inline]
+    linked = [link.split("#")[0] for link in links if not re.match(r"\w+:", link)]
+    missing = [link for link in linked if link and not (page.parent / link).exists()]
+    folders = r"(?:examples|accelerate_configs|benchmarks(?!/results)|tests|docs)/"
+    named = re.findall(rf"(?<![\w/.-]){folders}[\w./-]*\w", page.read_text())
+    missing += [path for path in named if not (ROOT / path).exists()]
+    assert not missing
+
+
+def test_there_is_something_to_run():
+    run = [block.language for block in BLOCKS if not block.why_not_run]
+    assert run.count("python") >= 3 and run.count("bash") >= 3

@@ -1,0 +1,265 @@
+"""Value estimation, evaluation and comparison, killed or out of disk anywhere, end as if nothing had happened."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import estimate_values
+import evaluate
+import psutil
+import pytest
+import yaml
+from datasets import Dataset
+from test_comparisons import compare, harness, write_comparison
+
+from canon_trl.sampling.chunks import ChunkLog, collect_records, missing_chunks, sample_chunks, whole_file
+from canon_trl.sampling.samplers import Response
+
+ROOT = Path(__file__).parents[1]
+MAINS = {"estimate_values": estimate_values.main, "evaluate": evaluate.main}
+FILES = {
+    "estimate_values": ("train.parquet", "test.parquet"),
+    "evaluate": ("arithmetic/records.parquet", "summary.json", "summary.md"),
+}
+FIRST = {"estimate_values": "train", "evaluate": "arithmetic"}  # what is sampled first
+OPTIONS = {"task": "arithmetic", "num_samples": 2, "chunk_prompts": 2, "max_completion_length": 30}
+OPTIONS |= {"task_eval_prompts": 24}
+
+
+def flags(script: str, folder: Path) -> list[str]:
+    own = {"task_train_prompts": 40} if script == "estimate_values" else {}
+    options = OPTIONS | own | {"output_dir": str(folder)}
+    return [text for name, value in options.items() for text in (f"--{name}", str(value))]
+
+
+def progress(script: str, folder: Path) -> Path:
+    parts = {"estimate_values": (".progress", "train"), "evaluate": ("arithmetic", ".progress")}[script]
+    return folder.joinpath(*parts)
+
+
+def contents(script: str, folder: Path) -> dict[str, bytes]:
+    return {name: (folder / name).read_bytes() for name in FILES[script]}
+
+
+@pytest.fixture(scope="module", params=list(MAINS))
+def whole(request, tmp_path_factory):
+    """A script, the folder of a run of it that nothing has happened to, and what that wrote."""
+    script = request.param
+    folder = tmp_path_factory.mktemp(script) / "whole"
+    MAINS[script](flags(script, folder))
+    return script, folder, contents(script, folder)
+
+
+def kill_all(process: psutil.Popen) -> None:
+    for each in [*process.children(recursive=True), process]:
+        each.kill()
+    process.wait()
+
+
+def wait_for(happened, process, *, seconds=300):
+    deadline = time.monotonic() + seconds
+    while not happened():
+        assert process.poll() is None, "it ended too early"
+        assert time.monotonic() < deadline, "it takes too long"
+        time.sleep(0.01)
+
+
+class TestTornFiles:
+    """What a kill in the middle of a write leaves behind."""
+
+    DATA = Dataset.from_dict({"prompt": [str(index) for index in range(5)]})
+
+    def sample(self, folder):
+        log = ChunkLog(folder, {})
+        sampled = missing_chunks(self.DATA, log, chunk_size=2)
+        sample_chunks(
+            self.DATA,
+            lambda prompts, seed: [[Response([int(prompt), seed % 97])] for prompt in prompts],
+            lambda rows, responses: [[given[0].ids, "ß\n"] for given in responses],
+            log,
+            chunks=sampled,
+            chunk_size=2,
+            seed=3,
+        )
+        return sampled, collect_records(self.DATA, log), (folder / "chunks-00000.jsonl").read_bytes()
+
+    def test_a_log_torn_at_any_byte(self, tmp_path):
+        _, records, written = self.sample(tmp_path / "whole")
+        ends = [index + 1 for index, byte in enumerate(written) if byte == ord("\n")]
+        assert len(ends) == 3
+        for length in range(len(written) + 1):
+            shutil.copytree(tmp_path / "whole", tmp_path / "torn")
+            os.truncate(tmp_path / "torn" / "chunks-00000.jsonl", length)
+            kept = sum(end <= length for end in ends)
+            assert self.sample(tmp_path / "torn") == (list(range(kept, 3)), records, written)
+            shutil.rmtree(tmp_path / "torn")
+
+    def test_settings_that_were_half_written(self, tmp_path):
+        (tmp_path / ".settings.json.partial").write_text('{"tempe')
+        ChunkLog(tmp_path, {"temperature": 0.5})
+        with pytest.raises(ValueError, match=r"was begun with temperature=0.5, not 1.0"):
+            ChunkLog(tmp_path, {"temperature": 1.0})
+        assert [path.name for path in tmp_path.iterdir()] == ["settings.json"]
+
+    @pytest.mark.parametrize("share", [0.0, 0.3, 0.99])
+    def test_results_of_which_a_part_was_written(self, whole, tmp_path, share):
+        """Any of the last files, while the others are whole or not there yet."""
+        script, folder, wanted = whole
+        torn = tmp_path / "torn"
+        shutil.copytree(folder, torn)
+        for name in FILES[script]:
+            os.truncate(torn / name, int(share * len(wanted[name])))
+            (torn / name).with_name(f".{Path(name).name}.partial").write_bytes(wanted[name][:7])
+        log = progress(script, torn) / "chunks-00000.jsonl"
+        os.truncate(log, int(share * log.stat().st_size))
+        MAINS[script](flags(script, torn))
+        assert contents(script, torn) == wanted
+        assert not list(torn.rglob("*.partial"))
+
+
+FULL_DISK = """
+import resource, sys
+import {script}
+for limit in {limits}:
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY))
+    try:
+        {script}.main(sys.argv[1:])
+    except OSError as error:
+        print("stopped:", error)
+"""
+
+
+def test_a_full_disk_is_named_with_the_file_and_costs_nothing_that_is_done(whole, tmp_path):
+    """First there is room for some chunks, then for all of them and not for the result, then for everything."""
+    script, done_before, wanted = whole
+    folder = tmp_path / "full"
+    log, result = progress(script, folder) / "chunks-00000.jsonl", folder / FILES[script][0]
+    files = (log.parent / "settings.json", log, result)
+    sizes = [(done_before / file.relative_to(folder)).stat().st_size for file in files]
+    assert sizes == sorted(sizes)
+    limits = [(sizes[0] + sizes[1]) // 2, (sizes[1] + sizes[2]) // 2]
+    command = [sys.executable, "-c", FULL_DISK.format(script=script, limits=limits), *flags(script, folder)]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": f"{ROOT / 'examples'}:{ROOT}"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600)
+    stopped = [line for line in done.stdout.splitlines() if line.startswith("stopped: ")]
+    wanted_lines = [f"stopped: [Errno 27] File too large: '{file}'" for file in (log, result)]
+    assert stopped == wanted_lines, done.stderr[-4000:]
+    assert not any((folder / name).exists() for name in FILES[script])
+    assert log.read_bytes() == (done_before / log.relative_to(folder)).read_bytes(), "all chunks are known"
+    MAINS[script](flags(script, folder))
+    assert contents(script, folder) == wanted
+
+
+def test_a_file_is_there_at_once_or_not_at_all(tmp_path):
+    (tmp_path / "file").write_text("old")
+    with pytest.raises(KeyboardInterrupt), whole_file(tmp_path / "file") as place:
+        place.write_text("ne")
+        raise KeyboardInterrupt
+    assert [path.read_text() for path in tmp_path.iterdir()] == ["old"]
+    with whole_file(tmp_path / "file") as place:
+        place.write_text("new")
+    assert [path.read_text() for path in tmp_path.iterdir()] == ["new"]
+
+
+def test_one_rank_of_two_is_killed_and_both_stop(whole, tmp_path):
+    script, _, wanted = whole
+    folder = tmp_path / "killed"
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--main_process_port", "0", "--config_file"]
+    command += [str(ROOT / "tests" / "configs" / "cpu_two_processes.yaml"), str(ROOT / "examples" / f"{script}.py")]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    process = psutil.Popen([*command, *flags(script, folder)], env=environment, stderr=subprocess.DEVNULL)
+
+    def chunks():
+        return [path.read_bytes().count(b"\n") for path in progress(script, folder).glob("chunks-*")]
+
+    wait_for(lambda: len(chunks()) == 2 and min(chunks()) > 0, process)
+    ranks = process.children(recursive=True)
+    (second,) = [rank for rank in ranks if rank.environ().get("RANK") == "1" and not rank.children()]
+    second.kill()
+    assert process.wait(timeout=120) != 0
+    assert not any(rank.is_running() and rank.status() != psutil.STATUS_ZOMBIE for rank in ranks)
+    assert not any((folder / name).exists() for name in FILES[script])
+    MAINS[script](flags(script, folder))
+    assert contents(script, folder) == wanted
+
+
+@pytest.mark.parametrize(
+    ("script", "file", "owner"),
+    [
+        ("estimate_values", "arithmetic/.progress/settings.json", "evaluate.py"),
+        ("estimate_values", "summary.json", "evaluate.py"),
+        ("estimate_values", "config.json", "training"),
+        ("evaluate", ".progress/train/settings.json", "estimate_values.py"),
+        ("evaluate", "checkpoint-3/trainer_state.json", "training"),
+    ],
+)
+def test_the_folder_of_another_script_is_refused(script, file, owner, tmp_path):
+    (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
+    (tmp_path / file).write_text("{}")
+    with pytest.raises(ValueError, match=rf"output_dir='.*' has .*, so it is of {owner}; name another output_dir"):
+        MAINS[script](flags(script, tmp_path))
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == [tmp_path / file]
+
+
+class TestComparison:
+    """A-PO's two stages and the evaluation, as one method of a comparison."""
+
+    METHOD = {"script": "train_astar_po", "beta1": 0.5, "per_device_train_batch_size": 8}
+    RUN = Path("runs/runs/arithmetic/astar/1")
+
+    def write(self, folder):
+        folder.mkdir()
+        changes = {"methods": {"astar": self.METHOD}, "baseline": "astar", "seeds": [1]}
+        changes["values"] = {"num_samples": 2, "beta1": 0.5, "chunk_prompts": 1}
+        changes["evaluate"] = {"num_samples": 2, "pass_at_k": [1, 2], "chunk_prompts": 1}
+        path = write_comparison(folder, **changes)
+        content = yaml.safe_load(path.read_text())
+        content["options"] |= {"max_steps": 8, "task_eval_prompts": 16}
+        path.write_text(yaml.safe_dump(content))
+        return path
+
+    def numbers(self, folder):
+        """Without what the clock says, and where the files are."""
+        found = json.loads((folder / self.RUN / "result.json").read_text())
+        curve = [{key: value for key, value in point.items() if key != "seconds"} for point in found["curve"]]
+        evaluation = {key: value for key, value in found["evaluation"].items() if key != "settings"}
+        return curve, evaluation, json.loads((folder / "runs/report/report.json").read_text())
+
+    def finish(self, path):
+        process = harness(path, "--jobs", "1")
+        output, _ = process.communicate(timeout=600)
+        assert process.returncode == 0, output
+
+    def test_killed_in_every_stage_it_ends_the_same(self, tmp_path):
+        self.finish(self.write(tmp_path / "whole"))
+        folder = tmp_path / "killed"
+        path, run, values = self.write(folder), folder / self.RUN, folder / "runs/values/arithmetic"
+        stages = {
+            "values": lambda: any(file.stat().st_size for file in values.glob(".progress/train/chunks-*")),
+            "training": lambda: (run / "log.txt").exists() and "'loss'" in (run / "log.txt").read_text(),
+            "evaluation": lambda: any(file.stat().st_size for file in run.glob("evaluation/*/.progress/chunks-*")),
+        }
+        ends = {"values": values / "seconds.json", "training": run / "curve.json", "evaluation": run / "result.json"}
+        for stage, under_way in stages.items():
+            process = psutil.Popen(harness_command(path), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+            wait_for(under_way, process)
+            kill_all(process)
+            assert not ends[stage].exists(), f"{stage} was over"
+        learned = (run / "curve.json").stat().st_mtime_ns
+        self.finish(path)
+        assert (run / "curve.json").stat().st_mtime_ns == learned, "trained again"
+        assert self.numbers(folder) == self.numbers(tmp_path / "whole")
+        # and while the report is written
+        report = {file: file.read_bytes() for file in (folder / "runs/report").iterdir()}
+        for file, content in report.items():
+            file.write_bytes(content[: len(content) // 2])
+        compare.main([str(path), "--jobs", "0"])
+        assert {file: file.read_bytes() for file in report} == report
+
+
+def harness_command(path):
+    return [sys.executable, str(ROOT / "benchmarks" / "compare.py"), str(path), "--jobs", "1"]

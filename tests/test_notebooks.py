@@ -1,0 +1,112 @@
+"""The notebooks as they are stored; `make test` runs them. And the table of the examples has all of them."""
+
+import ast
+import re
+from pathlib import Path
+
+import nbformat
+import pytest
+
+ROOT = Path(__file__).parents[1]
+EXAMPLES = ROOT / "examples"
+NOTEBOOKS = sorted(EXAMPLES.glob("*.ipynb"))
+TABLE = (EXAMPLES / "README.md").read_text()
+MACHINE_PATH = re.compile(r"""(?<![\w.:/])(?:/(?:home|root|tmp|work|Users|mnt|opt|usr|var)/|[A-Za-z]:\\|~/)""")
+
+
+@pytest.fixture(params=NOTEBOOKS, ids=lambda path: path.stem)
+def notebook(request):
+    return nbformat.read(request.param, as_version=nbformat.NO_CONVERT)
+
+
+def code_of(notebook):
+    return [cell for cell in notebook.cells if cell.cell_type == "code"]
+
+
+def test_there_are_notebooks():
+    assert len(NOTEBOOKS) >= 5
+
+
+def test_a_notebook_is_valid_and_runs_in_any_python_3(notebook):
+    nbformat.validate(notebook)
+    assert (notebook.nbformat, notebook.nbformat_minor) == (4, 5)
+    assert notebook.metadata.kernelspec.name == "python3"
+    assert notebook.metadata.language_info == {"name": "python"}  # a version would change with whoever saves it
+
+
+def test_a_notebook_is_stored_without_outputs(notebook):
+    for cell in code_of(notebook):
+        assert (cell.outputs, cell.execution_count) == ([], None), cell.id
+    assert all(cell.metadata == {} for cell in notebook.cells)
+
+
+def test_cells_have_names_for_ids(notebook):
+    ids = [cell.id for cell in notebook.cells]
+    assert len(set(ids)) == len(ids)
+    assert all(re.fullmatch(r"[a-z]+(-[a-z]+)*", name) for name in ids)  # no editor's random ones
+
+
+def test_a_notebook_begins_with_its_installation(notebook):
+    first = notebook.cells[0]
+    assert first.cell_type == "markdown" and first.source.startswith("# ")
+    assert "from a clone" in first.source and "pip install -e ." in first.source
+
+
+def test_a_notebook_claims_something_that_running_it_checks(notebook):
+    assert any(isinstance(node, ast.Assert) for cell in code_of(notebook) for node in ast.walk(ast.parse(cell.source)))
+
+
+def test_a_notebook_uses_the_public_interface(notebook):
+    nodes = [node for cell in code_of(notebook) for node in ast.walk(ast.parse(cell.source))]
+    modules = {alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names}
+    modules |= {node.module for node in nodes if isinstance(node, ast.ImportFrom)}
+    names = {alias.name for node in nodes if isinstance(node, ast.ImportFrom) for alias in node.names}
+    names |= {node.attr for node in nodes if isinstance(node, ast.Attribute)}
+    assert "canon_trl" in {module.split(".")[0] for module in modules}
+    assert not [name for name in names if name.startswith("_")]
+    assert not [module for module in modules if module.split(".")[0] in ("tests", "toy", "observe", "smollm2")]
+
+
+def test_no_cell_has_a_machine_path_or_trusts_remote_code(notebook):
+    for cell in notebook.cells:
+        assert not MACHINE_PATH.search(cell.source), cell.id
+        assert "trust_remote_code" not in cell.source, cell.id
+
+
+@pytest.mark.parametrize("text", ["'/home/me/model'", "(/tmp/x)", r"C:\models", "~/runs"])
+def test_machine_paths_are_recognised(text):
+    assert MACHINE_PATH.search(text)
+
+
+@pytest.mark.parametrize("text", ["../docs/start.md", "outputs/run", "https://huggingface.co/home/x", "a/tmp/x"])
+def test_other_paths_are_no_machine_paths(text):
+    assert not MACHINE_PATH.search(text)
+
+
+def test_notebooks_write_under_outputs_only(notebook):
+    folders = [
+        keyword.value
+        for cell in code_of(notebook)
+        for node in ast.walk(ast.parse(cell.source))
+        if isinstance(node, ast.Call)
+        for keyword in node.keywords
+        if keyword.arg == "output_dir"
+    ]
+    assert folders
+    assert all(re.match(r"f?'outputs/", ast.unparse(folder)) for folder in folders)
+
+
+def test_notebooks_that_are_linked_exist(notebook):
+    linked = [name for cell in notebook.cells for name in re.findall(r"\]\(([\w.]+\.ipynb)\)", cell.source)]
+    assert {*linked} <= {path.name for path in NOTEBOOKS}
+
+
+def test_the_table_names_every_example():
+    files = [path for folder in (".", "configs", "slurm") for path in sorted((EXAMPLES / folder).glob("*.*"))]
+    examples = {str(path.relative_to(EXAMPLES)) for path in files} - {"README.md"}
+    assert set(re.findall(r"\]\(([^)]+)\)", TABLE)) == examples
+
+
+def test_a_line_of_the_table_is_labelled_by_the_file_that_it_links():
+    for label, target in re.findall(r"\[`([^`]+)`\]\(([^)]+)\)", TABLE):
+        assert label in (target, Path(target).name)
