@@ -260,10 +260,10 @@ def audit(tmp_path) -> Iterator:
         (tmp_path / "pins.txt").write_text(pins)
         (tmp_path / "ignored.txt").write_text(ignored)
         found = VulnerabilityList(known or {})
-        servers.append(found.server)
         if known is None:
             found.server.server_close()  # nobody answers
         else:
+            servers.append(found.server)
             threading.Thread(target=found.server.serve_forever, daemon=True).start()
         options = ["--requirements", str(tmp_path / "pins.txt"), "--ignored", str(tmp_path / "ignored.txt")]
         command = [sys.executable, str(ROOT / ".ci" / "audit.py"), "--osv-url", found.url, *options]
@@ -272,6 +272,7 @@ def audit(tmp_path) -> Iterator:
 
     yield run
     for server in servers:
+        server.shutdown()  # or its thread would go on looking at a socket that is closed
         server.server_close()
 
 
