@@ -66,4 +66,5 @@ def time_limit(seconds: float | None, name: str) -> Iterator[None]:
 
 
 def too_slow(name: str, seconds: float) -> TimeoutError:
+    """The error that says which function took longer than its time limit."""
     return TimeoutError(f"{name} took longer than reward_time_limit={seconds} seconds")

@@ -54,7 +54,7 @@ BOUNDS: dict[str, str] = {
     "ref_model_mixup_alpha": "[0, 1]",
     "ref_model_sync_steps": "[1, inf)",
     # The optimiser and the run
-    "learning_rate": "[0, 0.1]",
+    "learning_rate": "[0, 1]",
     "weight_decay": "[0, 1]",
     **dict.fromkeys(("adam_beta1", "adam_beta2"), "[0, 1)"),
     "adam_epsilon": "[0, 1]",

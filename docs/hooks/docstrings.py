@@ -8,7 +8,7 @@ import griffe
 REFERENCE = re.compile(r"\[`(~?[\w.]+)`\]")
 # A field as TRL documents it: its type and default stand in the class as well.
 TYPED_FIELD = re.compile(r"^( +\w+) \(`.*\):$", flags=re.MULTILINE)
-FIELD_GROUP = re.compile(r"^ +> (Parameters that .*)$", flags=re.MULTILINE)
+FIELD_GROUP = re.compile(r"(?:^Args:\n+)?^ +> (Parameters that .*)\n+", flags=re.MULTILINE)
 LIST_WITHOUT_BLANK_LINE = re.compile(r"^((?:> )?)(?!- |>?$)(.*)\n(?=\1- )", flags=re.MULTILINE)
 TRL = "https://huggingface.co/docs/trl/grpo_trainer"
 
@@ -16,6 +16,8 @@ TRL = "https://huggingface.co/docs/trl/grpo_trainer"
 class TRLDocstrings(griffe.Extension):
     def on_object(self, *, obj: griffe.Object, **kwargs: Any) -> None:
         if obj.docstring is None:
+            # Fields stand in the signature of their class, and a method that overrides another is described there.
+            obj.public = False if obj.parent is not None and obj.parent.is_class else None
             return
 
         def link(reference: re.Match) -> str:
@@ -26,9 +28,9 @@ class TRLDocstrings(griffe.Extension):
             return f"[`{label}`][{path if reference[1].startswith('~') else in_scope(obj, path)}]"
 
         text = REFERENCE.sub(link, obj.docstring.value)
-        text = FIELD_GROUP.sub(r"Args: \1", text).replace("Args:\nArgs:", "Args:").replace("Args:\n\nArgs:", "Args:")
+        text = FIELD_GROUP.sub(r"Args: \1\n", text)
         text = TYPED_FIELD.sub(r"\1:", text)
-        obj.docstring.value = LIST_WITHOUT_BLANK_LINE.sub(r"\1\2\n\1\n\1", text)
+        obj.docstring.value = LIST_WITHOUT_BLANK_LINE.sub(r"\1\2\n\1\n", text)
 
 
 def in_scope(obj: griffe.Object, name: str) -> str:

@@ -1,0 +1,124 @@
+"""The site is built without a warning, is whole without a network, and its reference has every public name."""
+
+import importlib
+import pkgutil
+import re
+import subprocess
+import sys
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote, urlsplit
+
+import pytest
+
+import canon_trl
+
+ROOT = Path(__file__).parents[1]
+LOADED = {("script", "src"), ("link", "href"), ("img", "src"), ("source", "src"), ("iframe", "src")}
+
+
+class Page(HTMLParser):
+    """The anchors of a page, what it links to, what a browser loads with it, and its text without listings of code."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self.anchors: set[str] = set()
+        self.links: set[str] = set()
+        self.loaded: set[str] = set()
+        self.text = ""
+        self.listings = 0
+        self.feed(path.read_text())
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        given = dict(attrs)
+        self.listings += tag == "pre"
+        self.anchors |= {given["id"]} if given.get("id") else set()
+        for name in ("href", "src"):
+            if given.get(name):
+                self.links.add(given[name])
+                if (tag, name) in LOADED and given.get("rel") not in ("next", "prev", "canonical"):
+                    self.loaded.add(given[name])
+
+    def handle_endtag(self, tag: str) -> None:
+        self.listings -= tag == "pre"
+
+    def handle_data(self, data: str) -> None:
+        if not self.listings:
+            self.text += data
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("site")
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(folder)]
+    built = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert built.returncode == 0, built.stderr
+    return folder
+
+
+@pytest.fixture(scope="module")
+def pages(site) -> dict[Path, Page]:
+    return {path: Page(path) for path in site.rglob("*.html")}
+
+
+def public_objects() -> dict[str, Any]:
+    """What stands in the `__all__` of the package and of what lies below it, by its full name."""
+    modules = [canon_trl.__name__, *(m.name for m in pkgutil.walk_packages(canon_trl.__path__, "canon_trl."))]
+    loaded = [importlib.import_module(name) for name in modules]
+    return {f"{m.__name__}.{name}": getattr(m, name) for m in loaded for name in getattr(m, "__all__", ())}
+
+
+def test_every_public_name_is_in_the_reference(pages):
+    """Under one of the names that it can be imported by."""
+    anchors = {anchor for path, page in pages.items() if path.parent.name == "api" for anchor in page.anchors}
+    objects = public_objects()
+    described = [id(each) for name, each in objects.items() if name in anchors]
+    missing = {name for name, each in objects.items() if id(each) not in described}
+    assert len(objects) > 50
+    assert missing == {"canon_trl.__version__"}
+
+
+def test_every_public_function_and_class_has_a_docstring():
+    own = {name: each for name, each in public_objects().items() if getattr(each, "__module__", "")[:9] == "canon_trl"}
+    assert len(own) > 40
+    assert {name for name, each in own.items() if callable(each) and not each.__doc__} == set()
+
+
+def test_what_is_particular_to_the_docstrings_is_rendered(pages):
+    for path, page in pages.items():
+        if path.parent.name == "api":
+            assert not re.search(r"\[`?~|\[!NOTE\]|> Parameters that|\*optional\*|\]\[canon_trl", page.text), path.name
+
+
+def test_a_browser_loads_nothing_from_elsewhere(site, pages):
+    loaded = {link for page in pages.values() for link in page.loaded}
+    assert {link for link in loaded if urlsplit(link).netloc} == set()
+    styles = "".join(path.read_text() for path in site.rglob("*.css"))
+    assert not re.findall(r"url\(['\"]?(?:https?:)?//[^)]*", styles)
+
+
+def test_every_link_leads_somewhere(site, pages):
+    missing = set()
+    for path, page in pages.items():
+        if path.name == "404.html":
+            continue  # its links start at the root of a server
+        for link in page.links:
+            parts = urlsplit(link)
+            if parts.scheme or parts.netloc:
+                continue
+            target = (path.parent / unquote(parts.path)).resolve() if parts.path else path
+            if target.is_dir():
+                target /= "index.html"
+            fragment = unquote(parts.fragment)
+            if not target.exists() or (fragment and target in pages and fragment not in pages[target].anchors):
+                missing.add((str(path.relative_to(site)), link))
+    assert missing == set()
+
+
+def test_files_outside_of_docs_are_on_the_site(site):
+    """Markdown, code and a folder, each linked to by a page."""
+    for path in ("tests/golden/index.html", "canon_trl/advantages/canon.py.html", "examples/configs.html"):
+        assert (site / "repository" / path).exists()
+    listed = Page(site / "repository" / "examples" / "configs.html").text
+    assert {path.name for path in (ROOT / "examples" / "configs").iterdir()} <= set(listed.split())
