@@ -133,7 +133,7 @@ def test_every_key_of_trls_is_logged_or_in_its_code(logged, key):
     ("heading", "prefix", "settings"),
     [
         ("CANON", "canon/", {"canon", "kl_cov_dynamic", "clip_cov"}),
-        ("Rewards", "rewards/", set(SETTINGS)),
+        ("Constant rewards", "rewards/", set(SETTINGS)),
         ("Advantages and groups", "", set(SETTINGS) - {"astar_po"}),
         ("Gates", "policy_loss/", {"kl_cov_dynamic", "clip_cov"}),
         ("Dynamic sampling", "dynamic_sampling/", {"kl_cov_dynamic"}),

@@ -196,7 +196,7 @@ def upload(address):
 with local_hub() as hub:
     for hub.status in (401, 403, 500, 200):
         upload(hub.address)
-upload(hub.address)
+upload("http://127.0.0.1:9")
 """
 
 

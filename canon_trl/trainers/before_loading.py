@@ -55,6 +55,7 @@ BOUNDS: dict[str, str] = {
     "ref_model_sync_steps": "[1, inf)",
     # The optimiser and the run
     "learning_rate": "[0, 1]",
+    "reward_time_limit": "(0, inf)",
     "weight_decay": "[0, 1]",
     **dict.fromkeys(("adam_beta1", "adam_beta2"), "[0, 1)"),
     "adam_epsilon": "[0, 1]",
