@@ -65,8 +65,9 @@ def cosine_restarts(step: int, *, total_steps: int, warmup_steps: int, cycles: i
     """A linear warm-up to `high`, then cosine cycles from `high` towards `low`.
 
         step < warmup    high * (step + 1) / warmup
-        after it         low + (high - low) * (1 + cos(pi * phase)) / 2,   phase = (step - warmup) mod c / c
-                         with the cycle length c = (total - warmup) // cycles
+        after it         low + (high - low) * (1 + cos(pi * phase)) / 2
+                         phase = ((step - warmup) mod c) / c
+                         c = (total - warmup) // cycles, the steps of a cycle
 
     As in the reference implementation the warm-up starts above 0 and reaches `high` one step early, a cycle comes
     close to `low` without touching it, and cycles go on beyond `total_steps`.

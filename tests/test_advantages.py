@@ -193,6 +193,16 @@ def test_a_grae():
     close(a_grae_advantage(rewards, scale=False, eps=0.0, attenuation=0.5)[0], [0.75, -0.25, -0.25, -0.25])
 
 
+def test_a_grae_is_0_and_not_0_over_0_in_a_group_that_is_all_right_or_all_wrong():
+    rewards = torch.tensor([[1.0] * 4, [0.0] * 4, [1.0, 0.0, 0.0, 0.0]])
+    for scale in (True, False):
+        advantages = a_grae_advantage(rewards, scale=scale, eps=0.0)
+        assert advantages[:2].tolist() == [[0.0] * 4] * 2
+        # p = 1/4, so easy and hard are A; the positive one is damped by q = 5/12
+        deviation = 0.5 if scale else 1.0
+        close(advantages[2], [0.75 / deviation * 5 / 12] + [-0.25 / deviation] * 3)
+
+
 def test_a_grae_leaves_unscored_groups_out_of_the_batch_mean():
     rewards = torch.tensor([[1.0, 0.0, NAN, 0.0], [NAN] * 4])
     close(a_grae_advantage(rewards)[:1, [0, 1, 3]], a_grae_advantage(rewards[:1, [0, 1, 3]]))

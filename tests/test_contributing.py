@@ -6,9 +6,12 @@ from pathlib import Path
 import pytest
 import yaml
 
-from canon_trl import advantages, policy_losses
+from canon_trl import CANONConfig, advantages, policy_losses
 from canon_trl.advantages import ESTIMATORS
+from canon_trl.metrics import METRICS
+from canon_trl.papers import PAPERS
 from canon_trl.policy_losses import POLICY_LOSSES
+from canon_trl.schedules import SCHEDULES
 
 ROOT = Path(__file__).parents[1]
 CONTRIBUTING = (ROOT / "CONTRIBUTING.md").read_text()
@@ -102,6 +105,16 @@ def test_the_papers_of_a_method_are_cited(method):
     (paper,) = set(re.findall(r"papers/(\d{4}\.\d{5})", row))
     assert paper in (ROOT / "canon_trl" / "papers.py").read_text()
     assert paper in (ROOT / "docs" / "papers.md").read_text()
+
+
+def test_the_index_has_the_titles_that_the_model_card_cites():
+    headings = re.findall(r"^### (.+)$", (ROOT / "docs" / "papers.md").read_text(), flags=re.MULTILINE)
+    assert {paper.title for paper in PAPERS.values()} - set(headings) == set()
+
+
+@pytest.mark.parametrize("name", [*METHODS, *METRICS, *SCHEDULES])
+def test_the_configuration_names_every_choice(name):
+    assert f'"{name}"' in CANONConfig.__doc__
 
 
 def test_the_changelog_has_a_section_for_what_comes_next():

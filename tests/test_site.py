@@ -91,6 +91,25 @@ def test_what_is_particular_to_the_docstrings_is_rendered(pages):
             assert not re.search(r"\[`?~|\[!NOTE\]|> Parameters that|\*optional\*|\]\[canon_trl", page.text), path.name
 
 
+def test_the_reference_has_no_fields_apart_and_returns_one_thing(site):
+    """Fields stand in the signature and among the parameters; what is returned may take several lines."""
+    returned = 0
+    for path in (site / "api").glob("*.html"):
+        text = path.read_text()
+        assert "doc-label-class-attribute" not in text, path.name
+        for section in re.findall(r"Returns:</span></p>\s*<ul>(.*?)</ul>", text, flags=re.DOTALL):
+            assert section.count('<li class="doc-section-item') == 1, (path.name, section)
+            returned += 1
+    assert returned > 10
+
+
+def test_the_equations_fit_the_width_of_a_page():
+    """80 letters fit beside the navigation; beyond them a reader has to scroll."""
+    for path in (ROOT / "docs" / "methods").glob("*.md"):
+        for equations in re.findall(r"^```text\n(.*?)^```", path.read_text(), flags=re.DOTALL | re.MULTILINE):
+            assert max(map(len, equations.splitlines())) <= 80, path.name
+
+
 def test_a_browser_loads_nothing_from_elsewhere(site, pages):
     loaded = {link for page in pages.values() for link in page.loaded}
     assert {link for link in loaded if urlsplit(link).netloc} == set()

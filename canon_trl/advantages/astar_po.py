@@ -11,7 +11,7 @@ from canon_trl.advantages.groups import as_float, is_scored
 def optimal_value(rewards: Tensor, *, beta: float) -> Tensor:
     """Value of a prompt under the best policy near the reference, from rewards that the reference itself earned.
 
-        V* = beta * log mean_i exp(r_i / beta)          (Eq. 3, stage 1); the mean of r at beta = 0, its limit from inf
+        V* = beta * log mean_i exp(r_i / beta)                      Eq. 3, stage 1
 
     computed as max(r) + beta * log mean_i exp((r_i - max(r)) / beta), which no reward overflows: the reference,
     without the shift, is infinite from r / beta = 709 on. beta towards 0 tends to the best reward, beta towards

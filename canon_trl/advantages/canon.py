@@ -6,9 +6,11 @@ within a half shows which response is better at equal metric.
 
 With H the half of a group where the metric is higher, L the half where it is lower and m(.) the mean reward of a half:
 
-    inter-group   A_i = r_i - m(the other half)     pays for being in the better half
-    intra-group   A_i = r_i - m(the own half)       pays for being better than its own kind
-    CANON         mu * inter + (1 - mu) * intra     Eq. 5; mu = 0.5 with even groups is Dr.GRPO
+    inter-group   r_i - m(the other half)          for being in the better half
+    intra-group   r_i - m(the own half)            for being the better of a kind
+    CANON         mu * inter + (1 - mu) * intra    Eq. 5
+
+At mu = 0.5 with even groups CANON is Dr.GRPO.
 
 Shapes: P prompts, G responses each. Everything is `(P, G)`, computed in at least float32 and returned in the dtype of
 `rewards`; inputs are never modified.
@@ -54,8 +56,8 @@ def inter_group_advantage(
 
     alpha multiplies the rewards of `alpha_group` wherever they appear here, tilting the comparison:
 
-        alpha_group="higher"    i in H: alpha * r_i - m(L)      i in L: r_i - alpha * m(H)
-        alpha_group="lower"     i in H: r_i - alpha * m(L)      i in L: alpha * r_i - m(H)
+        "higher"    i in H: alpha * r_i - m(L)    i in L: r_i - alpha * m(H)
+        "lower"     i in H: r_i - alpha * m(L)    i in L: alpha * r_i - m(H)
 
     With alpha = 1 and equal halves the advantages of a group sum to zero, and those of equal rewards are exactly 0,
     where a computed mean would leave a rounding residue that Adam scales up to a whole step. With alpha other than 1,

@@ -16,9 +16,9 @@ from canon_trl.advantages.groups import as_float, group_mean, group_std, has_spr
 def grpo_advantage(rewards: Tensor, *, eps: float = 1e-6) -> Tensor:
     """GRPO: the standardised reward within the group (https://huggingface.co/papers/2402.03300, Sec. 4.1.2).
 
-        A_i = (r_i - mean(r)) / (std(r) + eps)        std: sample standard deviation, divisor n - 1
+        A_i = (r_i - mean(r)) / (std(r) + eps)
 
-    `eps` is 1e-6 in verl and 1e-4 in TRL.
+    std is the sample standard deviation, with divisor n - 1. `eps` is 1e-6 in verl and 1e-4 in TRL.
 
     Returns:
         `(P, G)` in the dtype of `rewards`.
@@ -45,7 +45,9 @@ def dr_grpo_advantage(rewards: Tensor) -> Tensor:
 def rloo_advantage(rewards: Tensor) -> Tensor:
     """RLOO: the reward minus the mean of the others, leave-one-out (https://huggingface.co/papers/2402.14740).
 
-        A_i = r_i - mean(r_j, j != i) = n / (n - 1) * (r_i - mean(r))        n: scored responses of the group
+        A_i = r_i - mean(r_j, j != i) = n / (n - 1) * (r_i - mean(r))
+
+    n is the number of scored responses of the group.
 
     Returns:
         `(P, G)` in the dtype of `rewards`.

@@ -8,11 +8,12 @@ from canon_trl.advantages.groups import as_float, group_mean, has_spread, is_sco
 def reinforce_pp_baseline_advantage(rewards: Tensor, lengths: Tensor) -> Tensor:
     """Centre by group, then standardise over all tokens of the batch, so that the scale is global, not per prompt.
 
-        A'_i = r_i - mean(r)                                         within the group
-        A_i  = (A'_i - mean_t(A')) / sqrt(var_t(A') + 1e-8)          mean_t, var_t over the tokens of the whole batch
+        A'_i = r_i - mean(r)                                    within the group
+        A_i  = (A'_i - mean_t(A')) / sqrt(var_t(A') + 1e-8)     over the whole batch
 
-    Each token carries the value of its response, so a response counts `lengths` times; the variance has divisor n - 1
-    and the mean n + 1e-8 with n tokens, as in verl's released code (the paper names no constants).
+    mean_t and var_t are over the tokens of the whole batch. Each token carries the value of its response, so a
+    response counts `lengths` times; the variance has divisor n - 1 and the mean n + 1e-8 with n tokens, as in verl's
+    released code (the paper names no constants).
 
     Args:
         rewards: `(P, G)`; NaN marks a response that no reward function could score.

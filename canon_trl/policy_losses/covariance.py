@@ -5,10 +5,13 @@ The change of entropy in a policy-gradient step is governed by the covariance of
 4.1). It is very uneven: a small share of the tokens carries nearly all of it. So only those are treated, the others
 learn as they would have.
 
-    cov_t = (A_t - mean(A)) * (lp_t - mean(lp))             means over the valid tokens, no gradient through any of it
+    cov_t = (A_t - mean(A)) * (lp_t - mean(lp))
 
-    Clip-Cov    a few tokens with cov_t in (low, high) lose their gradient                              Eq. 10-12
-    KL-Cov      the tokens with the largest cov_t pay coef * |lp_t - old_t|, and no ratio is clipped     Eq. 13-14
+    Clip-Cov   a few tokens with low < cov_t < high lose their gradient    Eq. 10-12
+    KL-Cov     those with the largest cov_t pay coef * |lp_t - old_t|,     Eq. 13-14
+               and no ratio is clipped
+
+The means are over the valid tokens, and no gradient goes through any of it.
 
 Shapes: B responses, T tokens. `log_probs` and `old_log_probs` are `(B, T)`, natural logarithms of the sampled tokens'
 probabilities now and at the time of sampling; `advantages` is `(B, T)`, or `(B,)` for all tokens of a response alike;
@@ -173,9 +176,10 @@ class ClipCov:
 class KLCov:
     """KL-Cov as a policy loss: no ratio is clipped, and the selected tokens pay coef * |lp - old| in addition.
 
-        loss_t = -A_t * exp(lp_t - old_t) + coef * |lp_t - old_t|          for the selected tokens
+        loss_t = -A_t * exp(lp_t - old_t) + coef * |lp_t - old_t|
 
-    With one update a rollout lp equals old, the penalty has no slope and this is the plain policy gradient.
+    for the selected tokens, without the second term for the others. With one update a rollout lp equals old, the
+    penalty has no slope and this is the plain policy gradient.
 
     Args:
         fraction: see [`kl_cov_mask`].

@@ -53,8 +53,9 @@ class CANONConfig(RunConfig):
 
         advantage_estimator (`str`, *optional*, defaults to `"canon"`):
             A name in `canon_trl.advantages.ESTIMATORS` (`"canon"`, `"grpo"`, `"dr_grpo"`, `"rloo"`,
-            `"reinforce_pp_baseline"`, `"opo"`) or an import path `"package.module:function"` to a function
-            `Rollout -> (P, G)`.
+            `"reinforce_pp_baseline"`, `"opo"`, `"a_grae"`, `"psr"`, `"nsr"`, `"w_reinforce"`) or an import path
+            `"package.module:function"` to a function of a [`~canon_trl.rollout.Rollout`] that returns `(P, G)`, or
+            `(P, G, T)` with an advantage for each token.
         advantage_estimator_kwargs (`dict`, *optional*):
             Options of the estimator, such as `{"eps": 1e-4}` for `"grpo"`. CANON's own are the `canon_*` fields.
         accuracy_reward (`str`, *optional*):

@@ -15,9 +15,13 @@ TRL = "https://huggingface.co/docs/trl/grpo_trainer"
 
 class TRLDocstrings(griffe.Extension):
     def on_object(self, *, obj: griffe.Object, **kwargs: Any) -> None:
-        if obj.docstring is None:
+        if obj.is_class:
             # Fields stand in the signature of their class, and a method that overrides another is described there.
-            obj.public = False if obj.parent is not None and obj.parent.is_class else None
+            # Marking them as private would not do: an alias of their class asks the alias of the member.
+            for name, member in list(obj.members.items()):
+                if not member.is_alias and member.docstring is None and name != "__init__":
+                    obj.del_member(name)
+        if obj.docstring is None:
             return
 
         def link(reference: re.Match) -> str:
