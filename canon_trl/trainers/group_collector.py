@@ -175,3 +175,20 @@ class GroupCollector:
             trained = torch.arange(len(places), device=rewards.device) < len(kept) * size
             rewards = rewards.masked_fill(~trained.unsqueeze(1), torch.nan)
         return SampledBatch([mine[place] for place in sorted(mine)], rewards, trained)
+
+
+def places_over_trained(trained: list[Tensor], loss_type: str, accelerator: Accelerator) -> Tensor | float:
+    """The factor by which the loss's divisor, a count of places, exceeds that of the places trained on, 0-d.
+
+    Args:
+        trained: which responses are, `(B,)` bool a micro-batch of the optimiser step.
+        loss_type: TRL's.
+        accelerator: gathers over the ranks.
+    """
+    if loss_type in ("dapo", "cispo", "vespo"):
+        return 1.0  # divided by the tokens that are trained on
+    places = torch.stack(trained)
+    if loss_type == "bnpo":  # a mean over the tokens of each micro-batch
+        places = places.any(dim=1)
+    everyones = accelerator.gather(places.float().mean().unsqueeze(0)).mean()
+    return torch.where(everyones > 0, 1 / everyones, 0.0)

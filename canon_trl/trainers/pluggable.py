@@ -33,7 +33,6 @@ from accelerate.utils import broadcast_object_list, send_to_device
 from datasets import IterableDataset
 from peft import PeftModel
 from torch import Tensor, nn
-from torch.nn.utils.rnn import pad_sequence
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, TrainOutput, rotate_checkpoints
 from trl import GRPOConfig, GRPOTrainer
 from trl.models.utils import disable_gradient_checkpointing
@@ -63,7 +62,7 @@ from canon_trl.trainers.constant_rewards import ConstantRewards
 from canon_trl.trainers.failures import SharedFailures, guarded_reward
 from canon_trl.trainers.finite import all_finite, local_part, raise_unless
 from canon_trl.trainers.generation_recorder import GenerationRecorder
-from canon_trl.trainers.group_collector import GroupCollector, SampledBatch, SampledResponse
+from canon_trl.trainers.group_collector import GroupCollector, SampledBatch, SampledResponse, places_over_trained
 from canon_trl.trainers.model_card import (
     TrainingFacts,
     changed_options,
@@ -74,6 +73,7 @@ from canon_trl.trainers.model_card import (
     logged_results,
     own_options,
 )
+from canon_trl.trainers.rollout_checks import check_numbers, used_advantages
 from canon_trl.trainers.rollout_parts import GENERATED, RewardsAreKnown, RolloutParts, ScoringPass, plain
 from canon_trl.trainers.token_gate import TokenGate, trained_tokens
 
@@ -238,7 +238,7 @@ class PluggableGRPOTrainer(GRPOTrainer):
             local = self._local(advantages.flatten(0, 1))
             output["advantages"] = local[:, :width] if local.dim() == 2 else local
             if advantages.dim() == 3:  # logged as the mean over each response
-                mask = self._model_mask(width, local.device)
+                mask = self._making.model_mask(width, local.device)
                 means = (output["advantages"] * mask).sum(dim=1) / mask.sum(dim=1).clamp(min=1)
                 advantages = self.accelerator.gather(means).view_as(rollout.rewards)
             self._log_rollout(rollout, advantages)
@@ -362,7 +362,7 @@ class PluggableGRPOTrainer(GRPOTrainer):
             )
         # A completion that is masked as truncated would be scored as empty. Score what was written, and give TRL the
         # zeros that it expects there.
-        written = self._written_mask(logits_to_keep, input_ids.device)
+        written = self._making.written_mask(logits_to_keep, input_ids.device)
         trained = attention_mask[:, -logits_to_keep:].bool()
         attention_mask = torch.cat([attention_mask[:, :-logits_to_keep], written.to(attention_mask.dtype)], dim=1)
         log_probs, entropies, aux_loss = super()._get_per_token_logps_and_entropies(
@@ -405,17 +405,10 @@ class PluggableGRPOTrainer(GRPOTrainer):
             # TRL's own loss is left without a backward pass; what it logs stands.
             parts = (inputs["log_probs"], inputs["ref_per_token_logps"], inputs["advantages"], trained_tokens(inputs))
             return self._loss_function(*parts) / accumulated + routing
-        return loss if "trained" not in inputs else (loss - routing) * self._share_left_out() + routing
-
-    def _share_left_out(self) -> Tensor | float:
-        """The factor by which the loss's divisor, a count of places, exceeds that of the places trained on."""
-        if self.loss_type in ("dapo", "cispo", "vespo"):
-            return 1.0  # divided by the tokens that are trained on
-        trained = torch.stack([micro_batch["trained"] for micro_batch in self._step_batch()])
-        if self.loss_type == "bnpo":  # a mean over the tokens of each micro-batch
-            trained = trained.any(dim=1)
-        everyones = self.accelerator.gather(trained.float().mean().unsqueeze(0)).mean()
-        return torch.where(everyones > 0, 1 / everyones, 0.0)
+        if "trained" not in inputs:
+            return loss
+        trained = [micro_batch["trained"] for micro_batch in self._step_batch()]
+        return (loss - routing) * places_over_trained(trained, self.loss_type, self.accelerator) + routing
 
     def _step_batch(self) -> list[dict[str, Any]]:
         """The micro-batches of the rollout that belong to the optimiser step under way."""
@@ -434,20 +427,6 @@ class PluggableGRPOTrainer(GRPOTrainer):
         """Micro-batches that are trained on from one rollout."""
         return self.args.steps_per_generation * self.num_iterations
 
-    def _written_mask(self, width: int, device: torch.device) -> Tensor:
-        """True on every token of the completion, `(B, width)`, also where training masks it as truncated."""
-        lengths = torch.tensor([len(ids) for ids in self._making.completion_ids], device=device)
-        return torch.arange(width, device=device) < lengths.unsqueeze(1)
-
-    def _model_mask(self, width: int, device: torch.device) -> Tensor:
-        """True on the tokens that the model wrote, `(B, width)`: without those of tools and environments."""
-        written = self._written_mask(width, device)
-        if self._making.tool_mask is None:
-            return written
-        tool_mask = [torch.tensor(row, dtype=torch.bool) for row in self._making.tool_mask]
-        padded = pad_sequence(tool_mask, batch_first=True).to(device)
-        return written & nn.functional.pad(padded, (0, width - padded.shape[1]))
-
     def _token_values(self, output: dict[str, Any]) -> dict[str, Tensor]:
         """Those of `entropies` and `log_probs` that the metrics read, `(B, T)`, from where they cost least."""
         values = {}
@@ -463,12 +442,7 @@ class PluggableGRPOTrainer(GRPOTrainer):
         if scored:
             found = {"entropies": scored[0].entropies, "log_probs": scored[0].log_probs}
         elif self._making.recorded and self._making.recorded[0]:
-            width = completion_ids.shape[1]
-            found = {}
-            for name in self._making.recorded[0]:
-                recorded = [row[name].to(completion_ids.device) for row in self._making.recorded]
-                padded = pad_sequence(recorded, batch_first=True)
-                found[name] = nn.functional.pad(padded, (0, width - padded.shape[1]))
+            found = self._making.padded_records(completion_ids.shape[1], completion_ids.device)
         else:
             found = self._score(output)
         return found | values
@@ -495,7 +469,7 @@ class PluggableGRPOTrainer(GRPOTrainer):
         rows, width = output["completion_ids"].shape
         group_size = self.num_generations if self.model.training else self.num_generations_eval
 
-        mask = self._model_mask(width, device)
+        mask = self._making.model_mask(width, device)
         self._making.token_values = self._token_values(output)
         inputs = self._making.metric_inputs | self._making.token_values | {"mask": mask}
         with self._failures.deferred():
@@ -513,7 +487,14 @@ class PluggableGRPOTrainer(GRPOTrainer):
         accuracy = rewards_per_func[:, self._accuracy_index]
         step = (self._steps_not_restored + self._step) // self._generate_every
         by_name = dict(zip(measured, metrics, strict=True))
-        self._check_values(by_name, accuracy, rewards)
+        check_numbers(
+            by_name,
+            rewards,
+            accuracy if self._needs_accuracy else None,
+            reward_range=self._reward_range,
+            accuracy_reward=self.reward_func_names[self._accuracy_index],
+            failures=self._failures,
+        )
         for name in self._response_metrics.keys() - measured.keys():
             by_name[name] = random_metric(rewards.shape, seed=self.args.seed, step=step).to(device)
         return Rollout(
@@ -547,46 +528,8 @@ class PluggableGRPOTrainer(GRPOTrainer):
         except Exception as error:
             return torch.tensor(self._failures.note(error, f"in metric {name!r}", rows))
 
-    def _check_values(self, metrics: dict[str, Tensor], accuracy: Tensor, rewards: Tensor) -> None:
-        checks = {("metric", name): metric.isfinite() for name, metric in metrics.items()}
-        if self._needs_accuracy:
-            checks["accuracy", "[0, 1]"] = (accuracy >= 0) & (accuracy <= 1) | accuracy.isnan()
-        if self._reward_range == "[0, 1]":
-            checks["reward", "[0, 1]"] = (rewards >= 0) & (rewards <= 1) | rewards.isnan()
-        elif self._reward_range == "{0, 1}":
-            checks["reward", "{0, 1}"] = (rewards == 0) | (rewards == 1) | rewards.isnan()
-        if not checks:
-            return
-        passed = torch.stack([check.all() for check in checks.values()]).tolist()  # one wait for all of them
-        for ((kind, name), check), fine in zip(checks.items(), passed, strict=True):
-            if fine:
-                continue
-            index = int((~check.flatten()).nonzero()[0])
-            if kind == "metric":
-                self._failures.raise_any()
-                value = metrics[name].flatten()[index].item()
-                raise ValueError(f"metric {name!r} is {value} for completion {index}; it must be finite")
-            if kind == "reward":
-                raise ValueError(
-                    f"the advantage estimator is defined for rewards in {name}, but the weighted sum of the reward "
-                    f"functions is {rewards.flatten()[index].item()} for completion {index}"
-                )
-            raise ValueError(
-                f"the schedule of mu reads the accuracy, but reward {self.reward_func_names[self._accuracy_index]!r} "
-                f"gave {accuracy[index].item()}; name a reward function in [0, 1] as accuracy_reward"
-            )
-
     def _estimate_advantages(self, rollout: Rollout) -> Tensor:
-        advantages = self._advantage_estimator(rollout)
-        shape, expected = tuple(advantages.shape), tuple(rollout.rewards.shape)
-        token_level = len(shape) == 3 and shape[:2] == expected and shape[2] >= rollout.width
-        if shape != expected and not token_level:
-            raise ValueError(
-                f"the advantage estimator returned shape {shape}; it must be {expected}, or {(*expected, 'T')} with T "
-                f"at least {rollout.width}, the width of the rollout"
-            )
-        valid = rollout.valid.unsqueeze(-1) if token_level else rollout.valid
-        return advantages.detach().float().masked_fill(~valid, 0.0)
+        return used_advantages(self._advantage_estimator(rollout), rollout)
 
     def _gate_inputs(self, output: dict[str, Any], rollout: Rollout) -> dict[str, Tensor]:
         """What the policy loss needs beside TRL's own: which response a row is, and its log-probabilities."""

@@ -5,7 +5,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
 
 from canon_trl.trainers.generation_recorder import GenerationRecorder
 from canon_trl.trainers.group_collector import SampledBatch
@@ -51,6 +53,29 @@ class RolloutParts:
     token_values: dict[str, Tensor] = field(default_factory=dict)  # (B, T) each
     passes: list[ScoringPass] = field(default_factory=list)
     recorder: GenerationRecorder | None = None
+
+    def written_mask(self, width: int, device: torch.device) -> Tensor:
+        """True on every token of the completion, `(B, width)`, also where training masks it as truncated."""
+        assert self.completion_ids is not None
+        lengths = torch.tensor([len(ids) for ids in self.completion_ids], device=device)
+        return torch.arange(width, device=device) < lengths.unsqueeze(1)
+
+    def model_mask(self, width: int, device: torch.device) -> Tensor:
+        """True on the tokens that the model wrote, `(B, width)`: without those of tools and environments."""
+        written = self.written_mask(width, device)
+        if self.tool_mask is None:
+            return written
+        return written & padded([torch.tensor(row, dtype=torch.bool) for row in self.tool_mask], width, device)
+
+    def padded_records(self, width: int, device: torch.device) -> dict[str, Tensor]:
+        """What was recorded of the tokens while they were sampled, by name, `(B, width)` each."""
+        return {name: padded([row[name] for row in self.recorded], width, device) for name in self.recorded[0]}
+
+
+def padded(rows: list[Tensor], width: int, device: torch.device) -> Tensor:
+    """Rows of different lengths as one tensor, `(B, width)`, with zeros after each; brought to the device at once."""
+    together = pad_sequence(rows, batch_first=True).to(device)
+    return nn.functional.pad(together, (0, width - together.shape[1]))
 
 
 def plain(value: Any) -> Any:

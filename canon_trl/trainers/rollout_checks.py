@@ -1,0 +1,84 @@
+"""What rewards, metrics and advantages must be, once a rollout is there."""
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from canon_trl.advantages import RewardRange
+from canon_trl.rollout import Rollout
+from canon_trl.trainers.failures import SharedFailures
+
+
+def check_numbers(
+    metrics: Mapping[str, Tensor],
+    rewards: Tensor,
+    accuracy: Tensor | None,
+    *,
+    reward_range: RewardRange | None,
+    accuracy_reward: str,
+    failures: SharedFailures,
+) -> None:
+    """Refuse numbers of a rollout that its estimator is not defined for, on all ranks alike.
+
+    Args:
+        metrics: by name, `(P, G)` each, of all ranks; infinite where one could not be computed.
+        rewards: `(P, G)`, NaN where a response was not scored.
+        accuracy: `(N,)`, where it is needed.
+        reward_range: the rewards for which the estimator is defined.
+        accuracy_reward: the name of the reward function behind `accuracy`.
+        failures: why a metric could not be computed.
+
+    Raises:
+        ValueError: a metric is not finite, a reward or an accuracy out of its range; with the first such response.
+        Exception: what a metric raised, here or on another rank.
+    """
+    checks = {("metric", name): metric.isfinite() for name, metric in metrics.items()}
+    if accuracy is not None:
+        checks["accuracy", "[0, 1]"] = (accuracy >= 0) & (accuracy <= 1) | accuracy.isnan()
+    if reward_range == "[0, 1]":
+        checks["reward", "[0, 1]"] = (rewards >= 0) & (rewards <= 1) | rewards.isnan()
+    elif reward_range == "{0, 1}":
+        checks["reward", "{0, 1}"] = (rewards == 0) | (rewards == 1) | rewards.isnan()
+    if not checks:
+        return
+    passed = torch.stack([check.all() for check in checks.values()]).tolist()  # one wait for all of them
+    for ((kind, name), check), fine in zip(checks.items(), passed, strict=True):
+        if fine:
+            continue
+        index = int((~check.flatten()).nonzero()[0])
+        if kind == "metric":
+            failures.raise_any()
+            value = metrics[name].flatten()[index].item()
+            raise ValueError(f"metric {name!r} is {value} for completion {index}; it must be finite")
+        if kind == "reward":
+            raise ValueError(
+                f"the advantage estimator is defined for rewards in {name}, but the weighted sum of the reward "
+                f"functions is {rewards.flatten()[index].item()} for completion {index}"
+            )
+        assert accuracy is not None
+        raise ValueError(
+            f"the schedule of mu reads the accuracy, but reward {accuracy_reward!r} gave {accuracy[index].item()}; "
+            "name a reward function in [0, 1] as accuracy_reward"
+        )
+
+
+def used_advantages(advantages: Tensor, rollout: Rollout) -> Tensor:
+    """What an estimator returned, as it is trained on: without a gradient, and 0 for responses that have no reward.
+
+    Args:
+        advantages: `(P, G)`, or `(P, G, T)` with T at least `rollout.width`.
+        rollout: what they were estimated from.
+
+    Raises:
+        ValueError: another shape.
+    """
+    shape, expected = tuple(advantages.shape), tuple(rollout.rewards.shape)
+    token_level = len(shape) == 3 and shape[:2] == expected and shape[2] >= rollout.width
+    if shape != expected and not token_level:
+        raise ValueError(
+            f"the advantage estimator returned shape {shape}; it must be {expected}, or {(*expected, 'T')} with T "
+            f"at least {rollout.width}, the width of the rollout"
+        )
+    valid = rollout.valid.unsqueeze(-1) if token_level else rollout.valid
+    return advantages.detach().float().masked_fill(~valid, 0.0)
