@@ -38,7 +38,7 @@ audit: $(VENV)/.installed-test
 docs: $(VENV)/.installed-test
 	$(BIN)/python -m mkdocs build --strict
 
-# The numbers of the README and of docs/speed.md: half an hour on two CPU cores, of which speed.py takes a half.
+# The numbers of docs/speed.md: 40 minutes on two CPU cores, of which speed.py takes a half.
 benchmark: $(VENV)/.installed-test
 	$(BIN)/python benchmarks/advantages.py
 	$(BIN)/python benchmarks/speed.py
