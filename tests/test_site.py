@@ -136,8 +136,9 @@ def test_every_link_leads_somewhere(site, pages):
 
 
 def test_files_outside_of_docs_are_on_the_site(site):
-    """Markdown, code and a folder, each linked to by a page."""
+    """Markdown, code, a notebook and a folder, each linked to by a page."""
     for path in ("tests/golden/index.html", "canon_trl/advantages/canon.py.html", "examples/configs.html"):
         assert (site / "repository" / path).exists()
+    assert "canon_metric" in (site / "repository" / "examples" / "canon_quickstart.ipynb.html").read_text()
     listed = Page(site / "repository" / "examples" / "configs.html").text
     assert {path.name for path in (ROOT / "examples" / "configs").iterdir()} <= set(listed.split())

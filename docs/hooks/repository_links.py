@@ -1,12 +1,14 @@
 """Links that leave docs/ work on the site as they do on GitHub: what they lead to becomes a page, below repository/.
 
-Markdown stays what it is, code becomes a block, a folder a list of its files; anything else is copied.
+Markdown stays what it is, code becomes a block, a notebook its cells, a folder a list of its files; anything else is
+copied.
 """
 
 import os
 import re
 from pathlib import Path, PurePosixPath
 
+import nbformat
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files, InclusionLevel
 from mkdocs.structure.pages import Page
@@ -14,6 +16,7 @@ from mkdocs.structure.pages import Page
 LINK = re.compile(r"(?<=\]\()(?![\w+.-]+:|[#/])[^)\s#]+")
 OUTSIDE = "repository/"
 LANGUAGES = {".py": "python", ".sh": "bash", ".slurm": "bash", ".toml": "toml", ".yaml": "yaml", "": "text"}
+PAGES = {*LANGUAGES, ".ipynb"}
 
 
 def on_files(files: Files, *, config: MkDocsConfig) -> Files:
@@ -53,7 +56,7 @@ def site_uri(root: Path, target: str) -> str:
     """Where the site has that file or folder of the repository."""
     if target.startswith("docs/"):
         return target.removeprefix("docs/")
-    is_page = (root / target).is_dir() or PurePosixPath(target).suffix in LANGUAGES
+    is_page = (root / target).is_dir() or PurePosixPath(target).suffix in PAGES
     return f"{OUTSIDE}{target}.md" if is_page else f"{OUTSIDE}{target}"
 
 
@@ -66,4 +69,8 @@ def as_file(source: Path, uri: str, config: MkDocsConfig) -> File:
     if source.suffix in LANGUAGES:
         block = f"````{LANGUAGES[source.suffix]}\n{source.read_text()}\n````"
         return File.generated(config, uri, content=f"# {source.name}\n\n{block}\n", **kind)
+    if source.suffix == ".ipynb":
+        cells = nbformat.read(source, as_version=4).cells
+        texts = [cell.source if cell.cell_type == "markdown" else f"````python\n{cell.source}\n````" for cell in cells]
+        return File.generated(config, uri, content="\n\n".join(texts) + "\n", **kind)
     return File.generated(config, uri, abs_src_path=str(source), **kind)
