@@ -61,7 +61,7 @@ from canon_trl.trainers.before_loading import (
 from canon_trl.trainers.checkpoints import ROLLOUT_STATE, RUN_OPTIONS, find_checkpoint, mark_whole, options_of_run
 from canon_trl.trainers.constant_rewards import ConstantRewards
 from canon_trl.trainers.failures import SharedFailures, guarded_reward
-from canon_trl.trainers.finite import all_finite, local_part, raise_unless
+from canon_trl.trainers.finite import all_finite, local_part, plain_number, raise_unless
 from canon_trl.trainers.generation_recorder import GenerationRecorder
 from canon_trl.trainers.group_collector import GroupCollector, SampledBatch, SampledResponse
 from canon_trl.trainers.model_card import (
@@ -618,7 +618,7 @@ class PluggableGRPOTrainer(GRPOTrainer):
 
     def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:
         """transformers calls this between clipping and the optimiser's step."""
-        norm = super()._get_grad_norm(model, grad_norm)
+        norm = plain_number(super()._get_grad_norm(model, grad_norm))
         if norm is not None and self.accelerator.scaler is None:  # which skips such steps
             gradients = {f"the gradient of {name}": p.grad for name, p in self.model.named_parameters()}
             finite = torch.as_tensor(norm, device=self.accelerator.device).isfinite()
