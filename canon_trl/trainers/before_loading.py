@@ -60,7 +60,7 @@ BOUNDS: dict[str, str] = {
     "adam_epsilon": "[0, 1]",
     "max_grad_norm": "[0, inf]",
     "warmup_steps": "[0, inf)",
-    **dict.fromkeys(("num_train_epochs", "logging_steps"), "(0, inf)"),
+    **dict.fromkeys(("num_train_epochs", "logging_steps", "reward_time_limit"), "(0, inf)"),
     **dict.fromkeys(("seed", "data_seed"), "[0, 2147483647]"),
     # CANON, the other estimators and A*-PO
     **dict.fromkeys(("canon_mu", "canon_cosine_low", "canon_cosine_high"), "[0, 1]"),

@@ -1,6 +1,5 @@
 """Options of a run, whatever its method."""
 
-import math
 from dataclasses import dataclass, field
 
 from trl import GRPOConfig
@@ -81,12 +80,6 @@ class RunConfig(GRPOConfig):
     resume_with_changes: bool = field(
         default=False, metadata={"help": "Resume a checkpoint that was made with other options, which are named."}
     )
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        limit = self.reward_time_limit
-        if limit is not None and not 0 < limit < math.inf:
-            raise ValueError(f"reward_time_limit={limit!r} must be positive and finite, in seconds, or None")
 
 
 def decides_what_is_learnt(name: str) -> bool:
