@@ -44,6 +44,13 @@ def test_an_error_is_raised_as_it_is_and_names_the_function(tmp_path, reward):
     assert caught.value.__notes__ == [f"in reward function '{reward.__name__}'"]
 
 
+def test_an_error_outside_of_a_rollout_waits_for_nobody(tmp_path):
+    """As where a rollout_func scores by itself."""
+    trainer = make_trainer(tmp_path, trainer_options={"reward_funcs": raises})
+    with pytest.raises(KeyError, match="no such answer"):
+        trainer.reward_funcs[0](prompts=["1+1="], completions=["2"])
+
+
 @pytest.mark.parametrize(
     ("returned", "error", "message"),
     [
@@ -159,11 +166,8 @@ def test_a_signal_that_comes_as_the_function_ends_is_a_timeout_as_well(monkeypat
 
 
 def test_time_of_the_processor_on_many_threads_is_not_time_on_the_clock():
-    with time_limit(1.5, "it"):
-        deadline = time.monotonic() + 1.0
-        product = torch.ones(256, 256)
-        while time.monotonic() < deadline:
-            product @ product
+    with time_limit(60.0, "it"):
+        signal.raise_signal(signal.SIGVTALRM)  # as the timer does after 60 seconds of the processor
 
 
 @pytest.mark.parametrize("limit", [0.0, -1.0, math.nan, math.inf])
