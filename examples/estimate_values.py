@@ -32,9 +32,11 @@ from sampling import (
 )
 
 from canon_trl.hub import failure_told, upload_command
+from canon_trl.papers import PAPERS, package_citation
 from canon_trl.sampling.chunks import ChunkLog, collect_records, whole_file
 from canon_trl.sampling.optimal_values import REWARDS, with_optimal_values
 from canon_trl.sampling.scoring import Scorer
+from canon_trl.trainers.model_card import describe_data, describe_model
 
 PROGRESS = ".progress/*"  # what only a run that goes on needs
 
@@ -56,11 +58,13 @@ class ValueArguments(SamplingArguments):
 
 # No `configs` in the card: of a folder whose card has them, datasets would load what it has once cached under the
 # folder's name, also after the values were estimated anew. The files are found by their names.
-def card(settings: dict[str, Any], pass_rates: dict[str, float], destination: str) -> str:
-    rows = "\n".join(f"| `{name}` | `{json.dumps(value)}` |" for name, value in settings.items())
+def card(settings: dict[str, Any], data: str, pass_rates: dict[str, float], destination: str) -> str:
+    shown = {name: value for name, value in settings.items() if name not in ("model", "data")}
+    rows = "\n".join(f"| `{name}` | `{json.dumps(value)}` |" for name, value in shown.items())
     means = ", ".join(f"{rate:.3f} ({split})" for split, rate in pass_rates.items())
     return f"""---
 tags:
+- trl
 - canon_trl
 - astar_po
 ---
@@ -70,11 +74,28 @@ tags:
 Columns: those of the prompts, `rewards` (of `num_samples` responses), `v_star` (the optimal value of
 [A*-PO](https://huggingface.co/papers/2505.20686) with `beta1`) and `pass_rate`, the mean reward: {means}.
 
+- Reference model: {describe_model(settings["model"])}
+- Data: {describe_data(data, None)}
+
 | setting | value |
 |---|---|
 {rows}
 
 Train on it with `accelerate launch examples/train_astar_po.py --dataset_name {destination}`.
+
+## Citations
+
+Cite A*-PO as:
+
+```bibtex
+{PAPERS["astar_po"].citation}
+```
+
+Cite canon_trl as:
+
+```bibtex
+{package_citation()}
+```
 """
 
 
@@ -115,7 +136,8 @@ def main(argv: list[str]) -> None:
             )
             for task in tasks
         }
-        write(folder, done, settings | {"beta1": values.beta1}, values.push_to_hub)
+        data = recipe.dataset_name or f"the embedded task {recipe.task}"
+        write(folder, done, settings | {"beta1": values.beta1}, data, values.push_to_hub)
     state.wait_for_everyone()
 
 
@@ -125,12 +147,14 @@ def with_rewards(data: Dataset, rewards: list[list[float | None]]) -> Dataset:
     return data.add_column(REWARDS, rewards)
 
 
-def write(folder: Path, done: dict[str, Dataset], settings: dict[str, Any], repository: str | None) -> None:
+def write(
+    folder: Path, done: dict[str, Dataset], settings: dict[str, Any], data_name: str, repository: str | None
+) -> None:
     pass_rates = {split: sum(data["pass_rate"]) / len(data) for split, data in done.items()}
     for split, data in done.items():
         with whole_file(folder / f"{split}.parquet") as file:
             data.to_parquet(file)
-    text = card(settings, pass_rates, repository or str(folder))
+    text = card(settings, data_name, pass_rates, repository or str(folder))
     with whole_file(folder / "README.md") as file:
         file.write_text(text)
     for split, rate in pass_rates.items():

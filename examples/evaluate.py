@@ -299,7 +299,8 @@ def update_card(model: str, summary: dict[str, dict[str, Any]], folder: Path) ->
     card = load_card(model)
     add_results(card, summary_results(summary))
     if Path(model).is_dir():
-        card.save(Path(model) / CARD)
+        with whole_file(Path(model) / CARD) as file:
+            card.save(file)
         return
     path = folder / CARD
     card.save(path)

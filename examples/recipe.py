@@ -219,8 +219,6 @@ def train(trainer: GRPOTrainer, recipe: RecipeArguments) -> None:
             trainer.evaluate()
             evaluations.append(trainer.state.log_history[-1])
         before, after = evaluations[0][held_out], evaluations[-1][held_out]
-
-    if evaluates:
         trainer.accelerator.print(f"{accuracy} on held-out prompts: {before:.3f} before, {after:.3f} after training")
     data = recipe.dataset_name or f"the embedded task {recipe.task}"
     if training.push_to_hub:  # which saves all of it first

@@ -76,7 +76,8 @@ class Handler(BaseHTTPRequestHandler):
     def answer(self, content: Any, status: int = 200, **headers: str) -> None:
         body = content if isinstance(content, bytes) else json.dumps(content).encode()
         self.send_response(status)
-        for name, value in ({"Content-Length": str(len(body))} | headers).items():
+        always = {"Content-Length": str(len(body)), "Connection": "close"}  # or one would be served after the end
+        for name, value in (always | headers).items():
             self.send_header(name.replace("_", "-"), value)
         self.end_headers()
         if self.command != "HEAD":

@@ -2,13 +2,16 @@
 
 import logging
 import re
+import resource
 import shutil
+from pathlib import Path
 
 import pytest
 from toy import assert_same_parameters, length_reward, logged, make_trainer, parameters, prompts
+from transformers import TrainerCallback
 from trl import GRPOConfig, GRPOTrainer
 
-from canon_trl.trainers.checkpoints import RUN_OPTIONS
+from canon_trl.trainers.checkpoints import ROLLOUT_STATE, RUN_OPTIONS, checkpoints_of, is_whole
 
 SAVING = {"save_strategy": "steps", "save_steps": 1}
 
@@ -101,13 +104,36 @@ def test_a_folder_with_another_run_is_refused(folder, whole):
     assert_same_parameters(parameters(train(folder)), parameters(whole[1]))  # the same run again
 
 
+def test_a_folder_with_a_run_of_another_trainer_is_refused(folder):
+    """Else a restart after a kill would take the other run's last checkpoint for its own."""
+    for name in (RUN_OPTIONS, ROLLOUT_STATE.format(rank=0)):
+        (folder / "checkpoint-3" / name).unlink()
+    with pytest.raises(ValueError, match=r"has checkpoint-3 of another run .it was made by another trainer.; choose"):
+        train(folder)
+
+
+def test_a_run_that_is_killed_while_it_repeats_another_leaves_no_half_checkpoint_that_is_whole(folder):
+    """The mark of the checkpoint that was there goes before anything of it is overwritten."""
+    trainer, seen = make_trainer(folder, **SAVING), []
+    save = trainer.save_model
+    trainer.save_model = lambda to, *args, **kwargs: (seen.append(is_whole(Path(to))), save(to, *args, **kwargs))
+    trainer.train()
+    assert seen == [False, False, False]
+
+
+def test_checkpoints_are_in_the_order_of_their_steps(tmp_path):
+    for name in ("checkpoint-9", "checkpoint-100", "checkpoint-20", "checkpoint-best", "model"):
+        (tmp_path / name).mkdir()
+    assert [path.name for path in checkpoints_of(tmp_path)] == ["checkpoint-100", "checkpoint-20", "checkpoint-9"]
+
+
 def test_a_checkpoint_of_trls_own_trainer_is_resumed(tmp_path, caplog):
     args = {"trainer_class": GRPOTrainer, "config_class": GRPOConfig}
     train(tmp_path, **args)
     options = {"advantage_estimator": "dr_grpo"}
     with caplog.at_level(logging.WARNING, logger="canon_trl"):
         resumed = train(tmp_path, resume=True, max_steps=4, **options)
-    assert "as in a checkpoint of another trainer: a rollout in flight is sampled anew" in caplog.text
+    assert "as in a checkpoint of another trainer or of fewer processes: a rollout in flight is sam" in caplog.text
     assert [entry["step"] for entry in logged(resumed)] == [1, 2, 3, 4]
 
 
@@ -143,3 +169,33 @@ def test_a_full_disk_ends_training_and_leaves_what_was_whole(tmp_path, whole, na
     resumed = train(tmp_path, resume=True)
     assert_same_parameters(parameters(resumed), parameters(whole[1]))
     assert logged(resumed) == logged(whole[1])
+
+
+def test_a_disk_that_is_full_for_the_weights_is_told_as_well(tmp_path):
+    """safetensors has an error of its own."""
+    ends = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2**20, ends[1]))  # the weights take 1.7 MB
+    try:
+        with pytest.raises(Exception, match="File too large") as caught:
+            train(tmp_path, max_steps=1)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, ends)
+    assert "checkpoint-1 is not whole" in caught.value.__notes__[0]
+
+
+def test_a_checkpoint_is_pushed_once_it_is_whole(tmp_path, caplog):
+    """Nothing can be uploaded here, which is told and stops nothing."""
+
+    class Pushes(TrainerCallback):
+        whole = []
+
+        def on_push_begin(self, args, state, control, **kwargs):
+            self.whole.append(is_whole(tmp_path / f"checkpoint-{state.global_step}"))
+
+    trainer = make_trainer(tmp_path, **SAVING, hub_always_push=True)
+    trainer.args.push_to_hub, trainer.hub_model_id, trainer.push_in_progress = True, "me/model", None
+    trainer.add_callback(Pushes())
+    with caplog.at_level(logging.WARNING, logger="canon_trl"):
+        trainer.train()
+    assert Pushes.whole == [True, True, True]
+    assert "a checkpoint was not uploaded, training goes on" in caplog.text

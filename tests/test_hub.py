@@ -264,6 +264,15 @@ def test_an_evaluation_writes_into_the_card_of_a_folder(pushed, tmp_path):
         assert "## Method" in card.text
 
 
+def test_a_disk_that_is_full_leaves_the_card_of_a_folder_as_it_was(tmp_path):
+    (tmp_path / "README.md").write_text("---\ntags:\n- own\n---\n\nwritten by hand\n")
+    before = (tmp_path / "README.md").read_bytes()
+    (tmp_path / ".README.md.partial").symlink_to("/dev/full")
+    with pytest.raises(OSError, match=r"No space left on device: '.*README.md'"):
+        evaluate.update_card(str(tmp_path), {}, tmp_path)
+    assert (tmp_path / "README.md").read_bytes() == before
+
+
 def test_an_evaluation_writes_into_the_card_on_the_hub(hub, pushed, tmp_path):
     """Where that is refused, the printed command makes up for it."""
     command = [sys.executable, str(ROOT / "examples" / "evaluate.py"), *SCORE, "--model_name_or_path", "me/whole"]

@@ -98,6 +98,14 @@ class TestTornFiles:
             assert self.sample(tmp_path / "torn") == (list(range(kept, 3)), records, written)
             shutil.rmtree(tmp_path / "torn")
 
+    def test_the_torn_log_of_a_rank_that_is_there_no_more(self, tmp_path):
+        """Begun on two ranks, gone on with by one, which leaves the file of the other as it is."""
+        _, records, written = self.sample(tmp_path / "whole")
+        (tmp_path / "torn").mkdir()
+        first, second, _ = written.splitlines(keepends=True)
+        (tmp_path / "torn" / "chunks-00001.jsonl").write_bytes(first + second[:-5])
+        assert self.sample(tmp_path / "torn")[:2] == ([1, 2], records)
+
     def test_settings_that_were_half_written(self, tmp_path):
         (tmp_path / ".settings.json.partial").write_text('{"tempe')
         ChunkLog(tmp_path, {"temperature": 0.5})

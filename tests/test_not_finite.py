@@ -4,6 +4,7 @@ import re
 
 import pytest
 import torch
+from test_distributed import launch
 from toy import assert_same_parameters, make_trainer, parameters
 from transformers import TrainerCallback
 
@@ -97,3 +98,7 @@ def test_gradients_before_they_change_a_weight(tmp_path):
     with pytest.raises(FloatingPointError, match=message):
         trainer.train()
     assert_same_parameters(parameters(trainer), before)
+
+
+def test_what_fsdp2_shards_is_looked_at_where_it_lies(tmp_path):
+    launch("cpu_two_processes.yaml", "sharded.py", tmp_path)

@@ -15,11 +15,13 @@ import pytest
 import torch
 from datasets import Dataset, load_dataset
 from hub import local_hub
+from huggingface_hub import ModelCard
 from toy import TASK, base_model
 from transformers import AutoTokenizer
 from transformers.generation import TopKLogitsWarper, TopPLogitsWarper
 
 from canon_trl.advantages import optimal_value
+from canon_trl.papers import PAPERS, package_citation
 from canon_trl.sampling.chunks import ChunkLog, collect_records, missing_chunks, sample_chunks
 from canon_trl.sampling.samplers import Response, TransformersSampler
 from canon_trl.sampling.scoring import Scorer
@@ -297,7 +299,11 @@ def test_the_dataset_is_pushed_and_loaded_back(whole, tmp_path):
         assert loaded == {split: part.to_dict() for split, part in load_dataset(str(folder)).items()}
         finish(command, environment)
     assert hub.commits == ["datasets/me/values"] * 2
-    assert b"--dataset_name me/values" in files["README.md"]
+    card = files["README.md"].decode()
+    assert "--dataset_name me/values" in card and {*ModelCard(card).data.tags} == {"trl", "canon_trl", "astar_po"}
+    assert PAPERS["astar_po"].citation in card and package_citation() in card
+    assert "- Reference model: `arithmetic_model`\n- Data: the embedded task arithmetic\n" in card
+    assert str(ROOT) not in card and str(tmp_path) not in card
 
 
 def test_the_next_script_trains_on_it(whole, tmp_path):

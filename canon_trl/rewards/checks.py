@@ -1,9 +1,12 @@
 """What a reward function may return."""
 
-import math
 from collections.abc import Sequence
 from numbers import Real
 from typing import Any
+
+import torch
+
+LARGEST = torch.finfo(torch.float32).max  # in which TRL computes with rewards
 
 
 def checked_rewards(rewards: Any, count: int, what: str) -> list[float | None]:
@@ -18,11 +21,11 @@ def checked_rewards(rewards: Any, count: int, what: str) -> list[float | None]:
 
     Raises:
         TypeError: they are not a sequence of numbers and `None`.
-        ValueError: another number than one a response, or one that is infinite.
+        ValueError: another number than one a response, or one that is infinite in float32.
     """
     if hasattr(rewards, "tolist"):  # of torch or numpy
         rewards = rewards.tolist()
-    if not isinstance(rewards, Sequence) or isinstance(rewards, str):
+    if not isinstance(rewards, Sequence) or isinstance(rewards, str | bytes):
         raise TypeError(f"{what} returned {type(rewards).__name__} {rewards!r}; it must return a list of rewards")
     if len(rewards) != count:
         raise ValueError(f"{what} returned {len(rewards)} rewards for {count} completions; it must be one for each")
@@ -33,6 +36,6 @@ def checked_rewards(rewards: Any, count: int, what: str) -> list[float | None]:
                 f"{what} returned {reward!r}, a {type(reward).__name__}, for completion {index}; it must be a number "
                 "or None"
             )
-        if reward is not None and math.isinf(reward):
-            raise ValueError(f"{what} returned {reward} for completion {index}; it must be finite or None")
+        if reward is not None and abs(reward) > LARGEST:
+            raise ValueError(f"{what} returned {reward} for completion {index}; it must be finite in float32 or None")
     return scalars

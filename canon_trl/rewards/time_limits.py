@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+AGAIN = 1.0  # seconds after which what caught the interruption is interrupted once more
+
 
 class TimeIsUp(BaseException):
     """Raised inside the function; no `Exception`, because functions that score answers catch those of all kinds."""
@@ -37,8 +39,9 @@ def time_limit(seconds: float | None, name: str) -> Iterator[None]:
     deadline, over, interrupted = time.monotonic() + seconds, threading.Event(), False
 
     def interrupt(*_: Any) -> None:
-        nonlocal interrupted
+        nonlocal deadline, interrupted
         if not over.is_set() and time.monotonic() >= deadline:
+            deadline = time.monotonic() + AGAIN / 2  # or the other signal would meet the clearing up after this one
             interrupted = True
             raise TimeIsUp
 
@@ -46,14 +49,17 @@ def time_limit(seconds: float | None, name: str) -> Iterator[None]:
         wait = seconds
         while not over.wait(wait):  # again and again, where the function catches everything
             signal.pthread_kill(main_thread, signal.SIGVTALRM)
-            wait = 1.0
+            wait = AGAIN
 
     before = signal.signal(signal.SIGVTALRM, interrupt)
-    signal.setitimer(signal.ITIMER_VIRTUAL, seconds, 1.0)  # CPU time of all threads: the handler looks at the clock
+    signal.setitimer(signal.ITIMER_VIRTUAL, seconds, AGAIN)  # CPU time of all threads: the handler looks at the clock
     waker = threading.Thread(target=wake, daemon=True)
     waker.start()
     try:
-        yield
+        try:
+            yield
+        finally:
+            over.set()  # where the signal may still come, if the function has ended at the last moment
     except TimeIsUp:
         pass
     finally:

@@ -55,13 +55,12 @@ BOUNDS: dict[str, str] = {
     "ref_model_sync_steps": "[1, inf)",
     # The optimiser and the run
     "learning_rate": "[0, 1]",
-    "reward_time_limit": "(0, inf)",
     "weight_decay": "[0, 1]",
     **dict.fromkeys(("adam_beta1", "adam_beta2"), "[0, 1)"),
     "adam_epsilon": "[0, 1]",
     "max_grad_norm": "[0, inf]",
     "warmup_steps": "[0, inf)",
-    **dict.fromkeys(("num_train_epochs", "logging_steps"), "(0, inf)"),
+    **dict.fromkeys(("num_train_epochs", "logging_steps", "reward_time_limit"), "(0, inf)"),
     **dict.fromkeys(("seed", "data_seed"), "[0, 2147483647]"),
     # CANON, the other estimators and A*-PO
     **dict.fromkeys(("canon_mu", "canon_cosine_low", "canon_cosine_high"), "[0, 1]"),

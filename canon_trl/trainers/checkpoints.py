@@ -1,19 +1,19 @@
 """Which checkpoints can be resumed from: those that are whole, and made with the options of this run."""
 
 import json
-import logging
 import os
 import re
 from pathlib import Path
 from typing import Any
 
+from accelerate.logging import get_logger
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from trl import GRPOConfig
 
 from canon_trl.trainers.run_config import decides_what_is_learnt
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)  # which speaks on the main process alone: every rank finds the same
 
 # Written last into a checkpoint: there where everything else is. It has the options that the checkpoint was made with.
 RUN_OPTIONS = "run_options.json"
@@ -39,7 +39,7 @@ def is_whole(checkpoint: Path) -> bool:
     """Whether all of it was written; of another trainer's, whether there is the file that it writes last."""
     if (checkpoint / ROLLOUT_STATE.format(rank=0)).exists():
         return (checkpoint / RUN_OPTIONS).exists()
-    return (checkpoint / TRAINER_STATE_NAME).exists()
+    return (checkpoint / TRAINER_STATE_NAME).is_file()
 
 
 def checkpoints_of(folder: Path) -> list[Path]:
@@ -79,7 +79,8 @@ def find_checkpoint(
     whole = [checkpoint for checkpoint in there if is_whole(checkpoint)]
     if not asked:
         for checkpoint in whole:
-            if changed := changed_options(checkpoint, options):
+            foreign = not (checkpoint / RUN_OPTIONS).exists()
+            if changed := ["it was made by another trainer"] if foreign else changed_options(checkpoint, options):
                 raise ValueError(
                     f"output_dir={str(folder)!r} has {checkpoint.name} of another run ({'; '.join(changed)}); choose "
                     "another output_dir, or remove what is there"

@@ -1,9 +1,10 @@
 """Reward functions that tell no response from another."""
 
-import logging
 from collections.abc import Sequence
 
-logger = logging.getLogger(__name__)
+from accelerate.logging import get_logger
+
+logger = get_logger(__name__)  # which speaks on the main process alone: every rank counts the same
 
 # Rollouts in a row, after which it is said that there is nothing to learn.
 WARN_AFTER = 10

@@ -67,6 +67,8 @@ def guarded_reward(
         try:
             async with asyncio.timeout(seconds) as limit:
                 rewards = await function(completions=completions, **kwargs)
+            if limit.expired():  # and the function caught the interruption
+                raise TimeoutError
             return checked_rewards(rewards, len(completions), what)
         except Exception as error:
             reason = too_slow(what, seconds) if seconds is not None and limit.expired() else error

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Mapping
 from itertools import chain
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -10,10 +11,15 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor
 
 
-def local_part(parameter: Tensor) -> Tensor:
-    """What this rank holds of a parameter, also where ZeRO-3 or FSDP2 shards it."""
-    held = getattr(parameter, "ds_tensor", parameter)
+def local_part(tensor: Tensor) -> Tensor:
+    """What this rank holds of a parameter or its gradient, also where ZeRO-3 or FSDP2 shards it."""
+    held = getattr(tensor, "ds_tensor", tensor)
     return held.to_local() if isinstance(held, DTensor) else held
+
+
+def plain_number(norm: Any) -> Any:
+    """A norm as every rank has it, which under FSDP2 is a distributed tensor; called on all ranks alike."""
+    return norm.full_tensor() if isinstance(norm, DTensor) else norm
 
 
 def all_finite(tensors: Iterable[Tensor], device: torch.device) -> Tensor:
@@ -42,15 +48,21 @@ def raise_unless(
     """
     if accelerator.gather(finite.float().view(1)).min() == 1:
         return
-    held = ((f"parameter {name}", local_part(weight.detach())) for name, weight in weights)
-    found = gather_object([first_not_finite(chain(held, tensors.items()))])
+    parameters = ((f"parameter {name}", weight.detach()) for name, weight in weights)
+    found = gather_object([first_not_finite(chain(parameters, tensors.items()))])
     ranks = [f"{name} on rank {rank}" for rank, name in enumerate(found) if name is not None]
     raise FloatingPointError(f"{what}. Not finite: {'; '.join(ranks) or 'no single tensor, but their sum'}")
 
 
 def first_not_finite(named: Iterable[tuple[str, Tensor | None]]) -> str | None:
-    """The first of the tensors that has a number that is not finite, and how many of its numbers are not."""
+    """The first of the tensors that has a number that is not finite, and how many of its numbers are not.
+
+    It looks at what this rank holds: ranks that find something at different tensors must not wait for each other.
+    """
     for name, tensor in named:
-        if tensor is not None and (count := int((~tensor.isfinite()).sum())):
-            return f"{name} ({count} of {tensor.numel()} numbers)"
+        if tensor is None:
+            continue
+        held = local_part(tensor)
+        if count := int((~held.isfinite()).sum()):
+            return f"{name} ({count} of {held.numel()} numbers)"
     return None

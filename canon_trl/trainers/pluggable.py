@@ -60,7 +60,7 @@ from canon_trl.trainers.before_loading import (
 from canon_trl.trainers.checkpoints import ROLLOUT_STATE, RUN_OPTIONS, find_checkpoint, mark_whole, options_of_run
 from canon_trl.trainers.constant_rewards import ConstantRewards
 from canon_trl.trainers.failures import SharedFailures, guarded_reward
-from canon_trl.trainers.finite import all_finite, local_part, raise_unless
+from canon_trl.trainers.finite import all_finite, local_part, plain_number, raise_unless
 from canon_trl.trainers.generation_recorder import GenerationRecorder
 from canon_trl.trainers.group_collector import GroupCollector, SampledBatch, SampledResponse, places_over_trained
 from canon_trl.trainers.model_card import (
@@ -561,7 +561,7 @@ class PluggableGRPOTrainer(GRPOTrainer):
 
     def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:
         """transformers calls this between clipping and the optimiser's step."""
-        norm = super()._get_grad_norm(model, grad_norm)
+        norm = plain_number(super()._get_grad_norm(model, grad_norm))
         if norm is not None and self.accelerator.scaler is None:  # which skips such steps
             gradients = {f"the gradient of {name}": p.grad for name, p in self.model.named_parameters()}
             finite = torch.as_tensor(norm, device=self.accelerator.device).isfinite()
@@ -679,7 +679,7 @@ class PluggableGRPOTrainer(GRPOTrainer):
                 checkpoint.mkdir(parents=True, exist_ok=True)
                 torch.save(self._rollout_state(), self._rollout_state_path(checkpoint))
             super()._save_checkpoint(model, trial)
-        except (OSError, RuntimeError) as error:  # torch.save and safetensors raise either on a full disk
+        except Exception as error:  # on a full disk OSError, RuntimeError of torch, or SafetensorError
             error.add_note(
                 f"{checkpoint} is not whole and will not be resumed from; earlier checkpoints are as they were"
             )
@@ -689,6 +689,8 @@ class PluggableGRPOTrainer(GRPOTrainer):
         self.accelerator.wait_for_everyone()
         if self.args.should_save:
             mark_whole(checkpoint, self._run_options())
+            if self.args.push_to_hub:
+                self._push_from_checkpoint(str(checkpoint))
             best = self.state.best_model_checkpoint
             rotate_checkpoints(run_folder, save_total_limit=kept, best_model_checkpoint=best, use_mtime=True)
 
@@ -740,7 +742,9 @@ class PluggableGRPOTrainer(GRPOTrainer):
         self._steps_not_restored = self.state.global_step * self.args.gradient_accumulation_steps
         if state is None:
             logger.warning(
-                "%s is missing, as in a checkpoint of another trainer: a rollout in flight is sampled anew", path
+                "%s is missing, as in a checkpoint of another trainer or of fewer processes: a rollout in flight is "
+                "sampled anew",
+                path,
             )
             return
         if state["sampling"] != self._sampling():
@@ -852,8 +856,10 @@ class PluggableGRPOTrainer(GRPOTrainer):
             return super().push_to_hub(*args, **kwargs)
 
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
-        self._tell_failed_pushes()
-        super()._push_from_checkpoint(checkpoint_folder)
+        """Once it is whole; transformers asks before, when a checkpoint on the Hub would not do to resume from."""
+        if Path(checkpoint_folder, RUN_OPTIONS).exists():
+            self._tell_failed_pushes()
+            super()._push_from_checkpoint(checkpoint_folder)
 
     def _finish_current_push(self) -> None:
         super()._finish_current_push()
