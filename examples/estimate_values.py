@@ -112,7 +112,8 @@ def main(argv: list[str]) -> None:
         if not isinstance(data, Dataset):
             raise TypeError(f"{split} data is a {type(data).__name__}; it must be a Dataset, which has a length")
     tokenizer = load_tokenizer(name, model)
-    score = Scorer(reward_functions(recipe, values.max_completion_length), tokenizer, values.reward_weights)
+    functions = reward_functions(recipe, values.max_completion_length)
+    score = Scorer(functions, tokenizer, values.reward_weights, values.reward_time_limit)
 
     settings = sampling_settings(recipe, values, model, name)
     tasks = [

@@ -221,8 +221,9 @@ def main(argv: list[str]) -> None:
     settings, tasks = [], []
     for benchmark in benchmarks:
         data = load_prompts(benchmark, tokenizer)
-        functions = reward_functions(benchmark.recipe, benchmark.options.max_completion_length)
-        score = Scorer(functions, tokenizer, benchmark.options.reward_weights)
+        own = benchmark.options
+        functions = reward_functions(benchmark.recipe, own.max_completion_length)
+        score = Scorer(functions, tokenizer, own.reward_weights, own.reward_time_limit)
         settings.append(
             sampling_settings(benchmark.recipe, benchmark.options, model, name)
             | {key: getattr(benchmark.options, key) for key in ("answer_extractor", "save_responses")}

@@ -40,6 +40,9 @@ class SamplingArguments:
     max_completion_length: int = field(default=256, metadata={"help": "Tokens of a response at most."})
     chunk_prompts: int = field(default=64, metadata={"help": "Prompts that a rank samples at a time."})
     reward_weights: list[float] | None = field(default=None, metadata={"help": "Weights of the reward functions."})
+    reward_time_limit: float | None = field(
+        default=None, metadata={"help": "Seconds that a call of a reward function may take. Default: no limit."}
+    )
     seed: int = field(default=0, metadata={"help": "Seed of the sampling."})
     use_vllm: bool = field(default=False, metadata={"help": "Sample with vLLM."})
     vllm_kwargs: str = field(default="{}", metadata={"help": "Options of `vllm.LLM` as JSON."})
@@ -118,7 +121,7 @@ def sampling_settings(
     recipe: RecipeArguments, sampling: SamplingArguments, model: ModelConfig, name: str
 ) -> dict[str, Any]:
     """All that a response and its rewards depend on."""
-    fields = SamplingArguments.__dataclass_fields__.keys() - {"vllm_kwargs"}
+    fields = SamplingArguments.__dataclass_fields__.keys() - {"vllm_kwargs", "reward_time_limit"}
     settings = {key: value for key, value in asdict(sampling).items() if key in fields}
     settings |= {"model": name, "data": recipe.task or recipe.dataset_name}
     settings |= {key: getattr(recipe, key) for key in ("reward_funcs", "soft_overlong_cache")}

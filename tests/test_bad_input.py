@@ -117,6 +117,22 @@ def config(**options):
             },
             "gradient_accumulation_steps=2 micro-batches must come from one rollout of steps_per_generation=3",
         ),
+        ({"pad_to_multiple_of": 0}, "pad_to_multiple_of=0 must be a whole number of at least 1, 'auto' or None"),
+        ({"max_steps": 0}, "max_steps=0 must be at least 1, or -1 for num_train_epochs"),
+        ({"max_steps": -2}, "max_steps=-2 must be at least 1"),
+        ({"sync_ref_model": True}, "sync_ref_model=True needs a reference model, which beta=0.0 does without"),
+        (
+            {"generation_batch_size": 8, "steps_per_generation": 1},
+            "generation_batch_size=8, steps_per_generation=1: each follows from the other; set only one",
+        ),
+        (
+            {"per_device_train_batch_size": 6},
+            "make 6 responses a rollout, which must be a multiple of num_generations=4",
+        ),
+        (
+            {"eval_strategy": "steps", "eval_steps": 1, "per_device_eval_batch_size": 6},
+            "per_device_eval_batch_size=6 on 1 processes must be a multiple of num_generations=4",
+        ),
         ({"dynamic_sampling_kwargs": {"lower": 0.1}}, "would be ignored: dynamic_sampling is False"),
         (
             {"dynamic_sampling": True, "dynamic_sampling_kwargs": {"rounds": 2}},

@@ -4,9 +4,12 @@ import logging
 import re
 import resource
 import shutil
+from itertools import count
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import load_file
 from toy import assert_same_parameters, length_reward, logged, make_trainer, parameters, prompts
 from transformers import TrainerCallback
 from trl import GRPOConfig, GRPOTrainer
@@ -150,6 +153,28 @@ def test_old_checkpoints_go_when_the_new_one_is_whole(tmp_path):
     assert seen == [[], ["checkpoint-1"], ["checkpoint-2"]]
     assert [path.name for path in tmp_path.glob("checkpoint-*")] == ["checkpoint-3"]
     assert trainer.args.save_total_limit == 1
+
+
+def test_the_best_checkpoint_stays_and_is_loaded_in_the_end(tmp_path):
+    """Its evaluation, the first, is the best: the reward falls from call to call."""
+    calls = count()
+
+    def falls(completions, **kwargs):
+        return [-float(next(calls))] * len(completions)
+
+    best = {"load_best_model_at_end": True, "metric_for_best_model": "reward", "greater_is_better": True}
+    options = SAVING | best | {"save_total_limit": 2, "eval_strategy": "steps", "eval_steps": 1}
+    data = {"reward_funcs": falls, "eval_dataset": prompts(4)}
+    trainer = make_trainer(tmp_path, trainer_options=data, **options)
+    trainer.train()
+    assert {path.name for path in tmp_path.glob("checkpoint-*")} == {"checkpoint-1", "checkpoint-3"}
+    kept = load_file(tmp_path / "checkpoint-1" / "model.safetensors")
+    for name, weight in trainer.model.state_dict().items():
+        if name in kept:
+            assert torch.equal(weight, kept[name])
+    assert not torch.equal(
+        *(load_file(path / "model.safetensors")[next(iter(kept))] for path in checkpoints_of(tmp_path))
+    )
 
 
 @pytest.mark.parametrize(

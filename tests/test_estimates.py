@@ -25,6 +25,11 @@ def counts(draw):
     return n, draw(st.integers(0, n)), draw(st.integers(1, n))
 
 
+def test_no_subsets_are_refused():
+    with pytest.raises(ValueError, match="num_subsets=0 must be at least 1"):
+        majority_at_k([["a"]], [[True]], 1, num_subsets=0)
+
+
 def test_by_hand():
     # Of C(4, 2) = 6 pairs, C(3, 2) = 3 hold no right response where one of four is right.
     assert pass_at_k(4, [0, 1, 2, 3, 4], 2).tolist() == pytest.approx([0, 3 / 6, 5 / 6, 1, 1], abs=1e-15)

@@ -7,6 +7,7 @@ import re
 import signal
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 
 import numpy
@@ -168,6 +169,18 @@ def test_a_signal_that_comes_as_the_function_ends_is_a_timeout_as_well(monkeypat
 def test_time_of_the_processor_on_many_threads_is_not_time_on_the_clock():
     with time_limit(60.0, "it"):
         signal.raise_signal(signal.SIGVTALRM)  # as the timer does after 60 seconds of the processor
+
+
+def test_a_limit_outside_of_the_main_thread_is_refused():
+    def limited():
+        with time_limit(1.0, "it"):
+            pass
+
+    with (
+        ThreadPoolExecutor(1) as threads,
+        pytest.raises(ValueError, match=r"reward_time_limit=1\.0 needs training in the"),
+    ):
+        threads.submit(limited).result()
 
 
 @pytest.mark.parametrize("limit", [0.0, -1.0, math.nan, math.inf])

@@ -1,11 +1,14 @@
 """Stage 1 of A*-PO: every prompt is sampled once, whatever happens in between."""
 
+import asyncio
 import json
+import math
 import os
 import re
 import shutil
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -126,9 +129,26 @@ def test_scores_are_weighted_sums():
     assert Scorer([told], Letters())([{"prompt": [{"role": "user", "content": "?"}]}], [[Response([1])]]) == [[0.5]]
 
 
+def never_ends(completions, **kwargs):
+    threading.Event().wait()
+
+
+async def never_ends_awaited(completions, **kwargs):
+    await asyncio.Event().wait()
+
+
+@pytest.mark.parametrize("function", [never_ends, never_ends_awaited])
+def test_a_function_that_hangs_is_stopped_and_named(function):
+    score = Scorer([function], Letters(), reward_time_limit=0.2)
+    with pytest.raises(TimeoutError, match=rf"'{function.__name__}' took longer than reward_time_limit=0.2 seconds"):
+        score([{"prompt": "p"}], [[Response([1])]])
+
+
 def test_what_cannot_score():
     with pytest.raises(ValueError, match=r"reward_weights=\[1.0\] must be one for each of the 2 functions"):
         Scorer([print, print], Letters(), [1.0])
+    with pytest.raises(ValueError, match=r"reward_time_limit=nan must lie in \(0, inf\)"):
+        Scorer([print], Letters(), reward_time_limit=math.nan)
     with pytest.raises(TypeError, match="reward_funcs has 'judge'; only reward functions can score here"):
         Scorer(["judge"], Letters())
 

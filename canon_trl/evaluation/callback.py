@@ -57,6 +57,7 @@ class EvaluationCallback(TrainerCallback):
         max_completion_length: tokens of a response at most; by default the trainer's.
         temperature, top_p, top_k: of the sampling; `top_k=0` samples from all tokens.
         reward_weights: one a function; default 1.
+        reward_time_limit: seconds that a call of a reward function may take; default no limit.
         threshold: the least weighted reward of a right response.
         chunk_prompts: prompts that a rank samples at a time; fewer chunks than ranks leave ranks idle.
         seed: of the sampling.
@@ -87,6 +88,7 @@ class EvaluationCallback(TrainerCallback):
         top_p: float = 1.0,
         top_k: int = 0,
         reward_weights: Sequence[float] | None = None,
+        reward_time_limit: float | None = None,
         threshold: float = 1.0,
         chunk_prompts: int = 8,
         seed: int = 0,
@@ -128,7 +130,7 @@ class EvaluationCallback(TrainerCallback):
         functions = [reward_funcs] if callable(reward_funcs) else list(reward_funcs)
         self._trainer = trainer
         self._dataset = dataset
-        self._record = ResponseRecorder(Scorer(functions, tokenizer, reward_weights), answer_of)
+        self._record = ResponseRecorder(Scorer(functions, tokenizer, reward_weights, reward_time_limit), answer_of)
         self._every_steps = every_steps
         self._at_start = at_start
         self._at_end = at_end

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from trl.trainer.utils import get_callable_name
 
-from canon_trl.rewards import checked_rewards
+from canon_trl.rewards import checked_rewards, time_limit
 from canon_trl.rollout import weighted_reward
 from canon_trl.sampling.samplers import Response
 
@@ -24,21 +24,25 @@ class Scorer:
         reward_funcs: functions, synchronous or not; reward models are not.
         tokenizer: turns token ids into text.
         weights: one a function; default 1.
+        reward_time_limit: seconds that a call of a function may take, synchronous or not; default no limit.
 
     Raises:
-        ValueError: the weights are not one a function.
+        ValueError: the weights are not one a function, or the time limit is not positive.
         TypeError: a reward function is none.
     """
 
     reward_funcs: Sequence[Callable[..., Any]]
     tokenizer: Any
     weights: Sequence[float] | None = None
+    reward_time_limit: float | None = None
 
     def __post_init__(self) -> None:
         if self.weights is not None and len(self.weights) != len(self.reward_funcs):
             raise ValueError(
                 f"reward_weights={list(self.weights)} must be one for each of the {len(self.reward_funcs)} functions"
             )
+        if self.reward_time_limit is not None and not 0 < self.reward_time_limit < math.inf:
+            raise ValueError(f"reward_time_limit={self.reward_time_limit!r} must lie in (0, inf)")
         for function in self.reward_funcs:
             if not callable(function) or isinstance(function, nn.Module):
                 raise TypeError(f"reward_funcs has {function!r}; only reward functions can score here")
@@ -50,7 +54,12 @@ class Scorer:
     def __call__(
         self, rows: list[dict[str, Any]], responses: Sequence[Sequence[Response]]
     ) -> list[list[float | None]]:
-        """The weighted rewards of the responses to each row's prompt; `None` where no function could score."""
+        """The weighted rewards of the responses to each row's prompt; `None` where no function could score.
+
+        Raises:
+            TypeError, ValueError: a function returned no numbers, a wrong count, or an infinity.
+            TimeoutError: a function took longer than the time limit.
+        """
         counts = [len(given) for given in responses]
         rows = [row for row, count in zip(rows, counts, strict=True) for _ in range(count)]
         ids = [response.ids for given in responses for response in given]
@@ -63,9 +72,11 @@ class Scorer:
         inputs |= {"trainer_state": None, "log_extra": ignore, "log_metric": ignore}  # which TRL hands over, too
         by_function = []
         for function in self.reward_funcs:
-            rewards = function(**inputs, **columns)
-            rewards = asyncio.run(awaited(rewards)) if inspect.isawaitable(rewards) else rewards
-            rewards = checked_rewards(rewards, len(completions), f"reward function {get_callable_name(function)!r}")
+            what = f"reward function {get_callable_name(function)!r}"
+            with time_limit(self.reward_time_limit, what):
+                rewards = function(**inputs, **columns)
+                rewards = asyncio.run(awaited(rewards)) if inspect.isawaitable(rewards) else rewards
+            rewards = checked_rewards(rewards, len(completions), what)
             by_function.append([math.nan if reward is None else float(reward) for reward in rewards])
         weights = torch.tensor(self.weights or [1.0] * len(self.reward_funcs), dtype=torch.float64)
         total = weighted_reward(torch.tensor(by_function, dtype=torch.float64).T, weights)
