@@ -160,7 +160,8 @@ def test_the_best_checkpoint_stays_and_is_loaded_in_the_end(tmp_path):
     calls = count()
 
     def falls(completions, **kwargs):
-        return [-float(next(calls))] * len(completions)
+        call = next(calls)
+        return [len(text) - 100.0 * call for text in completions]
 
     best = {"load_best_model_at_end": True, "metric_for_best_model": "reward", "greater_is_better": True}
     options = SAVING | best | {"save_total_limit": 2, "eval_strategy": "steps", "eval_steps": 1}
@@ -169,9 +170,8 @@ def test_the_best_checkpoint_stays_and_is_loaded_in_the_end(tmp_path):
     trainer.train()
     assert {path.name for path in tmp_path.glob("checkpoint-*")} == {"checkpoint-1", "checkpoint-3"}
     kept = load_file(tmp_path / "checkpoint-1" / "model.safetensors")
-    for name, weight in trainer.model.state_dict().items():
-        if name in kept:
-            assert torch.equal(weight, kept[name])
+    loaded = trainer.model.state_dict()
+    assert all(torch.equal(loaded[name], weight) for name, weight in kept.items())
     assert not torch.equal(
         *(load_file(path / "model.safetensors")[next(iter(kept))] for path in checkpoints_of(tmp_path))
     )
