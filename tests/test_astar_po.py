@@ -248,6 +248,14 @@ def test_evaluation(tmp_path):
         make(tmp_path, trainer_options={"eval_dataset": prompts(8)})
 
 
+def test_several_evaluation_sets(tmp_path):
+    sets = {"first": valued_prompts(16), "second": valued_prompts(8)}
+    scores = make(tmp_path, trainer_options={"eval_dataset": sets}).evaluate()
+    assert scores.keys() >= {"eval_first_loss", "eval_second_loss", "eval_astar_po/v_star"}
+    with pytest.raises(ValueError, match="eval_dataset 'second' has neither a column 'rewards'"):
+        make(tmp_path, trainer_options={"eval_dataset": sets | {"second": prompts(8)}})
+
+
 def test_resume(tmp_path):
     assert_resumes(make, tmp_path, num_iterations=2)
 
