@@ -24,7 +24,7 @@ def with_tests() -> str:
 def launch(config: str, script: str, folder: Path, *arguments: str) -> None:
     command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(TESTS / "configs" / config)]
     command += ["--main_process_port", "0", str(TESTS / "distributed" / script), str(folder), *arguments]
-    environment = os.environ | {"PYTHONPATH": with_tests(), "OMP_NUM_THREADS": "1"}
+    environment = os.environ | {"PYTHONPATH": with_tests()}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-6000:]
 

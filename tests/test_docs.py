@@ -22,7 +22,6 @@ from pathlib import Path
 import evaluate
 import pytest
 import recipe
-import torch
 import yaml
 from accelerate.commands.config.config_args import load_config_from_file
 from estimate_values import ValueArguments
@@ -155,9 +154,7 @@ def run_in_order(steps: list[tuple[str, str, int, str]], folder: Path, log: Path
         "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
         "PYTHONPATH": f"{folder}:{folder / 'examples'}",
         "HF_DATASETS_CACHE": str(folder / "cache"),
-        "OMP_NUM_THREADS": "1",
     }
-    torch.set_num_threads(1)
     namespace = {"__name__": "__main__"}
     for language, page, line, code in steps:
         print(f"--- {page}:{line}", flush=True)

@@ -141,7 +141,7 @@ def script(folder, *flags, ranks=1):
     if ranks == 2:
         command += ["--config_file", str(ROOT / "tests" / "configs" / "cpu_two_processes.yaml")]
     command += [str(ROOT / "examples" / "evaluate.py"), *FLAGS, "--output_dir", str(folder), *flags]
-    return command, os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    return command, os.environ | {"HF_HUB_OFFLINE": "1"}
 
 
 def known_chunks(folder):

@@ -20,7 +20,7 @@ def end_of(tmp_path, fault):
     command = [sys.executable, "-m", "accelerate.commands.launch"]
     command += ["--config_file", str(TESTS / "configs" / "cpu_two_processes.yaml"), "--main_process_port", "0"]
     command += [str(TESTS / "distributed" / "failing_rank.py"), str(tmp_path), fault]
-    environment = os.environ | {"PYTHONPATH": with_tests(), "OMP_NUM_THREADS": "1"}
+    environment = os.environ | {"PYTHONPATH": with_tests()}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=180)
     return done.returncode, done.stdout + done.stderr
 

@@ -52,7 +52,7 @@ print("loaded", sum(value.numel() for value in there.parameters()))
 def run(command: list[str] | str, hub: LocalHub, home: Path, *, fails: bool = False) -> subprocess.CompletedProcess:
     """A process whose Hub is the local one, and whose cache is empty at first."""
     programs = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    environment = os.environ | hub.environment | {"HF_HOME": str(home), "OMP_NUM_THREADS": "1", "PATH": programs}
+    environment = os.environ | hub.environment | {"HF_HOME": str(home), "PATH": programs}
     shell = isinstance(command, str)
     done = subprocess.run(command, shell=shell, env=environment, capture_output=True, text=True, timeout=600)
     assert (done.returncode != 0) == fails, done.stderr[-4000:]

@@ -151,7 +151,7 @@ def test_a_full_disk_is_named_with_the_file_and_costs_nothing_that_is_done(whole
     assert sizes == sorted(sizes)
     limits = [(sizes[0] + sizes[1]) // 2, (sizes[1] + sizes[2]) // 2]
     command = [sys.executable, "-c", FULL_DISK.format(script=script, limits=limits), *flags(script, folder)]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": f"{ROOT / 'examples'}:{ROOT}"}
+    environment = os.environ | {"PYTHONPATH": f"{ROOT / 'examples'}:{ROOT}"}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600)
     stopped = [line for line in done.stdout.splitlines() if line.startswith("stopped: ")]
     wanted_lines = [f"stopped: [Errno 27] File too large: '{file}'" for file in (log, result)]
@@ -178,7 +178,7 @@ def test_one_rank_of_two_is_killed_and_both_stop(whole, tmp_path):
     folder = tmp_path / "killed"
     command = [sys.executable, "-m", "accelerate.commands.launch", "--main_process_port", "0", "--config_file"]
     command += [str(ROOT / "tests" / "configs" / "cpu_two_processes.yaml"), str(ROOT / "examples" / f"{script}.py")]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    environment = os.environ | {"HF_HUB_OFFLINE": "1"}
     process = psutil.Popen([*command, *flags(script, folder)], env=environment, stderr=subprocess.DEVNULL)
 
     def chunks():
