@@ -36,7 +36,7 @@ from canon_trl.papers import PAPERS, package_citation
 from canon_trl.sampling.chunks import ChunkLog, collect_records, whole_file
 from canon_trl.sampling.optimal_values import REWARDS, with_optimal_values
 from canon_trl.sampling.scoring import Scorer
-from canon_trl.trainers.model_card import describe_data, describe_model
+from canon_trl.trainers.model_card import cite, describe_data, describe_model
 
 PROGRESS = ".progress/*"  # what only a run that goes on needs
 
@@ -85,17 +85,9 @@ Train on it with `accelerate launch examples/train_astar_po.py --dataset_name {d
 
 ## Citations
 
-Cite A*-PO as:
+{cite("A*-PO", PAPERS["astar_po"].citation)}
 
-```bibtex
-{PAPERS["astar_po"].citation}
-```
-
-Cite canon_trl as:
-
-```bibtex
-{package_citation()}
-```
+{cite("canon_trl", package_citation())}
 """
 
 

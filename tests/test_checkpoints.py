@@ -178,7 +178,7 @@ def test_the_best_checkpoint_stays_and_is_loaded_in_the_end(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "name", ["rollout_state_0.pt", "optimizer.pt", "trainer_state.json", "run_options.json.partial"]
+    "name", ["rollout_state_0.pt", "optimizer.pt", "trainer_state.json", ".run_options.json.partial"]
 )
 def test_a_full_disk_ends_training_and_leaves_what_was_whole(tmp_path, whole, name):
     """Everything that is written to this file fails as on a full disk."""
@@ -186,7 +186,7 @@ def test_a_full_disk_ends_training_and_leaves_what_was_whole(tmp_path, whole, na
     (tmp_path / "checkpoint-2" / name).symlink_to("/dev/full")
     with pytest.raises((OSError, RuntimeError)) as caught:
         train(tmp_path)
-    if name != "run_options.json.partial":  # written after everything else
+    if name != ".run_options.json.partial":  # written after everything else
         assert caught.value.__notes__ == [
             f"{tmp_path}/checkpoint-2 is not whole and will not be resumed from; earlier checkpoints are as they were"
         ]

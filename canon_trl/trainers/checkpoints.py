@@ -1,7 +1,6 @@
 """Which checkpoints can be resumed from: those that are whole, and made with the options of this run."""
 
 import json
-import os
 import re
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from trl import GRPOConfig
 
+from canon_trl.sampling.chunks import whole_file
 from canon_trl.trainers.run_config import decides_what_is_learnt
 
 logger = get_logger(__name__)  # which speaks on the main process alone: every rank finds the same
@@ -30,9 +30,8 @@ def options_of_run(args: GRPOConfig, **others: Any) -> dict[str, Any]:
 
 def mark_whole(checkpoint: Path, options: dict[str, Any]) -> None:
     """Say that everything of the checkpoint has been written, and with which options."""
-    partial = checkpoint / f"{RUN_OPTIONS}.partial"
-    partial.write_text(json.dumps(options, indent=1))
-    os.replace(partial, checkpoint / RUN_OPTIONS)
+    with whole_file(checkpoint / RUN_OPTIONS) as file:
+        file.write_text(json.dumps(options, indent=1))
 
 
 def is_whole(checkpoint: Path) -> bool:

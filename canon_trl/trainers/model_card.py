@@ -61,8 +61,8 @@ def complete_card(path: Path, facts: TrainingFacts) -> None:
     # Where the base model is a folder, or the model has no name on the Hub yet, TRL writes None.
     body = body.replace("[None](https://huggingface.co/None)", facts.base_model)
     body = body.replace('model="None"', f'model="{path.parent.name}"')
-    citing = [f"Cite {name} as:\n\n```bibtex\n{PAPERS[name].citation}\n```" for name in facts.beside]
-    citing.append(f"Cite canon_trl as:\n\n```bibtex\n{package_citation()}\n```")
+    citing = [cite(name, PAPERS[name].citation) for name in facts.beside]
+    citing.append(cite("canon_trl", package_citation()))
     card.text = "\n\n".join([body.rstrip(), *sections(facts), f"{heading}{citations}".rstrip(), *citing, ""])
     card.data.pop("licence")  # a placeholder of TRL's, no license
     if facts.adapter is not None:
@@ -72,6 +72,11 @@ def complete_card(path: Path, facts: TrainingFacts) -> None:
     if facts.results:
         add_results(card, facts.results)
     card.save(path)
+
+
+def cite(name: str, entry: str) -> str:
+    """The lines of a card that hand a BibTeX entry to whoever cites."""
+    return f"Cite {name} as:\n\n```bibtex\n{entry}\n```"
 
 
 def sections(facts: TrainingFacts) -> list[str]:
