@@ -162,6 +162,19 @@ def test_unscored_responses(tmp_path):
     assert torch.equal(outputs[0]["advantages"], want.flatten())
 
 
+@pytest.mark.parametrize("token_level", [False, True])
+def test_unscored_responses_have_no_advantage_whatever_the_estimator_returns(tmp_path, token_level):
+    def ones(rollout):
+        return torch.ones(*rollout.rewards.shape, *([rollout.width] if token_level else []))
+
+    options = {"reward_funcs": some_unscored, "advantage_estimator": ones}
+    trainer = make_trainer(tmp_path, trainer_options=options, max_steps=1)
+    outputs = keep_outputs(trainer)
+    trainer.train()
+    got = outputs[0]["advantages"].view(2, 4, -1)
+    assert (got[:, 1] == 0).all() and (got[:, [0, 2, 3]] == 1).all()
+
+
 def test_nothing_scored_at_all(tmp_path):
     trainer = make_trainer(
         tmp_path,
