@@ -8,8 +8,7 @@ from datasets import Dataset
 from golden_cases import assert_golden, cases, tensor
 from observe import keep_outputs, keep_rollouts
 from peft import LoraConfig
-from toy import OPTIONS, TASK, assert_resumes, logged, parameters, prompts
-from transformers import AutoTokenizer, Qwen3MoeConfig, Qwen3MoeForCausalLM
+from toy import OPTIONS, TASK, assert_resumes, logged, parameters, prompts, save_mixture_of_experts
 
 from canon_trl import AStarPOConfig, AStarPOTrainer, CANONConfig
 from canon_trl.advantages import optimal_value
@@ -59,6 +58,15 @@ def test_both_layouts(columns):
     # another beta takes the place of what an earlier one left
     again = with_optimal_values(valued, beta1=0.0, filter_all_incorrect=False)
     assert again["v_star"][:] == [0.5, 0.0, 1.0]
+
+
+def test_a_penalty_is_not_a_prompt_without_rewards():
+    """Left out are prompts whose rewards are all 0, where V* is 0; below 0 it is another number."""
+    rewards = [[0.0, 0.0], [-1.0, 0.0], [-1.0, -1.0], [None, 0.0], [0.5, -0.5]]
+    dataset = Dataset.from_dict({"prompt": list("abcde"), "rewards": rewards})
+    kept = with_optimal_values(dataset, beta1=0.0, filter_all_incorrect=True)
+    assert kept["prompt"][:] == list("bce")
+    assert kept["v_star"][:] == [-0.5, -1.0, 0.0]
 
 
 def test_unscored_responses_of_the_reference():
@@ -219,17 +227,9 @@ def test_lora_takes_the_model_without_adapters_as_reference(tmp_path):
 
 
 def test_a_mixture_of_experts_keeps_its_routing_loss(tmp_path):
-    torch.manual_seed(0)
-    tokenizer = AutoTokenizer.from_pretrained(TASK.model_path)
-    sizes = {"hidden_size": 16, "intermediate_size": 16, "moe_intermediate_size": 16, "num_hidden_layers": 2}
-    heads = {"num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 8}
-    experts = {"num_experts": 4, "num_experts_per_tok": 2, "output_router_logits": True, "router_aux_loss_coef": 0.5}
-    ends = {"eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id}
-    model = Qwen3MoeForCausalLM(Qwen3MoeConfig(vocab_size=len(tokenizer), **sizes, **heads, **experts, **ends))
-    model.save_pretrained(tmp_path / "experts")
-    tokenizer.save_pretrained(tmp_path / "experts")
+    experts = save_mixture_of_experts(tmp_path / "experts")
     config = AStarPOConfig(str(tmp_path), **(OWN | {"max_steps": 1, "learning_rate": 0.0}))
-    trainer = AStarPOTrainer(str(tmp_path / "experts"), TASK.reward, config, valued_prompts())
+    trainer = AStarPOTrainer(str(experts), TASK.reward, config, valued_prompts())
     outputs = keep_outputs(trainer)
     trainer.train()
     entry = logged(trainer)[0]

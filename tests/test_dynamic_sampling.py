@@ -7,7 +7,16 @@ import pytest
 import torch
 from datasets import Dataset, IterableDataset
 from observe import count_forwards, keep_outputs, keep_rollouts, scored_entropy
-from toy import TASK, assert_resumes, assert_same_parameters, logged, make_trainer, parameters, prompts
+from toy import (
+    TASK,
+    assert_resumes,
+    assert_same_parameters,
+    logged,
+    make_trainer,
+    parameters,
+    prompts,
+    save_mixture_of_experts,
+)
 
 from canon_trl.sampling import DynamicSampling, PromptStream, group_verdicts
 
@@ -198,12 +207,20 @@ MIXED = Dataset.from_dict({"prompt": ["2+3*4=", "3+3*4=", "5-1*2=", "4-1*2="]}) 
 TAUGHT = MIXED.select([0, 3])
 
 
+def by_a_tool_too(prompts, trainer):
+    """The same responses, of which a tool wrote the `#`."""
+    written = fixed_responses(prompts, trainer)
+    masks = [[1] * (len(ids) - 2) + [0, 1] for ids in written["completion_ids"]]
+    return written | {"env_mask": masks}
+
+
+@pytest.mark.parametrize("write", [fixed_responses, by_a_tool_too])
 @pytest.mark.parametrize(
     ("loss_type", "parts"),
     # bnpo divides by the tokens of each micro-batch, which depend on the shuffle
     [("bnpo", 1), *((loss_type, parts) for loss_type in ("grpo", "dapo", "dr_grpo") for parts in (1, 2, 4))],
 )
-def test_a_shrunken_batch_is_trained_on_like_one_of_that_size(tmp_path, loss_type, parts):
+def test_a_shrunken_batch_is_trained_on_like_one_of_that_size(tmp_path, loss_type, parts, write):
     """The gradient is that of a batch of the kept groups alone, whatever the loss divides by."""
 
     def moved(dataset, size, parts, **options):
@@ -212,7 +229,7 @@ def test_a_shrunken_batch_is_trained_on_like_one_of_that_size(tmp_path, loss_typ
             trainer_options={
                 "train_dataset": dataset,
                 "reward_funcs": lambda prompts, **kwargs: graded(prompts, prompts, lambda *args: None),
-                "rollout_func": fixed_responses,
+                "rollout_func": write,
             },
             advantage_estimator="dr_grpo",
             loss_type=loss_type,
@@ -280,6 +297,69 @@ def test_keep_and_error(tmp_path):
     trainer = make_trainer(tmp_path, trainer_options={"reward_funcs": graded}, **error)
     with pytest.raises(RuntimeError, match=rf"{kept} of 6 groups are worth training on; rewards that seldom differ"):
         trainer.train()
+
+
+def test_what_is_logged_of_a_batch_that_is_not_full(tmp_path):
+    """None of the groups that are worth training on is left over."""
+    trainer = make_trainer(
+        tmp_path,
+        trainer_options={"reward_funcs": graded, "train_dataset": MIXED},
+        dynamic_sampling=True,
+        dynamic_sampling_kwargs={"max_rounds": 1},
+        per_device_train_batch_size=16,
+        max_steps=1,
+    )
+    trainer.train()
+    names = ("rounds", "drawn", "kept", "surplus", "no_spread", "outside_band")
+    counts = [logged(trainer)[0][f"dynamic_sampling/{'' if name == 'rounds' else 'prompts_'}{name}"] for name in names]
+    assert counts == [1, 4, 2, 0, 2, 0]
+
+
+def test_a_round_samples_as_many_prompts_as_the_share_kept_calls_for(tmp_path):
+    """By hand, from prompts in order: 4 of the first 6 are kept, so 2 / (4 / 6) = 3 more are sampled, and 2 kept."""
+    teach, teach_not = "2+3*4=", "3+3*4="
+    rows = [teach, teach_not, teach, teach_not, teach, teach]
+    trainer = make_trainer(
+        tmp_path,
+        trainer_options={"reward_funcs": graded, "train_dataset": Dataset.from_dict({"prompt": rows})},
+        dynamic_sampling=True,
+        shuffle_dataset=False,
+        per_device_train_batch_size=24,
+        max_steps=1,
+    )
+    trainer.train()
+    entry = logged(trainer)[0]
+    assert entry["dynamic_sampling/rounds"] == 2
+    assert entry["dynamic_sampling/prompts_drawn"] == 6 + 3
+    assert (entry["dynamic_sampling/prompts_kept"], entry["dynamic_sampling/prompts_surplus"]) == (6, 0)
+
+
+def of_equal_length(prompts, trainer):
+    written = fixed_responses(prompts, trainer)
+    completion_ids = trainer.processing_class([f"{index % 4}#1" for index in range(len(prompts))])["input_ids"]
+    return written | {"completion_ids": completion_ids, "logprobs": [[-1.0] * len(ids) for ids in completion_ids]}
+
+
+@pytest.mark.parametrize("loss_type", ["grpo", "bnpo", "dapo", "dr_grpo"])
+def test_a_shrunken_batch_leaves_the_routing_loss_as_it_is(tmp_path, loss_type):
+    """Responses of one length, on policy: the advantages of a group cancel, and the loss is the routing's alone."""
+    experts = save_mixture_of_experts(tmp_path / "experts")
+    trainer = make_trainer(
+        tmp_path,
+        model=experts,
+        trainer_options={"reward_funcs": graded, "train_dataset": MIXED, "rollout_func": of_equal_length},
+        dynamic_sampling=True,
+        dynamic_sampling_kwargs={"max_rounds": 1},
+        advantage_estimator="dr_grpo",
+        loss_type=loss_type,
+        per_device_train_batch_size=16,
+        learning_rate=0.0,
+        max_steps=1,
+    )
+    trainer.train()
+    entry = logged(trainer)[0]
+    assert entry["dynamic_sampling/prompts_kept"] == 2 and entry["aux_loss"] > 0.5
+    assert entry["loss"] == pytest.approx(0.5 * entry["aux_loss"], rel=1e-3)
 
 
 def test_nothing_at_all_to_learn(tmp_path):

@@ -50,6 +50,33 @@ def test_entropy_and_surprisal_agree_with_a_scoring_pass(tmp_path, options, pass
     assert calls == {"without_grad": passes, "with_grad": 1}
 
 
+def test_a_token_that_the_model_rules_out_has_no_part_in_the_entropy(tmp_path):
+    """Some models set logits to minus infinity, and 0 times minus infinity is no number."""
+    trainer = make_trainer(tmp_path, entropy_source="generation", **ONE_ROLLOUT)
+
+    def rule_out(module, args, output):
+        if not torch.is_grad_enabled():
+            output.logits[..., ruled_out] = -torch.inf
+        return output
+
+    ruled_out = trainer.processing_class.convert_tokens_to_ids("7")
+    trainer.model.register_forward_hook(rule_out)
+    rollouts, _ = keep_rollouts(trainer)
+    outputs = keep_outputs(trainer)
+    trainer.train()
+    assert not (outputs[0]["completion_ids"] == ruled_out).any()
+    ids, attention = [
+        torch.cat([outputs[0][f"{part}_{kind}"] for part in ("prompt", "completion")], dim=1)
+        for kind in ("ids", "mask")
+    ]
+    mask = outputs[0]["completion_mask"]
+    with torch.no_grad():
+        logits = trainer.model(input_ids=ids, attention_mask=attention).logits[:, -mask.shape[1] - 1 : -1]
+    entropy = torch.distributions.Categorical(logits=logits).entropy()
+    want = (entropy * mask).sum(1) / mask.sum(1)
+    torch.testing.assert_close(rollouts[0].metrics["entropy"].flatten(), want, atol=2e-5, rtol=0)
+
+
 def test_no_metric_no_cost(tmp_path):
     trainer = make_trainer(tmp_path, advantage_estimator="dr_grpo", **ONE_ROLLOUT)
     rollouts, _ = keep_rollouts(trainer)

@@ -1,6 +1,8 @@
 """Clip-Cov and KL-Cov: which tokens they select, and what reaches the gradient of TRL's loss."""
 
 import math
+from functools import partial
+from itertools import combinations
 
 import pytest
 import torch
@@ -8,7 +10,7 @@ from golden_cases import assert_golden, cases, tensor
 from hypothesis import given
 from hypothesis import strategies as st
 from observe import count_forwards, keep_outputs, scored_entropy
-from toy import assert_resumes, assert_same_parameters, logged, make_trainer, parameters
+from toy import assert_resumes, assert_same_parameters, logged, make_trainer, parameters, prompts
 from trl import GRPOTrainer
 
 from canon_trl.policy_losses import (
@@ -401,6 +403,75 @@ def test_the_batch_scope_does_not_depend_on_micro_batches(tmp_path, name):
     for other in moved[1:]:
         for key, value in moved[0].items():
             torch.testing.assert_close(other[key], value, atol=1e-5, rtol=1e-4)
+
+
+def with_a_tool(prompts, trainer, *, unknown=False):
+    """`1..1#1`, of which a tool wrote the `#`; of the first token the log-probability may be unknown."""
+    tokenizer, ones = trainer.processing_class, [1 + row % 3 for row in range(len(prompts))]
+    return {
+        "prompt_ids": tokenizer(prompts)["input_ids"],
+        "completion_ids": tokenizer(["1" * count + "#1" for count in ones])["input_ids"],
+        "env_mask": [[1] * count + [0, 1] for count in ones],
+        "logprobs": [
+            [None if unknown else -0.1 * row, *[-0.1 * row] * (count - 1), -90.0, -0.2 * row]
+            for row, count in enumerate(ones)
+        ],
+    }
+
+
+def first_is_right(completions, **kwargs):
+    return [float(row % 4 == 0) for row in range(len(completions))]
+
+
+@pytest.mark.parametrize("unknown", [False, True])
+@pytest.mark.parametrize("scope", ["micro_batch", "batch"])
+def test_tokens_of_a_tool_or_without_a_log_probability_are_not_chosen_from(tmp_path, scope, unknown):
+    trainer = make_trainer(
+        tmp_path,
+        trainer_options={"reward_funcs": first_is_right, "rollout_func": partial(with_a_tool, unknown=unknown)},
+        advantage_estimator="dr_grpo",
+        policy_loss="kl_cov",
+        policy_loss_kwargs={"fraction": 0.1, "scope": scope},
+        max_steps=1,
+    )
+    trainer.train()
+    entry = logged(trainer)[0]
+    ones = [1 + row % 3 for row in range(8)]
+    if scope == "micro_batch":  # the log-probabilities are the loss's own, which are all known
+        valid = sum(ones) + 8  # 23 of the model, 8 of the tool
+        assert entry["policy_loss/frac_gated"] == pytest.approx(2 / valid)
+        return
+    table = []  # advantage and log-probability of every token that counts
+    for row, count in enumerate(ones):
+        advantage = 0.75 if row % 4 == 0 else -0.25
+        table += [(advantage, -0.1 * row)] * (count - unknown) + [(advantage, -0.2 * row)]
+    covariance = torch.cov(torch.tensor(table).T, correction=0)[0, 1].item()
+    assert entry["policy_loss/covariance_mean"] == pytest.approx(covariance, rel=1e-4)
+    # floor(0.1 * 23) = 2, floor(0.1 * 15) = 1
+    assert entry["policy_loss/frac_gated"] == pytest.approx(1 / 15 if unknown else 2 / 23)
+
+
+@pytest.mark.parametrize("scope", ["micro_batch", "batch", None])
+def test_each_step_draws_anew_among_the_same_candidates(tmp_path, scope):
+    """The same responses on a model that stays as it is: the gradient differs by what Clip-Cov cuts."""
+    gate = {"policy_loss": "clip_cov", "policy_loss_kwargs": {"low": -5.0, "ratio": 0.3, "scope": scope}}
+    trainer = make_trainer(
+        tmp_path,
+        trainer_options={
+            "reward_funcs": first_is_right,
+            "rollout_func": with_a_tool,
+            "train_dataset": prompts(2),
+        },
+        advantage_estimator="dr_grpo",
+        shuffle_dataset=False,
+        learning_rate=0.0,
+        max_steps=4,
+        **(gate if scope else {}),
+    )
+    trainer.train()
+    norms = [entry["grad_norm"] for entry in logged(trainer)]
+    apart = min(abs(a / b - 1) for a, b in combinations(norms, 2))
+    assert apart > 1e-3 if scope else apart < 1e-5
 
 
 @pytest.mark.parametrize("scope", ["micro_batch", "batch"])

@@ -20,7 +20,9 @@ CASES = {
     "two updates on a rollout": {"num_iterations": 2},
     "a rollout in two parts, twice": {"num_iterations": 2, "steps_per_generation": 2, "canon_metric": "random"},
     "two rollouts a step": {"steps_per_generation": 1, "gradient_accumulation_steps": 2},
-    "logs across steps": {"num_iterations": 2, "logging_steps": 3},
+    # one of the two steps lies before the checkpoint
+    "logs across steps": {"num_iterations": 2, "logging_steps": 2},
+    "logs of a policy loss across steps": {"policy_loss": "kl_cov", "num_iterations": 2, "logging_steps": 2},
     "reference model": {"num_iterations": 2, "beta": 0.05},
 }
 

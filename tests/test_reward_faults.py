@@ -45,6 +45,15 @@ def test_an_error_is_raised_as_it_is_and_names_the_function(tmp_path, reward):
     assert caught.value.__notes__ == [f"in reward function '{reward.__name__}'"]
 
 
+def test_of_two_functions_that_fail_the_first_ones_error_is_raised(tmp_path):
+    def fails_too(completions, **kwargs):
+        raise ZeroDivisionError("a consequence")
+
+    with pytest.raises(KeyError, match="no such answer") as caught:
+        trained(tmp_path, [half_right, raises, fails_too])
+    assert caught.value.__notes__ == ["in reward function 'raises'"]
+
+
 def test_an_error_outside_of_a_rollout_waits_for_nobody(tmp_path):
     """As where a rollout_func scores by itself."""
     trainer = make_trainer(tmp_path, trainer_options={"reward_funcs": raises})

@@ -9,7 +9,14 @@ from typing import Any, NoReturn
 import torch
 from datasets import Dataset
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+    Qwen3MoeConfig,
+    Qwen3MoeForCausalLM,
+)
 
 from canon_trl import CANONConfig, CANONTrainer
 from canon_trl.tasks import TASKS
@@ -46,11 +53,26 @@ def make_trainer(
     trainer_class: type = CANONTrainer,
     config_class: type = CANONConfig,
     trainer_options: dict[str, Any] | None = None,
+    model: Path = TASK.model_path,
     **options: Any,
 ) -> Any:
     arguments = {"reward_funcs": TASK.reward, "train_dataset": prompts()} | (trainer_options or {})
     config = config_class(str(folder), **(OPTIONS | options))
-    return trainer_class(str(TASK.model_path), args=config, **arguments)
+    return trainer_class(str(model), args=config, **arguments)
+
+
+def save_mixture_of_experts(folder: Path) -> Path:
+    """A small untrained model with the embedded task's tokenizer, whose routing loss weighs 0.5."""
+    torch.manual_seed(0)
+    tokenizer = AutoTokenizer.from_pretrained(TASK.model_path)
+    sizes = {"hidden_size": 16, "intermediate_size": 16, "moe_intermediate_size": 16, "num_hidden_layers": 2}
+    heads = {"num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 8}
+    experts = {"num_experts": 4, "num_experts_per_tok": 2, "output_router_logits": True, "router_aux_loss_coef": 0.5}
+    ends = {"eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id}
+    model = Qwen3MoeForCausalLM(Qwen3MoeConfig(vocab_size=len(tokenizer), **sizes, **heads, **experts, **ends))
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
 
 
 def parameters(trainer: Any) -> dict[str, torch.Tensor]:
