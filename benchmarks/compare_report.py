@@ -1,6 +1,7 @@
 """The report of a comparison: `report.md`, `report.json` and pictures."""
 
 import json
+import math
 import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
@@ -18,8 +19,9 @@ from canon_trl.tasks import TASKS
 
 Result = dict[str, Any]
 
-# What can be compared: how a run's result gives it, its unit and how it is written.
-METRICS: dict[str, tuple[Callable[[Result], float], str]] = {
+# What can be compared: how a run's result gives it, its unit and how it is written. Not every run has every number:
+# one without a right answer has no tokens per right answer.
+METRICS: dict[str, tuple[Callable[[Result], float | None], str]] = {
     "accuracy": (lambda run: run["evaluation"]["avg"], ".3f"),
     "mean accuracy on the way": (lambda run: mean_on_the_way(run["curve"]), ".3f"),
     "length (tokens)": (lambda run: run["evaluation"]["length"], ".1f"),
@@ -29,7 +31,7 @@ METRICS: dict[str, tuple[Callable[[Result], float], str]] = {
 }
 
 
-def metric(name: str) -> tuple[Callable[[Result], float], str]:
+def metric(name: str) -> tuple[Callable[[Result], float | None], str]:
     """A metric by its name; `pass@64` and so on are read from the evaluation.
 
     Raises:
@@ -58,9 +60,11 @@ def by_method(results: list[Result], task: str) -> dict[str, dict[int, Result]]:
 
 
 def summarise(results: list[Result], metrics: list[str], baselines: dict[str, str]) -> dict[str, Any]:
-    """Means, standard deviations and paired differences of all metrics, by task and method.
+    """Means, standard deviations and paired differences of all metrics, by task and method, fit for JSON.
 
-    The intervals of the differences hold for a task's methods and metrics together with a probability of 0.95.
+    The intervals of the differences hold for a task's methods and metrics together with a probability of 0.95. A
+    number that a run does not have is `None`. The mean is then that of the other runs, and no difference is taken:
+    that of the runs which did not collapse would flatter a method that does.
     """
     summary: dict[str, Any] = {}
     for task in dict.fromkeys(result["task"] for result in results):
@@ -72,16 +76,29 @@ def summarise(results: list[Result], metrics: list[str], baselines: dict[str, st
             row: dict[str, Any] = {"seeds": sorted(seeds), "baseline": baselines.get(method)}
             paired = sorted(set(seeds) & set(others))
             for name in metrics:
-                read, _ = metric(name)
-                values = [read(seeds[seed]) for seed in sorted(seeds)]
-                spread = statistics.stdev(values) if len(values) > 1 else None
-                row[name] = {"mean": statistics.fmean(values), "sd": spread, "values": values}
-                if paired:
-                    own, other = ([read(of[seed]) for seed in paired] for of in (seeds, others))
+                values = {seed: known(name, seeds[seed]) for seed in sorted(seeds)}
+                there = [value for value in values.values() if value is not None]
+                row[name] = {
+                    "mean": statistics.fmean(there) if there else None,
+                    "sd": statistics.stdev(there) if len(there) > 1 else None,
+                    "values": [*values.values()],
+                }
+                own, other = [values[seed] for seed in paired], [known(name, others[seed]) for seed in paired]
+                if paired and None not in own + other:
                     difference = paired_difference(own, other, comparisons=comparisons)
-                    row[name]["difference"] = asdict(difference) | {"is_noise": difference.is_noise}
+                    row[name]["difference"] = without_nan(asdict(difference)) | {"is_noise": difference.is_noise}
             summary[task]["methods"][method] = row
     return summary
+
+
+def known(name: str, run: Result) -> float | None:
+    """A metric of a run, `None` where it has none."""
+    value = metric(name)[0](run)
+    return None if value is None or math.isnan(value) else value
+
+
+def without_nan(numbers: dict[str, float]) -> dict[str, float | None]:
+    return {name: None if math.isnan(number) else number for name, number in numbers.items()}
 
 
 def table(summary: dict[str, Any], metrics: list[str]) -> str:
@@ -97,8 +114,7 @@ def table(summary: dict[str, Any], metrics: list[str]) -> str:
             cells = [method, row["baseline"] or ""]
             for name in metrics:
                 _, form = metric(name)
-                spread = "" if row[name]["sd"] is None else f" ± {row[name]['sd']:{form}}"
-                cells += [f"{row[name]['mean']:{form}}{spread}", written(row[name].get("difference"), form)]
+                cells += [written_mean(row[name], form), written(row[name].get("difference"), form)]
             lines.append(f"| {' | '.join(cells)} |")
         lines += [
             "",
@@ -107,14 +123,36 @@ def table(summary: dict[str, Any], metrics: list[str]) -> str:
             "brackets where 0 lies inside, so that the difference may be chance.",
             "",
         ]
+        numbers = [row[name] for row in found["methods"].values() for name in metrics]
+        if any(None in each["values"] for each in numbers):
+            lines += [
+                "Where some runs have no such number (none of their responses is right), the mean is that of the "
+                "others, which are counted, and there is no difference.",
+                "",
+            ]
+        if any("difference" in each and each["difference"]["low"] is None for each in numbers):
+            lines += [
+                "Differences without an interval are of one pair, or the same in all pairs: nothing says how far they "
+                "would spread, so they may be chance.",
+                "",
+            ]
     return "\n".join(lines)
+
+
+def written_mean(found: dict[str, Any], form: str) -> str:
+    there = sum(value is not None for value in found["values"])
+    if not there:
+        return "none"
+    spread = "" if found["sd"] is None else f" ± {found['sd']:{form}}"
+    some = "" if there == len(found["values"]) else f" ({there} of {len(found['values'])} runs)"
+    return f"{found['mean']:{form}}{spread}{some}"
 
 
 def written(difference: dict[str, Any] | None, form: str) -> str:
     if difference is None:
         return ""
     text = f"{difference['mean']:+{form}}"
-    if difference["pairs"] > 1:
+    if difference["low"] is not None:
         text += f" ({difference['low']:+{form}} to {difference['high']:+{form}})"
     return f"[{text}]" if difference["is_noise"] else f"**{text}**"
 
@@ -125,7 +163,7 @@ def write_report(
     """Everything into a folder."""
     folder.mkdir(parents=True, exist_ok=True)
     summary = summarise(results, metrics, baselines)
-    (folder / "report.json").write_text(json.dumps(summary, indent=1) + "\n")
+    (folder / "report.json").write_text(json.dumps(summary, indent=1, allow_nan=False) + "\n")
     versions = ", ".join(f"{package} {version(package)}" for package in ("canon-trl", "trl", "transformers", "torch"))
     text = [f"# Comparison of methods: {', '.join(summary)}", "", f"Made by `{command}` with {versions}.", ""]
     text += [f"{TASKS[task].description}\n" for task in summary if task in TASKS]
@@ -204,7 +242,11 @@ def draw_entropy_law(axes: Axes, runs: dict[str, dict[int, Result]]) -> None:
         dots = axes.scatter(entropy, accuracy, s=8, alpha=0.4)
         if len(points) < 3 * len(seeds):  # a model that was not trained has moved along no curve
             continue
-        law = fit_entropy_law(entropy, accuracy)
+        try:
+            law = fit_entropy_law(entropy, accuracy)
+        except ValueError:  # collapsed from the beginning: through a single entropy goes any curve
+            dots.set_label(f"{method}: no fit")
+            continue
         grid = np.linspace(min(entropy), max(entropy), 100)
         label = f"{method}: -{law.a:.2f} exp(H) + {law.b:.2f}, rms {law.residual:.3f}"
         axes.plot(grid, law.accuracy(grid), color=dots.get_facecolor()[0][:3], label=label)

@@ -34,7 +34,7 @@ from sampling import (
 from trl import ModelConfig
 
 from canon_trl.evaluation.answers import math_answer
-from canon_trl.evaluation.responses import COLUMNS, ResponseRecorder, summarise
+from canon_trl.evaluation.responses import COLUMNS, ResponseRecorder, is_right, summarise
 from canon_trl.hub import failure_told, upload_command
 from canon_trl.imports import is_import_path, load_function
 from canon_trl.sampling.chunks import ChunkLog, collect_records, whole_file
@@ -71,7 +71,7 @@ class EvaluationArguments(SamplingArguments):
         },
     )
     threshold: float = field(default=1.0, metadata={"help": "The least weighted reward of a right response."})
-    confidence: float = field(default=0.95, metadata={"help": "Probability of the bootstrap intervals."})
+    confidence: float = field(default=0.95, metadata={"help": "Probability of the intervals over prompts."})
     save_responses: bool = field(default=False, metadata={"help": "Whether the records have the responses' text."})
     update_card: bool = field(
         default=False,
@@ -274,8 +274,7 @@ def write_records(data: Dataset, records: list[dict[str, Any]], path: Path, thre
         if column in records[0]:
             data = data.add_column(column, [record[column] for record in records])
         if column == "rewards":
-            correct = [[reward is not None and reward >= threshold for reward in each["rewards"]] for each in records]
-            data = data.add_column("correct", correct)
+            data = data.add_column("correct", [is_right(each["rewards"], threshold).tolist() for each in records])
     with whole_file(path) as file:
         data.to_parquet(file)
 
@@ -348,11 +347,12 @@ def notes(numbers: dict[str, Any]) -> list[str]:
     said = [
         f"temperature {settings['temperature']}, top_p {settings['top_p']}, top_k {settings['top_k']}, at most "
         f"{settings['max_completion_length']} tokens, seed {settings['seed']}",
-        f"in brackets {settings['confidence']:.0%} bootstrap intervals over prompts",
+        f"in brackets {settings['confidence']:.0%} intervals over prompts",
         f"entropy: {numbers['entropy_is']}",
     ]
-    if numbers["avg_interval"]["low"] is None:
-        said.append("no intervals: one prompt has no spread to resample")
+    estimates = [numbers["avg_interval"], *numbers["pass_at_k"].values(), *(numbers["majority_at_k"] or {}).values()]
+    if any(estimate["low"] is None for estimate in estimates):
+        said.append("no interval where all prompts have the same share, neither 0 nor 1: no spread to resample")
     if numbers["majority_at_k"] is None:
         said.append("no majority vote: no answer_extractor was given")
     for kind in ("prompts", "responses"):

@@ -42,10 +42,20 @@ class TestPairedDifference:
         found = paired_difference([2.0, 4.0, 6.0], [1.0, 2.0, 3.0], comparisons=10)
         assert found.high - found.mean == pytest.approx(14.0890 / math.sqrt(3), rel=1e-4)
 
-    def test_the_same_difference_in_every_pair_has_no_spread(self):
-        found = paired_difference([1.5, 2.5], [1.0, 2.0])
-        assert (found.low, found.mean, found.high) == (0.5, 0.5, 0.5)
-        assert not found.is_noise
+    @pytest.mark.parametrize(
+        ("values", "baseline"),
+        [
+            ([0.51, 0.51], [0.50, 0.50]),
+            ([0.7, 0.4, 0.9], [0.6, 0.3, 0.8]),  # 0.1 each, but for the rounding of floats
+            ([0.25] * 20, [0.5] * 20),
+            ([0.5] * 5, [0.5] * 5),
+        ],
+    )
+    def test_the_same_difference_in_every_pair_says_nothing_about_spread(self, values, baseline):
+        found = paired_difference(values, baseline)
+        assert found.mean == pytest.approx(values[0] - baseline[0])
+        assert math.isnan(found.low) and math.isnan(found.high)
+        assert found.is_noise and found.pairs == len(values)
 
     def test_one_pair_says_nothing_about_spread(self):
         found = paired_difference([2.0], [1.0])
@@ -56,7 +66,8 @@ class TestPairedDifference:
     @given(st.lists(st.tuples(st.floats(-1, 1), st.floats(-1, 1)), min_size=3, max_size=8))
     def test_it_is_scipys_interval_of_a_paired_test(self, pairs):
         values, baseline = zip(*pairs, strict=True)
-        if len({a - b for a, b in pairs}) < 2:
+        differences = [a - b for a, b in pairs]
+        if max(differences) - min(differences) < 1e-11:  # as good as the same
             return
         found = paired_difference(values, baseline, level=0.9)
         wanted = stats.ttest_rel(values, baseline).confidence_interval(0.9)
@@ -141,6 +152,44 @@ class TestReport:
         assert compare_report.table(summary, metrics) in (folder / "report.md").read_text()
         for found in summary.values():
             assert all(len(row["seeds"]) >= 5 for row in found["methods"].values())
+
+    def test_a_run_without_a_right_answer_hides_no_other(self, tmp_path):
+        """It has no tokens per right answer, and its entropy is gone from the first evaluation on."""
+        collapsed = result("collapsed", 2, 0.5, 1.0)
+        collapsed["evaluation"] |= {"tokens_per_right_answer": None, "avg": 0.0}
+        for point in collapsed["curve"]:
+            point |= {"accuracy": 0.0, "entropy": 0.0}
+        dead = [json.loads(json.dumps(collapsed | {"method": "dead", "seed": seed})) for seed in (1, 2)]
+        results = [*self.RESULTS, result("collapsed", 1, 0.5, 20.0), collapsed, *dead]
+        metrics, baselines = ["accuracy", "tokens per right answer"], {"other": "base", "collapsed": "base"}
+        compare_report.write_report(tmp_path, results, metrics=metrics, baselines=baselines, command="COMMAND")
+        methods = json.loads((tmp_path / "report.json").read_text())["arithmetic"]["methods"]
+        assert methods["collapsed"]["tokens per right answer"] == {"mean": 40.0, "sd": None, "values": [40.0, None]}
+        assert methods["collapsed"]["accuracy"]["mean"] == 0.25
+        assert methods["dead"]["tokens per right answer"] == {"mean": None, "sd": None, "values": [None, None]}
+        text = (tmp_path / "report.md").read_text()
+        rows = {line.split(" | ")[0][2:]: line.split(" | ") for line in text.splitlines() if line.startswith("| ")}
+        assert rows["collapsed"][4:] == ["40.0 (1 of 2 runs)", " |"]
+        assert rows["dead"][4:] == ["none", " |"]
+        # 10 / 0.5 and 10 / 0.7 tokens, and 5 / 0.6 and 7 / 0.8 and 7 / 0.9
+        assert rows["base"][4] == "17.1 ± 4.0" and rows["other"][4] == "8.3 ± 0.5"
+        assert "the mean is that of the others, which are counted, and there is no difference" in text
+        assert all((tmp_path / f"{name}.png").exists() for name in ("learning_curves", "entropy_law", "pass_at_k"))
+
+    def test_differences_without_an_interval(self, tmp_path):
+        """One pair, or the same difference in all: in brackets, and null in JSON."""
+        results = [
+            result(method, seed, accuracy, 9.0) for seed in (1, 2) for method, accuracy in (("a", 0.5), ("b", 0.75))
+        ]
+        results.append(result("c", 1, 0.25, 9.0))
+        baselines = {"b": "a", "c": "a"}
+        compare_report.write_report(tmp_path, results, metrics=["accuracy"], baselines=baselines, command="COMMAND")
+        text = (tmp_path / "report.md").read_text()
+        assert "| b | a | 0.750 ± 0.000 | [+0.250] |" in text and "| c | a | 0.250 | [-0.250] |" in text
+        assert "Differences without an interval are of one pair, or the same in all pairs" in text
+        methods = json.loads((tmp_path / "report.json").read_text())["arithmetic"]["methods"]
+        wanted = {"mean": 0.25, "low": None, "high": None, "pairs": 2, "is_noise": True}
+        assert methods["b"]["accuracy"]["difference"] == wanted
 
     def test_an_unknown_metric_is_refused(self):
         with pytest.raises(ValueError, match="metrics has 'acuracy'; choose from"):

@@ -28,6 +28,7 @@ def test_least_squares_by_hand():
     [
         ([0.1, 0.2], [0.5, 0.6], "2 pairs with 2 different entropies"),
         ([0.1, 0.1, 0.1], [0.5, 0.6, 0.7], "3 pairs with 1 different entropies"),
+        ([0.3, 0.1 + 0.2, 0.3], [0.5, 0.6, 0.7], "3 pairs with 2 different entropies"),  # which rounding made two
         ([0.1, 0.2, 0.3], [0.5, 0.6], r"entropy \(3,\) and accuracy \(2,\)"),
         ([0.1, 0.2, float("nan")], [0.5, 0.6, 0.7], "must be finite"),
     ],

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from canon_trl.evaluation import avg_at_k, bootstrap_mean, majority_at_k, pass_at_k
+from canon_trl.evaluation import avg_at_k, bootstrap_mean, majority_at_k, mean_share, pass_at_k
 
 
 def exact(n, c, k):
@@ -183,7 +183,28 @@ def test_intervals_without_spread():
     with warnings.catch_warnings():
         warnings.simplefilter("error")  # scipy would warn of a degenerate distribution
         same = bootstrap_mean([0.5, 0.5, 0.5])
-    assert (same.mean, same.low, same.high) == (0.5, 0.5, 0.5)
+        rounded = bootstrap_mean([0.1 + 0.2, 0.3, 0.3])
+    assert same.mean == 0.5 and np.isnan([same.low, same.high]).all()
+    assert np.isnan([rounded.low, rounded.high]).all(), "0.1 + 0.2 is 0.3 but for the rounding"
+
+
+@pytest.mark.parametrize("confidence", [0.95, 0.8])
+@pytest.mark.parametrize("prompts", [1, 2, 30, 500])
+def test_shares_at_their_limit_have_clopper_and_pearsons_interval(prompts, confidence):
+    for share, successes in ((1.0, prompts), (0.0, 0)):
+        got = mean_share([share] * prompts, confidence=confidence)
+        want = stats.binomtest(successes, prompts).proportion_ci(confidence, method="exact")
+        assert got.mean == share
+        assert (got.low, got.high) == pytest.approx((want.low, want.high), rel=1e-9)
+
+
+def test_other_shares_have_the_bootstraps_interval():
+    shares = np.random.default_rng(1).binomial(8, 0.4, size=30) / 8
+    assert mean_share(shares, confidence=0.9) == bootstrap_mean(shares, confidence=0.9)
+    between = mean_share([0.5] * 30)
+    assert between.mean == 0.5 and np.isnan([between.low, between.high]).all()
+    with pytest.raises(ValueError, match=r"shares from -0.5 to 1.0 must lie in \[0, 1\]"):
+        mean_share([-0.5, 1.0])
 
 
 @pytest.mark.parametrize(

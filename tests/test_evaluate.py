@@ -21,7 +21,7 @@ from trl.rewards import accuracy_reward
 
 from canon_trl.evaluation import bootstrap_mean, majority_at_k, pass_at_k
 from canon_trl.evaluation.answers import math_answer
-from canon_trl.evaluation.responses import Judged, ResponseRecorder, summarise
+from canon_trl.evaluation.responses import Judged, ResponseRecorder, is_right, summarise
 from canon_trl.sampling.samplers import Response
 from canon_trl.sampling.scoring import Scorer
 
@@ -237,9 +237,10 @@ benchmarks:
     assert list(summary) == ["maths", "sums", "embedded"]
     assert [(each["num_prompts"], each["num_samples"]) for each in summary.values()] == [(3, 3), (1, 4), (3, 4)]
     assert list(summary["maths"]["pass_at_k"]) == ["1", "2"]
-    assert summary["maths"]["majority_at_k"] == {"2": {"mean": 0.0, "low": 0.0, "high": 0.0}}
+    nothing_right = {"mean": 0.0, "low": 0.0, "high": pytest.approx(1 - 0.025 ** (1 / 3))}
+    assert summary["maths"]["majority_at_k"] == {"2": nothing_right}, "of three prompts"
     assert summary["sums"]["majority_at_k"] is None
-    assert summary["sums"]["avg_interval"] == {"low": None, "high": None}  # of one prompt
+    assert summary["sums"]["avg_interval"] == {"low": 0.0, "high": pytest.approx(0.975)}, "of one prompt"
     assert all(each["settings"]["model"] == str(chatter) for each in summary.values())
     table = pandas.read_parquet(tmp_path / "evaluation" / "maths" / "records.parquet")
     assert [message["content"] for message in table["prompt"][0]] == ["Be brief.", MATHS[0]["question"]]
@@ -247,7 +248,7 @@ benchmarks:
     assert all((lengths <= 5).all() for lengths in table["lengths"])
     text = (tmp_path / "evaluation" / "summary.md").read_text()
     assert "**sums**" in text and text.count("no majority vote: no answer_extractor was given") == 1
-    assert "no intervals: one prompt has no spread to resample" in text
+    assert "| 0.000 (0.000 to 0.975) |" in text and "no interval" not in text
 
 
 class Texts:
@@ -318,6 +319,44 @@ def test_numbers_by_hand():
     }
     with pytest.raises(ValueError, match="none of the 1 prompts was scored"):
         Judged.of(records[2:], threshold=1.0)
+
+
+@pytest.mark.parametrize(
+    "weights", [[0.7, 0.2, 0.1], [0.6, 0.3, 0.1], [0.1] * 10, [1 / 3, 1 / 3, 1 / 3], [0.9, 0.2, -0.1]]
+)
+def test_a_response_with_all_of_its_rewards_is_right(weights):
+    """Weights that add up to 1, but for the rounding of floats."""
+    functions = [lambda completions, **kwargs: [float(text != "no idea") for text in completions]] * len(weights)
+    rows = [{"prompt": "?"}]
+    responses = [[Response([2, 2], False, 0.5), Response([4], False, 0.5)]]
+    records = ResponseRecorder(Scorer(functions, Texts(), weights))(rows, responses)
+    assert Judged.of(records, threshold=1.0).correct.tolist() == [[True, False]]
+    assert summarise(records, pass_ks=[2], majority_ks=[])["avg"] == 0.5
+
+
+def test_the_script_finds_them_right(tmp_path):
+    """In the records, the table and the summary."""
+    flags = ["--task", "arithmetic", "--task_eval_prompts", "3", "--num_samples", "2", "--max_completion_length", "4"]
+    flags += ["--reward_funcs", *["test_evaluate:always"] * 3, "--reward_weights", "0.7", "0.2", "0.1"]
+    evaluate.main([*flags, "--output_dir", str(tmp_path / "evaluation")])
+    table = pandas.read_parquet(tmp_path / "evaluation" / "arithmetic" / "records.parquet")
+    assert np.stack(table["rewards"]).max() < 1, "the sum is rounded"
+    assert np.stack(table["correct"]).all()
+    numbers = summary_of(tmp_path / "evaluation")["arithmetic"]
+    assert (numbers["avg"], numbers["length_wrong"], numbers["pass_at_k"]["2"]["mean"]) == (1.0, None, 1.0)
+    # Of three prompts, all right: from 0.025 ** (1 / 3)
+    assert "| 1.000 (0.292 to 1.000) |" in (tmp_path / "evaluation" / "summary.md").read_text()
+
+
+def test_what_reaches_the_threshold():
+    """Floats may miss it by their rounding, also rewards that were computed in float32."""
+    in_float32 = float(np.float32(0.7) + np.float32(0.2) + np.float32(0.1) - np.float32(1e-7))
+    given = [1.0, 0.9999999999999999, in_float32, 0.9999, 2.0, None, float("nan")]
+    assert in_float32 < 1
+    assert is_right(given, 1.0).tolist() == [True, True, True, False, True, False, False]
+    assert is_right([-0.1 - 0.2, -0.31], -0.3).tolist() == [True, False]
+    assert is_right([0.0, 1e-9], 1e-9).tolist() == [False, True]
+    assert is_right([0.0, -1e-9], 0.0).tolist() == [True, False]
 
 
 def data_flags(path, *flags):
@@ -416,6 +455,10 @@ def test_a_chat_template_from_a_file(tmp_path):
 
 def first_digit(text):
     return next((letter for letter in text if letter.isdigit()), None)
+
+
+def always(completions, **kwargs):
+    return [1.0] * len(completions)
 
 
 def has_mark(completions, **kwargs):

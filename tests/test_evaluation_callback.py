@@ -101,6 +101,17 @@ def test_what_does_not_exist_is_left_out(tmp_path):
     assert got["evaluation/length_wrong"] == got["evaluation/length"]
 
 
+def test_a_response_with_all_of_its_rewards_is_right(tmp_path):
+    """0.7 + 0.2 + 0.1 is 0.9999999999999999 in floats."""
+
+    def always(completions, **kwargs):
+        return [1.0] * len(completions)
+
+    options = {"reward_weights": [0.7, 0.2, 0.1], "num_samples": 2}
+    callback = EvaluationCallback(make_trainer(tmp_path), TASK.dataset("test", 4), [always] * 3, **options)
+    assert callback.evaluate()["evaluation/avg@2"] == 1.0
+
+
 def test_a_resumed_run_does_not_start_anew(tmp_path):
     save = {"save_strategy": "steps", "save_steps": 1}
     trainer = make_trainer(tmp_path, max_steps=2, **save)

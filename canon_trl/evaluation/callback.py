@@ -58,7 +58,7 @@ class EvaluationCallback(TrainerCallback):
         temperature, top_p, top_k: of the sampling; `top_k=0` samples from all tokens.
         reward_weights: one a function; default 1.
         reward_time_limit: seconds that a call of a reward function may take; default no limit.
-        threshold: the least weighted reward of a right response.
+        threshold: the least weighted reward of a right response, see [`~canon_trl.evaluation.responses.is_right`].
         chunk_prompts: prompts that a rank samples at a time; fewer chunks than ranks leave ranks idle.
         seed: of the sampling.
 

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import stats
 
+from canon_trl.evaluation.estimates import all_equal
+
 
 @dataclass(frozen=True)
 class Difference:
@@ -13,7 +15,7 @@ class Difference:
 
     Attributes:
         mean: of the differences.
-        low, high: the interval; NaN with fewer than two pairs, which say nothing about spread.
+        low, high: the interval; NaN where the pairs say nothing about spread: there is one, or all differ by the same.
         pairs: how many.
     """
 
@@ -38,6 +40,10 @@ def paired_difference(
     by the number of comparisons makes `level` the probability that all intervals of a report hold at once, however the
     methods depend on each other. Differences between runs are assumed to be about normal.
 
+    Differences that are all the same, but for the rounding of floats, have no interval, however many they are. Normal
+    ones never are; these are of a measure in steps, such as a share of n responses, and their spread is below what a
+    step shows. How far below, no number of them says, so s = 0 would call certain what was not measured.
+
     Args:
         values: one a seed.
         baseline: of the same seeds in the same order.
@@ -56,7 +62,7 @@ def paired_difference(
         raise ValueError(f"level={level!r} must lie between 0 and 1")
     differences = ours - theirs
     mean, pairs = differences.mean(), len(differences)
-    if pairs < 2:
+    if pairs < 2 or all_equal(differences, scale=max(abs(ours).max(), abs(theirs).max())):
         return Difference(float(mean), float("nan"), float("nan"), pairs)
     quantile = stats.t.ppf(1 - (1 - level) / (2 * comparisons), pairs - 1)
     half = quantile * differences.std(ddof=1) / np.sqrt(pairs)

@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 import pandas
 
+from canon_trl.evaluation.estimates import all_equal
+
 
 @dataclass(frozen=True)
 class EntropyLaw:
@@ -51,7 +53,7 @@ def fit_entropy_law(entropy: Sequence[float], accuracy: Sequence[float]) -> Entr
         raise ValueError(f"entropy {h.shape} and accuracy {r.shape} must be lists of one length")
     if not (np.isfinite(h).all() and np.isfinite(r).all()):
         raise ValueError("entropy and accuracy must be finite")
-    if len(h) < 3 or np.ptp(h) == 0:
+    if len(h) < 3 or all_equal(h, scale=abs(h).max()):
         raise ValueError(
             f"{len(h)} pairs with {len(np.unique(h))} different entropies cannot be fitted; at least 3 "
             "pairs and 2 different entropies are needed"

@@ -8,6 +8,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy import stats
 
+ROUNDING = 1e-12  # what the arithmetic of float64 may leave of the size of its numbers, with room for long sums
+
 
 def pass_at_k(num_samples: ArrayLike, num_correct: ArrayLike, k: int) -> NDArray[np.float64]:
     """The probability that at least one of k responses to a prompt is right, from n responses of which c are.
@@ -151,8 +153,8 @@ def bootstrap_mean(
     responses with it, so the interval covers both. It assumes that prompts are independent; for a benchmark that is
     meant as it stands, not as a sample of a kind, it is wider than needed.
 
-    Of one prompt nothing can be resampled: the bounds are NaN. Where all prompts have the same value every resample
-    has it too, so the interval is that point; it then says that no spread was seen, not that there is none.
+    Where there is one prompt, or all have the same value, every resample is the same and says nothing about other
+    prompts: the bounds are NaN. For shares that are all 0 or all 1, [`mean_share`] knows more.
 
     Args:
         values: one a prompt, finite.
@@ -170,10 +172,8 @@ def bootstrap_mean(
     if not 0 < confidence < 1:
         raise ValueError(f"confidence={confidence!r} must lie in (0, 1)")
     mean = float(values.mean())
-    if len(values) == 1:
+    if all_equal(values, scale=abs(values).max()):
         return Estimate(mean, np.nan, np.nan)
-    if np.ptp(values) == 0:
-        return Estimate(mean, mean, mean)
     interval = stats.bootstrap(
         (values,),
         np.mean,
@@ -184,6 +184,38 @@ def bootstrap_mean(
         rng=np.random.default_rng(seed),
     ).confidence_interval
     return Estimate(mean, float(interval.low), float(interval.high))
+
+
+def mean_share(shares: ArrayLike, *, confidence: float = 0.95) -> Estimate:
+    """[`bootstrap_mean`] of shares, and the exact interval where all of P prompts have 0, or all have 1.
+
+    These have no spread to resample, but a limit: the mean m over all prompts of the kind cannot be far from what P
+    of them had. That all P have 1 has at most the probability m^P, for shares in [0, 1] of any distribution, so the
+    interval is from ((1 - confidence) / 2)^(1 / P) to 1, and its mirror image where all have 0. It is Clopper and
+    Pearson's of P successes in P trials. Shares that are all the same in between have no such limit: NaN.
+
+    Args:
+        shares: one a prompt, in [0, 1].
+        confidence: probability of the interval, in (0, 1).
+
+    Raises:
+        ValueError: as for `bootstrap_mean`; or a share is outside [0, 1].
+    """
+    shares = np.asarray(shares, dtype=np.float64)
+    estimate = bootstrap_mean(shares, confidence=confidence)
+    if not ((shares >= 0) & (shares <= 1)).all():
+        raise ValueError(f"shares from {shares.min()} to {shares.max()} must lie in [0, 1]")
+    furthest = ((1 - confidence) / 2) ** (1 / len(shares))
+    if (shares == 1).all():
+        return Estimate(1.0, furthest, 1.0)
+    if (shares == 0).all():
+        return Estimate(0.0, 0.0, 1 - furthest)
+    return estimate
+
+
+def all_equal(values: NDArray[np.float64], *, scale: float) -> bool:
+    """Whether values are the same but for the rounding of floats of that size."""
+    return bool(np.ptp(values) <= ROUNDING * scale)
 
 
 def _counts(num_samples: ArrayLike, num_correct: ArrayLike) -> tuple[NDArray[np.float64], NDArray[np.float64]]:

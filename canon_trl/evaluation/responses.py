@@ -5,13 +5,28 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
+from numpy.typing import ArrayLike, NDArray
 
-from canon_trl.evaluation.estimates import avg_at_k, bootstrap_mean, majority_at_k, pass_at_k
+from canon_trl.evaluation.estimates import avg_at_k, majority_at_k, mean_share, pass_at_k
 from canon_trl.sampling.samplers import Response
 from canon_trl.sampling.scoring import Scorer
 
 # The columns of a record, each with one entry a response.
 COLUMNS = ("rewards", "lengths", "truncated", "entropies", "answers", "responses")
+TOLERANCE = 1e-6  # share of the threshold; the rounding of float32 rewards and of their sums stays far below it
+
+
+def is_right(rewards: ArrayLike, threshold: float) -> NDArray[np.bool_]:
+    """Whether weighted rewards reach the threshold, or miss it by no more than the rounding of a sum.
+
+    reward >= threshold - 1e-6 |threshold|: with the weights 0.7, 0.2 and 0.1, three rewards of 1 add up to
+    0.9999999999999999 in floats, and reach 1.
+
+    Args:
+        rewards: of responses, any shape; `None` or NaN where a response was not scored, which is not right.
+        threshold: the least weighted reward of a right response.
+    """
+    return np.asarray(rewards, dtype=np.float64) >= threshold - TOLERANCE * abs(threshold)
 
 
 @dataclass(frozen=True)
@@ -57,7 +72,7 @@ class Judged:
     response that could not be scored beside others that were is not right.
 
     Attributes:
-        correct: `(P, n)`, whether the reward reaches the threshold.
+        correct: `(P, n)`, whether the reward reaches the threshold, see [`is_right`].
         lengths: `(P, n)`, tokens.
         truncated: `(P, n)`.
         entropies: `(P, n)`, mean over the tokens of a response, in nats.
@@ -89,7 +104,7 @@ class Judged:
             )
         rewards = np.array([record["rewards"] for record in scored], dtype=np.float64)
         return cls(
-            correct=rewards >= threshold,
+            correct=is_right(rewards, threshold),
             lengths=np.array([record["lengths"] for record in scored]),
             truncated=np.array([record["truncated"] for record in scored]),
             entropies=np.array([record["entropies"] for record in scored], dtype=np.float64),
@@ -148,13 +163,13 @@ def summarise(
     threshold: float = 1.0,
     confidence: float = 0.95,
 ) -> dict[str, Any]:
-    """All numbers of a benchmark, fit for JSON, with bootstrap intervals over prompts.
+    """All numbers of a benchmark, fit for JSON, with intervals over prompts, see [`mean_share`].
 
     Args:
         records: of a [`ResponseRecorder`].
         pass_ks: the k of pass@k.
         majority_ks: the k of majority@k.
-        threshold: the least reward of a right response.
+        threshold: the least reward of a right response, see [`is_right`].
         confidence: of the intervals.
 
     Returns:
@@ -168,7 +183,7 @@ def summarise(
     judged = Judged.of(records, threshold=threshold)
 
     def estimate(values: np.ndarray) -> dict[str, float | None]:
-        numbers = asdict(bootstrap_mean(values, confidence=confidence))
+        numbers = asdict(mean_share(values, confidence=confidence))
         return {name: None if np.isnan(number) else number for name, number in numbers.items()}
 
     avg = estimate(judged.avg())

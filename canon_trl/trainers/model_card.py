@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -147,6 +148,8 @@ def describe_data(name: str | None, data: Any) -> str:
 def logged_results(log_history: Iterable[Mapping[str, Any]], accuracy_reward: str, eval_data: Any) -> list[EvalResult]:
     """The last evaluations of a run's log: of the trainer, on each of its sets, and of `EvaluationCallback`.
 
+    What is not a number is left out, such as the accuracy where no response could be scored.
+
     Args:
         log_history: of the trainer's state.
         accuracy_reward: name of the reward function that measures accuracy.
@@ -157,7 +160,7 @@ def logged_results(log_history: Iterable[Mapping[str, Any]], accuracy_reward: st
     found: dict[str, EvalResult] = {}
     for entry in log_history:
         at = f"after {entry.get('step')} steps"
-        if entry.get(accuracy) is not None:
+        if math.isfinite(entry.get(accuracy, math.nan)):
             data = next((f"held-out prompts {name}" for name in several if f"eval_{name}_loss" in entry), HELD_OUT)
             found[data] = result(data, "accuracy", f"{accuracy_reward}, mean over responses, {at}", entry[accuracy])
         for key, value in entry.items():
