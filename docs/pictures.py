@@ -224,11 +224,12 @@ def draw_a_grae(figure: Figure, numbers: Numbers) -> None:
         axes.set_title(f"a {side} response")
         axes.set_xlabel("accuracy p of its group")
         axes.set_xlim(0, 1)
-        axes.set_yticks([0.1, 1, 10], ["0.1", "1", "10"])
+        axes.set_yticks([0.1, 0.2, 0.5, 1, 2], ["0.1", "0.2", "0.5", "1", "2"])
+        axes.minorticks_off()
         axes.grid(alpha=0.3)
         axes.label_outer()
     figure.axes[0].set_ylabel("advantage over that of GRPO (factor)")
-    figure.axes[0].legend(title="accuracy of the batch", title_fontsize=8)
+    figure.axes[1].legend(title="accuracy of the batch", title_fontsize=8, loc="lower center")
 
 
 # --- PSR, NSR, W-REINFORCE ---

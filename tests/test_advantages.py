@@ -49,6 +49,7 @@ GROUP_LOCAL = {name: function for name, function in ESTIMATORS.items() if name !
 BOUNDED = {
     "a_grae": a_grae_advantage,
     "a_grae_centred": lambda rewards: a_grae_advantage(rewards, scale=False, attenuation=0.5),
+    "a_grae_released": lambda rewards: a_grae_advantage(rewards, form="released"),
     "psr": psr_advantage,
     "nsr": nsr_advantage,
     "w_reinforce": w_reinforce_advantage,
@@ -181,26 +182,81 @@ def test_reinforce_pp_baseline():
 # A-GRAE and its family, by hand
 
 
+# p = 1/4 and 3/4, q = 1/2, and A = r - p.
+ONE_AND_THREE_OF_FOUR = torch.tensor([[1.0, 0.0, 0.0, 0.0], [1.0, 1.0, 1.0, 0.0]], dtype=torch.float64)
+
+
 def test_a_grae():
-    # p = 1/4 and 3/4, q = 1/2. A = r - p. Group 1: sqrt(p) = 1/2, so easy and hard are A; A' = A. The positive one is
-    # halved. Group 2: sqrt(p) = 0.8660254; easy = 3.7320508 A, hard = 0.5773503 A, their mean 2.1547005 A.
-    rewards = torch.tensor([[1.0, 0.0, 0.0, 0.0], [1.0, 1.0, 1.0, 0.0]], dtype=torch.float64)
-    advantages = a_grae_advantage(rewards, scale=False, eps=0.0)
+    # Both groups: A' = A/4 * (1 / sqrt(1/4) + 1 / sqrt(3/4)) = 0.7886751 A, and q = 1/2 halves the positive ones.
+    factor = 0.25 * (2 + 2 / 3**0.5)
+    advantages = a_grae_advantage(ONE_AND_THREE_OF_FOUR, scale=False, eps=0.0)
+    close(advantages[0], [0.75 * factor / 2] + [-0.25 * factor] * 3)
+    close(advantages[1], [0.25 * factor / 2] * 3 + [-0.75 * factor])
+    # from q = 1/2 on nothing is damped
+    undamped = a_grae_advantage(ONE_AND_THREE_OF_FOUR, scale=False, eps=0.0, attenuation=0.5)
+    close(undamped[0], [0.75 * factor] + [-0.25 * factor] * 3)
+    # on GRPO: the deviation of both is 1/2
+    close(a_grae_advantage(ONE_AND_THREE_OF_FOUR, eps=0.0), 2 * advantages)
+
+
+def test_a_grae_as_it_was_released():
+    # Group 1: sqrt(p) = 1/2, so easy and hard are A; A' = A. The positive one is halved.
+    # Group 2: sqrt(p) = 0.8660254; easy = 3.7320508 A, hard = 0.5773503 A, their mean 2.1547005 A.
+    advantages = a_grae_advantage(ONE_AND_THREE_OF_FOUR, scale=False, eps=0.0, form="released")
     factor = 0.5 * 0.5 * (1 / (1 - 0.75**0.5) + 1 / 0.75**0.5)
     close(advantages[0], [0.375, -0.25, -0.25, -0.25])
     close(advantages[1], [factor * 0.25 / 2] * 3 + [-factor * 0.75])
-    # from q = 1/2 on nothing is damped
-    close(a_grae_advantage(rewards, scale=False, eps=0.0, attenuation=0.5)[0], [0.75, -0.25, -0.25, -0.25])
+    undamped = a_grae_advantage(ONE_AND_THREE_OF_FOUR, scale=False, eps=0.0, attenuation=0.5, form="released")
+    close(undamped[0], [0.75, -0.25, -0.25, -0.25])
 
 
-def test_a_grae_is_0_and_not_0_over_0_in_a_group_that_is_all_right_or_all_wrong():
+@pytest.mark.parametrize(
+    ("form", "easy"), [("paper", {15: 2.0, 1: 0.5163978}), ("released", {15: 15.7459667, 1: 2 / 3})]
+)
+@pytest.mark.parametrize("right", [15, 1])
+def test_a_grae_weighs_a_nearly_solved_group_by_its_form(form, easy, right):
+    # 15 of 16: 1 / (2 sqrt(1/16)) = 2 in the paper, 1 / (2 (1 - sqrt(15/16))) = 15.75 in the code. 31 lost groups.
+    rewards = torch.zeros(32, 16, dtype=torch.float64)
+    rewards[0, :right] = 1
+    q, p = right / 512, right / 16
+    wrong = a_grae_advantage(rewards, scale=False, eps=0.0, form=form)[0, -1]
+    close(wrong, -p * ((1 - q) * easy[right] + q / (2 * p**0.5)))
+
+
+def test_eps_is_added_to_every_divisor_of_a_grae():
+    rewards = torch.tensor([[1.0, 0.0, 0.0, 0.0]], dtype=torch.float64)  # p = q = 1/4, deviation 1/2
+    for form, easy in (("paper", 0.75**0.5), ("released", 0.5)):
+        wrong = -0.25 / (0.5 + 0.1) * (0.75 / (easy + 0.1) + 0.25 / (0.5 + 0.1)) / 2
+        close(a_grae_advantage(rewards, eps=0.1, form=form)[0, -1], wrong)
+
+
+@given(
+    st.integers(2, 12).flatmap(
+        lambda size: st.lists(st.integers(0, size), min_size=1, max_size=5).map(
+            lambda right: (torch.arange(size) < torch.tensor(right).unsqueeze(1)).double()
+        )
+    )
+)
+def test_the_magnitudes_of_a_grae_sum_up_as_the_paper_says(rewards):
+    """In a group, to G sqrt(p) of the easy branch and G sqrt(1 - p) of the hard one, with the deviation over G; the
+    sample deviation makes it sqrt(G (G - 1))."""
+    size, p = rewards.shape[1], rewards.mean(dim=1)
+    q = p.mean()
+    sums = a_grae_advantage(rewards, attenuation=1e-9, eps=1e-12).abs().sum(dim=1)
+    want = (size * (size - 1)) ** 0.5 * ((1 - q) * p.sqrt() + q * (1 - p).sqrt())
+    close(sums, torch.where((p > 0) & (p < 1), want, 0.0))
+
+
+@pytest.mark.parametrize("form", ["paper", "released"])
+def test_a_grae_is_0_and_not_0_over_0_in_a_group_that_is_all_right_or_all_wrong(form):
     rewards = torch.tensor([[1.0] * 4, [0.0] * 4, [1.0, 0.0, 0.0, 0.0]])
     for scale in (True, False):
-        advantages = a_grae_advantage(rewards, scale=scale, eps=0.0)
+        advantages = a_grae_advantage(rewards, scale=scale, eps=0.0, form=form)
         assert advantages[:2].tolist() == [[0.0] * 4] * 2
-        # p = 1/4, so easy and hard are A; the positive one is damped by q = 5/12
+        # p = 1/4 and q = 5/12; the positive one is damped by q
         deviation = 0.5 if scale else 1.0
-        close(advantages[2], [0.75 / deviation * 5 / 12] + [-0.25 / deviation] * 3)
+        factor = 5 / 12 + 7 / 12 * (1 / (2 * 0.75**0.5) if form == "paper" else 1.0)
+        close(advantages[2], [0.75 / deviation * factor * 5 / 12] + [-0.25 / deviation * factor] * 3)
 
 
 def test_a_grae_leaves_unscored_groups_out_of_the_batch_mean():
@@ -209,10 +265,11 @@ def test_a_grae_leaves_unscored_groups_out_of_the_batch_mean():
     assert a_grae_advantage(rewards)[1].tolist() == [0.0] * 4
 
 
-@given(reward_tables(scored=True))
-def test_a_grae_keeps_every_sign(rewards):
+@pytest.mark.parametrize("form", ["paper", "released"])
+@given(rewards=reward_tables(scored=True))
+def test_a_grae_keeps_every_sign(form, rewards):
     rewards = (rewards + 2) / 4
-    assert torch.equal(a_grae_advantage(rewards).sign(), grpo_advantage(rewards).sign())
+    assert torch.equal(a_grae_advantage(rewards, form=form).sign(), grpo_advantage(rewards).sign())
 
 
 def test_reinforce_family():
@@ -406,6 +463,7 @@ def test_bad_options(options, message):
     ("function", "options", "message"),
     [
         (a_grae_advantage, {"attenuation": 0.0}, "attenuation=0.0 must be positive"),
+        (a_grae_advantage, {"form": "code"}, "form='code' must be 'paper' or 'released'"),
         (w_reinforce_advantage, {"positive_weight": -0.1}, "positive_weight=-0.1 must be at least 0"),
         (optimal_value, {"beta": -1.0}, "beta=-1.0 must be finite and at least 0"),
         (optimal_value, {"beta": NAN}, "beta=nan must be finite"),

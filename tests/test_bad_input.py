@@ -90,7 +90,10 @@ def config(**options):
         ),
         ({"policy_loss": "clip_cov", "policy_loss_kwargs": {"low": 6.0}}, "low=6.0 must be less than high=5.0"),
         ({"policy_loss": "kl_cov", "policy_loss_kwargs": {"coef": -1.0}}, "coef=-1.0 must be finite and at least 0"),
-        ({"policy_loss": "kl_cov", "policy_loss_kwargs": {"scope": "rank"}}, "scope='rank' must be 'micro_batch' or"),
+        (
+            {"policy_loss": "kl_cov", "policy_loss_kwargs": {"scope": "rank"}},
+            "policy_loss_kwargs: scope='rank' must be 'micro_batch' or 'batch'",
+        ),
         (
             {"policy_loss": "clip_cov", "loss_type": "cispo"},
             "loss_type='cispo' does not go with a policy_loss",
@@ -148,6 +151,14 @@ def config(**options):
             "scale_rewards='group' is TRL's own scaling of advantages, which advantage_estimator='a_grae' replaces",
         ),
         ({"advantage_estimator": "psr", "advantage_estimator_kwargs": {"w": 1}}, r"has \['w'\].*it takes \[\]"),
+        (
+            {"advantage_estimator": "a_grae", "advantage_estimator_kwargs": {"form": "code"}},
+            "advantage_estimator_kwargs: form='code' must be 'paper' or 'released'",
+        ),
+        (
+            {"dynamic_sampling": True, "dynamic_sampling_kwargs": {"exhausted": "stop"}},
+            "dynamic_sampling_kwargs: exhausted='stop' must be 'shrink', 'keep' or 'error'",
+        ),
         ({"multi_objective_aggregation": "normalize_then_sum"}, "multi_objective_aggregation='normalize_then_sum' is"),
     ],
     ids=lambda value: ", ".join(map(str, value)) if isinstance(value, dict) else "",

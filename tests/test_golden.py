@@ -162,7 +162,8 @@ def test_groups_of_one_get_no_advantage(method):
 @pytest.mark.parametrize(("inputs", "expected"), by_name(cases("a_grae", method="a_grae")))
 def test_a_grae(inputs, expected, dtype):
     rewards = tensor(inputs["rewards"], dtype)
-    advantages = a_grae_advantage(rewards, scale=inputs["norm_by_std"], eps=inputs["epsilon"])
+    options = {"scale": inputs["norm_by_std"], "eps": inputs["epsilon"], "form": "released"}
+    advantages = a_grae_advantage(rewards, **options)
     assert_golden(advantages, expected["advantages"])
 
 

@@ -317,7 +317,7 @@ def test_the_card_has_the_options_in_force(tmp_path):
         return (tmp_path / "README.md").read_text()
 
     text = texts(advantage_estimator="a_grae", advantage_estimator_kwargs={"scale": False})
-    for row in ("`scale` | `false`", "`attenuation` | `1.0`", "`eps` | `1e-06`"):
+    for row in ("`scale` | `false`", "`attenuation` | `1.0`", "`eps` | `1e-06`", "`form` | `paper`"):
         assert f"| {row} |" in text
     assert "canon_mu" not in text
 

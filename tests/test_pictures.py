@@ -73,7 +73,7 @@ def test_opo():
 def test_a_grae(q):
     numbers = pictures.a_grae_numbers()
     for index, p in enumerate(numbers["accuracy"]):
-        weight = (1 - q) / (2 * (1 - math.sqrt(p))) + q / (2 * math.sqrt(p))
+        weight = (1 - q) / (2 * math.sqrt(1 - p)) + q / (2 * math.sqrt(p))
         assert numbers["wrong"][q][index] == pytest.approx(weight, rel=1e-4)
         assert numbers["right"][q][index] == pytest.approx(weight * q, rel=1e-4)
 

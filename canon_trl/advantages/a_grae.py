@@ -1,49 +1,61 @@
 """A-GRAE, asymmetric group-relative advantage estimation (https://huggingface.co/papers/2602.05548)."""
 
+from typing import Literal, get_args
+
 import torch
 from torch import Tensor
 
 from canon_trl.advantages.group_relative import dr_grpo_advantage, grpo_advantage
 from canon_trl.advantages.groups import as_float, group_mean, has_spread, is_scored, zero_invalid
 
+Form = Literal["paper", "released"]
 
-def a_grae_advantage(rewards: Tensor, *, scale: bool = True, attenuation: float = 1.0, eps: float = 1e-6) -> Tensor:
+
+def a_grae_advantage(
+    rewards: Tensor, *, scale: bool = True, attenuation: float = 1.0, eps: float = 1e-6, form: Form = "paper"
+) -> Tensor:
     """Weigh prompt groups by difficulty, from easy to hard as the model improves, and damp what is positive early on.
 
     With p the mean reward of the group, q the mean of p over the batch of all ranks and A the group-relative
-    advantage:
+    advantage (Eq. 11 to 13):
 
-        easy = A / (2 * (1 - sqrt(p) + eps))    large where the group is nearly solved
+        easy = A / (2 * (sqrt(1 - p) + eps))    large where the group is nearly solved
         hard = A / (2 * (sqrt(p) + eps))        large where it is nearly lost
         A'   = (1 - q) * easy + q * hard
         A'  *= min(1, q / attenuation)          where A' > 0, while the model is weak
 
-    Departure: the published trainer decays the switch of this weighting from the first step on, and the weighting
-    tests the switch for exactly 2.0, so in the published scripts it never acts. This is the paper's formula.
+    The authors' code divides by 1 - sqrt(p) + eps in `easy`: at p = 15/16 a factor of 15.7 in place of 2. That is
+    `form="released"`. In their published scripts neither acts, since the weighting tests a switch for exactly 2.0 and
+    the trainer decays that switch from the first step on: which of the two made the paper's tables cannot be told.
 
     Args:
         rewards: `(P, G)` in [0, 1]; NaN marks a response that no reward function could score. Outside [0, 1] the
-            square roots are undefined or change the sign; the trainer refuses such rewards.
+            square roots are undefined; the trainer refuses such rewards.
         scale: whether A is GRPO's, divided by the sample standard deviation, or Dr.GRPO's, only centred.
         attenuation: the q at which positive advantages count in full, above 0: 1 for mathematics, 0.5 for Geometry3K
-            and medical tasks in the authors' code.
-        eps: added to every divisor. 0 is the bare formula; the trainer refuses it.
+            and medical tasks (Appendix C.2).
+        eps: added to every divisor, the standard deviation among them; the authors' code has it, the paper has none.
+            0 is the bare formula; the trainer refuses it.
+        form: the divisor of `easy`, the paper's or that of the authors' code.
 
     Returns:
         `(P, G)` in the dtype of `rewards`; 0 for unscored responses and in groups with equal rewards or fewer than two
         scored ones. (The reference scales a group of one up to tens of thousands.)
 
     Raises:
-        ValueError: `attenuation` is not positive.
+        ValueError: `attenuation` is not positive, or `form` is neither of the two.
     """
     if not attenuation > 0:
         raise ValueError(f"attenuation={attenuation!r} must be positive")
+    if form not in get_args(Form):
+        raise ValueError(f"form={form!r} must be 'paper' or 'released'")
     scored = as_float(rewards)
     valid = is_scored(scored)
     relative = grpo_advantage(scored, eps=eps) if scale else dr_grpo_advantage(scored)
     p = group_mean(scored, valid)
     q = p.nanmean()
-    easy = 0.5 * relative / (1 - p.sqrt() + eps)
+    solved = (1 - p).sqrt() if form == "paper" else 1 - p.sqrt()
+    easy = 0.5 * relative / (solved + eps)
     hard = 0.5 * relative / (p.sqrt() + eps)
     advantages = (1 - q) * easy + q * hard
     damped = advantages * (q / attenuation).clamp(max=1)

@@ -6,7 +6,7 @@ from dataclasses import fields
 from importlib.util import find_spec
 from numbers import Integral, Real
 from types import NoneType
-from typing import Any, get_args, get_type_hints
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from torch import nn
 from trl import GRPOConfig
@@ -112,11 +112,14 @@ def check_values(values: Mapping[str, Any], types: Mapping[str, Any], *, where: 
 
     Args:
         values: by name.
-        types: annotations by name; those of other things than numbers, flags and texts are let pass.
+        types: annotations by name; those of other things than numbers, flags, texts and choices are let pass.
         where: what the values belong to, for the message.
     """
     for name, value in values.items():
         kinds = get_args(types.get(name)) or (types.get(name),)
+        if get_origin(types.get(name)) is Literal and value not in kinds:
+            *others, last = map(repr, kinds)
+            raise ValueError(f"{where}{name}={value!r} must be {', '.join(others)} or {last}")
         if not set(kinds) <= KINDS.keys():
             continue
         if not any(KINDS[kind][1](value) for kind in kinds):
