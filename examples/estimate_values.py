@@ -122,7 +122,7 @@ def main(argv: list[str]) -> None:
     if state.is_main_process:
         done = {
             task.name: with_optimal_values(
-                with_rewards(task.data, collect_records(task.data, task.log)),
+                with_rewards(task.data, collect_records(task.data, task.log), name=task.name),
                 beta1=values.beta1,
                 filter_all_incorrect=False,
                 name=task.name,
@@ -134,10 +134,24 @@ def main(argv: list[str]) -> None:
     state.wait_for_everyone()
 
 
-def with_rewards(data: Dataset, rewards: list[list[float | None]]) -> Dataset:
+def with_rewards(data: Dataset, rewards: list[list[float | None]], *, name: str) -> Dataset:
+    """The data with the rewards, without the prompts that have none: of those nothing is known."""
     if REWARDS in data.column_names:
         data = data.remove_columns(REWARDS)
-    return data.add_column(REWARDS, rewards)
+    data = data.add_column(REWARDS, rewards)
+    unknown = [index for index, given in enumerate(rewards) if all(reward is None for reward in given)]
+    if not unknown:
+        return data
+    if len(unknown) == len(data):
+        raise ValueError(
+            f"{name}: no response to any of the {len(data)} prompts was scored: every reward is None. Reward "
+            "functions say so where they cannot parse the reference answer; look at answer_column and answer_template"
+        )
+    print(
+        f"{name}: {len(unknown)} of {len(data)} prompts are left out: none of their responses was scored, the first "
+        f"is prompt {unknown[0]}"
+    )
+    return data.select(sorted({*range(len(data))} - {*unknown}))
 
 
 def write(

@@ -1,12 +1,16 @@
 """What a recipe says beside the trainer's own options, its data and its rewards, and how a run is made of it."""
 
+import logging
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import wraps
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from datasets import Dataset, DatasetDict, load_dataset
-from transformers import TrainerControl, TrainerState, TrainingArguments
+from datasets import Dataset, DatasetDict, Features, Value, load_dataset
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_callback import ProgressCallback
 from trl import GRPOConfig, GRPOTrainer, ModelConfig, ScriptArguments, TrlParser
 from trl.rewards import (
@@ -19,11 +23,21 @@ from trl.rewards import (
 from canon_trl.imports import is_import_path, load_function
 from canon_trl.tasks import TASKS
 
+logger = logging.getLogger(__name__)
+
 CONFIGS = Path(__file__).parent / "configs"
+
+
+@wraps(reasoning_accuracy_reward)
+def reasoning_reward(completions: list, solution: Sequence[str | None], **kwargs: Any) -> list[float | None]:
+    # TRL's gives 0 to reasoning that does not end, whether or not there is an answer to judge by.
+    rewards = reasoning_accuracy_reward(completions=completions, solution=solution, **kwargs)
+    return [None if right is None else reward for right, reward in zip(solution, rewards, strict=True)]
+
 
 REWARDS = {
     "accuracy_reward": accuracy_reward,
-    "reasoning_accuracy_reward": reasoning_accuracy_reward,
+    "reasoning_accuracy_reward": reasoning_reward,
     "think_format_reward": think_format_reward,
 }
 FILE_BUILDERS = {".jsonl": "json", ".json": "json", ".csv": "csv", ".parquet": "parquet"}
@@ -42,7 +56,10 @@ class RecipeArguments(ScriptArguments):
     prompt_column: str = field(default="prompt", metadata={"help": "Column of the dataset with the prompt."})
     answer_column: str = field(
         default="answer",
-        metadata={"help": "Column with the answer; reward functions get it as `solution` and under its own name."},
+        metadata={
+            "help": "Column with the answer; reward functions get it as text as `solution`, None where it is missing, "
+            "and as it is under its own name."
+        },
     )
     answer_template: str = field(
         default="{answer}",
@@ -184,11 +201,50 @@ def prepare(splits: DatasetDict, split: str, recipe: RecipeArguments) -> Dataset
             prompt = [{"role": "user", "content": prompt}]
         if recipe.system_prompt and prompt[0]["role"] != "system":
             prompt = [{"role": "system", "content": recipe.system_prompt}, *prompt]
-        answer = row[recipe.answer_column]
-        answer = ", ".join(map(str, answer)) if isinstance(answer, list) else str(answer)
-        return {"prompt": prompt, "solution": recipe.answer_template.replace("{answer}", answer)}
+        return {"prompt": prompt}
 
-    return data.map(convert)
+    def add_solution(row: dict[str, Any]) -> dict[str, Any]:
+        return {"solution": solution_of(row[recipe.answer_column], recipe.answer_template)}
+
+    data = data.map(convert)
+    # Said, since the first answers may all be missing, which tells no type.
+    features = data.features and Features({**data.features, "solution": Value("string")})
+    data = data.map(add_solution, features=features)
+    if isinstance(data, Dataset):
+        tell_missing_answers(data, recipe)
+    return data
+
+
+def solution_of(answer: Any, template: str) -> str | None:
+    """The answer as text, several joined by commas; `None` where one is missing: null, NaN or blank."""
+    answers = answer if isinstance(answer, list) else [answer]
+    texts = [as_text(each) for each in answers]
+    if not texts or None in texts:
+        return None
+    return template.replace("{answer}", ", ".join(text for text in texts if text is not None))
+
+
+def as_text(answer: Any) -> str | None:
+    if isinstance(answer, float):
+        if math.isnan(answer):
+            return None
+        if answer.is_integer():  # a whole number, in a column that is read as floats because others are missing
+            return str(int(answer))
+    return None if answer is None or not str(answer).strip() else str(answer)
+
+
+def tell_missing_answers(data: Dataset, recipe: RecipeArguments) -> None:
+    missing = [index for index, solution in enumerate(data["solution"][:]) if solution is None]
+    if missing:
+        logger.warning(
+            "%s: %d of %d prompts have no answer in answer_column=%r, the first in row %d; reward functions get "
+            "solution=None for them, so that accuracy_reward does not score them",
+            recipe.dataset_name,
+            len(missing),
+            len(data),
+            recipe.answer_column,
+            missing[0],
+        )
 
 
 def name_model(recipe: RecipeArguments, model: ModelConfig) -> str:
@@ -202,28 +258,54 @@ def model_options(model: ModelConfig, training: GRPOConfig) -> dict[str, Any]:
     return named | (training.model_init_kwargs or {})
 
 
+class SavedAtOnce(TrainerCallback):
+    """Saves the model after the last step, before anything that may fail: an evaluation, a checkpoint, a report."""
+
+    def __init__(self, trainer: GRPOTrainer) -> None:
+        self._trainer = trainer
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        if state.global_step >= state.max_steps:
+            save(self._trainer)
+
+
+def save(trainer: GRPOTrainer) -> None:
+    trainer.save_model(trainer.args.output_dir, _internal_call=True)  # the Hub's turn comes later
+
+
 def train(trainer: GRPOTrainer, recipe: RecipeArguments) -> None:
-    """Train with a progress bar and leave model, card, numbers and curves in the output folder."""
+    """Train with a progress bar and leave model, card, numbers and curves in the output folder, the model first."""
     training: GRPOConfig = trainer.args
-    evaluates = training.eval_strategy != "no"
     trainer.remove_callback(ProgressCallback)
     if not training.disable_tqdm:
         trainer.add_callback(CompactProgress)
-    accuracy = getattr(training, "accuracy_reward", None) or trainer.reward_func_names[0]
+    trainer.add_callback(SavedAtOnce(trainer))
     resume = training.resume_from_checkpoint
     trainer.train(resume_from_checkpoint=True if resume == "true" else resume)
-    if evaluates:
-        held_out = f"eval_rewards/{accuracy}/mean"
-        evaluations = [entry for entry in trainer.state.log_history if held_out in entry]
-        if evaluations[-1]["step"] < trainer.state.global_step:
-            trainer.evaluate()
-            evaluations.append(trainer.state.log_history[-1])
-        before, after = evaluations[0][held_out], evaluations[-1][held_out]
-        trainer.accelerator.print(f"{accuracy} on held-out prompts: {before:.3f} before, {after:.3f} after training")
+    save(trainer)  # again: it may have stopped early, or be the best one by now
     data = recipe.dataset_name or f"the embedded task {recipe.task}"
-    if training.push_to_hub:  # which saves all of it first
-        trainer.push_to_hub(dataset_name=data)
-    else:
-        trainer.save_model(training.output_dir)
+    try:
+        if training.eval_strategy != "no":
+            report_held_out(trainer)
+    finally:
         trainer.create_model_card(dataset_name=data)
+    if training.push_to_hub:
+        trainer.push_to_hub(dataset_name=data)
     trainer.accelerator.print(f"model, model card, metrics.csv, metrics.json and curves.png: {training.output_dir}")
+
+
+def report_held_out(trainer: GRPOTrainer) -> None:
+    """Print the accuracy on held-out prompts of the first evaluation and of the trained model."""
+    accuracy = getattr(trainer.args, "accuracy_reward", None) or trainer.reward_func_names[0]
+    held_out = f"eval_rewards/{accuracy}/mean"
+    evaluations = [entry for entry in trainer.state.log_history if held_out in entry]
+    if not evaluations or evaluations[-1]["step"] < trainer.state.global_step:
+        trainer.evaluate()
+        evaluations.append(trainer.state.log_history[-1])
+    before, after = (
+        "not scored" if entry[held_out] is None else f"{entry[held_out]:.3f}"
+        for entry in (evaluations[0], evaluations[-1])
+    )
+    trainer.accelerator.print(f"{accuracy} on held-out prompts: {before} before, {after} after training")

@@ -1,15 +1,21 @@
 """Every recipe parses, validates and says what it promises; the script refuses what it cannot do."""
 
+import json
+import logging
 from pathlib import Path
 
 import datasets
+import estimate_values
 import evaluate
 import pytest
 import recipe
 import train_astar_po
+import train_canon
 import yaml
 from estimate_values import ValueArguments
+from toy import TASK, base_model
 from train_astar_po import ValueData
+from transformers import AutoModelForCausalLM, AutoTokenizer
 from trl.rewards import accuracy_reward
 
 from canon_trl import AStarPOConfig, CANONConfig
@@ -101,6 +107,141 @@ def test_solutions_are_made_of_answers(tmp_path, answers, template, want):
     arguments, *_ = parse_canon(*flags, "--reward_funcs", "accuracy_reward", "--answer_template", template)
     train, _ = recipe.load_data(arguments, wants_eval=False)
     assert train["solution"][:] == want
+
+
+ANSWERS = ["2", None, "", " ", "3"]
+SOLUTIONS = ["$2$", None, None, None, "$3$"]
+
+
+def write_rows(path, rows, form):
+    """Rows as a file of that form, its path as text."""
+    file = path / f"data.{form}"
+    table = datasets.Dataset.from_list(rows)
+    {"jsonl": table.to_json, "csv": table.to_csv, "parquet": table.to_parquet}[form](file)
+    return str(file)
+
+
+def of_file(path, *flags):
+    """The recipe of a file with one reward function."""
+    given = ["--dataset_name", str(path), "--model_name_or_path", str(TASK.model_path)]
+    return parse_canon(*given, "--reward_funcs", "accuracy_reward", *flags)[0]
+
+
+@pytest.mark.parametrize("form", ["jsonl", "csv", "parquet"])
+def test_a_missing_answer_stays_missing(tmp_path, form, caplog):
+    path = write_rows(tmp_path, [{"prompt": f"{i}?", "answer": answer} for i, answer in enumerate(ANSWERS)], form)
+    with caplog.at_level(logging.WARNING):
+        train, _ = recipe.load_data(of_file(path, "--answer_template", "${answer}$"), wants_eval=False)
+    assert train["solution"][:] == SOLUTIONS
+    assert "3 of 5 prompts have no answer in answer_column='answer', the first in row 1" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("answers", "want"),
+    [
+        ([["1", None], ["1", "2"], [], None], [None, "1, 2", None, None]),
+        ([float("nan"), 2.0, 0.5, None], [None, "2", "0.5", None]),
+        ([7, None, 0], ["7", None, "0"]),
+        ([None] * 1500 + ["1"], [None] * 1500 + ["1"]),  # no type can be told of the first ones
+    ],
+    ids=["lists", "numbers", "whole numbers", "the first thousand"],
+)
+def test_missing_answers_of_every_type(tmp_path, answers, want):
+    path = write_rows(tmp_path, [{"prompt": "1 + 1?", "answer": answer} for answer in answers], "parquet")
+    train, _ = recipe.load_data(of_file(path), wants_eval=False)
+    assert train["solution"][:] == want
+
+
+@pytest.mark.parametrize("name", ["accuracy_reward", "reasoning_accuracy_reward"])
+def test_a_response_to_a_prompt_without_an_answer_is_not_scored(name):
+    texts = [r"so $3$ </think> \boxed{3}", r"so $3$ </think> \boxed{4}", "without an end"]
+    responses = [[{"role": "assistant", "content": text}] for text in texts]
+    assert recipe.REWARDS[name](completions=responses, solution=[None] * 3) == [None] * 3
+    assert recipe.REWARDS[name](completions=responses, solution=["$3$"] * 3) == [1.0, 0.0, 0.0]
+
+
+def chat_model(folder):
+    """The embedded model with a chat template; the path as text."""
+    tokenizer = AutoTokenizer.from_pretrained(TASK.model_path)
+    tokenizer.chat_template = "{{ messages[-1]['content'] }}"
+    tokenizer.save_pretrained(folder)
+    base_model().save_pretrained(folder)
+    return str(folder)
+
+
+def judged(completions, solution, **kwargs):
+    """Right where a response ends in the answer; without one it cannot be judged."""
+    texts = [completion[0]["content"] for completion in completions]
+    return [None if s is None else float(text.endswith(s)) for text, s in zip(texts, solution, strict=True)]
+
+
+def test_values_of_prompts_that_cannot_be_judged_are_left_out(tmp_path, capsys):
+    rows = TASK.dataset("train", 6).to_list()
+    rows[2]["answer"] = rows[5]["answer"] = None
+    flags = ["--dataset_name", write_rows(tmp_path, rows, "jsonl"), "--reward_funcs", f"{__name__}:judged"]
+    flags += ["--model_name_or_path", chat_model(tmp_path / "model"), "--output_dir", str(tmp_path / "values")]
+    estimate_values.main([*flags, "--num_samples", "4", "--max_completion_length", "12", "--include_test", "false"])
+    values = datasets.load_dataset(str(tmp_path / "values"))["train"]
+    assert values["prompt"][:] == [[{"role": "user", "content": rows[i]["prompt"]}] for i in (0, 1, 3, 4)]
+    assert "train: 2 of 6 prompts are left out: none of their responses was scored, the first is prompt 2" in (
+        capsys.readouterr().out
+    )
+
+
+def test_prompts_without_an_answer_are_not_evaluated(tmp_path):
+    rows = TASK.dataset("test", 6).to_list()
+    rows[2]["answer"] = None
+    flags = ["--dataset_name", write_rows(tmp_path, rows, "jsonl"), "--reward_funcs", f"{__name__}:judged"]
+    flags += ["--model_name_or_path", chat_model(tmp_path / "model"), "--output_dir", str(tmp_path / "scores")]
+    evaluate.main([*flags, "--num_samples", "4", "--max_completion_length", "12"])
+    numbers = json.loads((tmp_path / "scores" / "summary.json").read_text())["data"]
+    assert (numbers["num_prompts"], numbers["unscored_prompts"]) == (5, 1)
+
+
+RUN = ["--task", "arithmetic", "--task_train_prompts", "16", "--task_eval_prompts", "8", "--max_steps", "2"]
+RUN += ["--num_generations", "4", "--per_device_train_batch_size", "8", "--per_device_eval_batch_size", "8"]
+RUN += ["--max_completion_length", "12", "--learning_rate", "1e-3", "--report_to", "none", "--use_cpu", "true"]
+RUN += ["--bf16", "false", "--save_strategy", "no", "--eval_strategy", "steps", "--disable_tqdm", "true"]
+
+evaluated = []
+
+
+def on_training_prompts_alone(completions, prompts, answer, **kwargs):
+    train = set(TASK.dataset("train", 16)["prompt"])
+    rewards = TASK.reward(completions, answer=answer)
+    return [reward if prompt in train else None for prompt, reward in zip(prompts, rewards, strict=True)]
+
+
+def fails_on_the_trained_model(completions, prompts, answer, **kwargs):
+    if set(prompts) & set(TASK.dataset("test", 8)["prompt"]):
+        evaluated.append(prompts)
+        if len(evaluated) > 8 * 4 / 8:  # responses in batches of 8: those before the first step are through
+            raise ConnectionError("the judge is gone")
+    return TASK.reward(completions, answer=answer)
+
+
+def moved_from_the_base_model(folder):
+    trained = AutoModelForCausalLM.from_pretrained(folder).state_dict()
+    return max((trained[name] - value).abs().max().item() for name, value in base_model().state_dict().items())
+
+
+@pytest.mark.parametrize("delay", ["0", "9"], ids=["by the trainer's last evaluation", "by one after training"])
+def test_held_out_prompts_that_are_not_scored_lose_nothing(tmp_path, delay, capsys):
+    flags = ["--output_dir", str(tmp_path), "--reward_funcs", f"{__name__}:on_training_prompts_alone"]
+    train_canon.main([*RUN, *flags, "--eval_delay", delay])
+    assert "on held-out prompts: not scored before, not scored after training" in capsys.readouterr().out
+    assert moved_from_the_base_model(tmp_path) > 1e-4
+    assert {"README.md", "metrics.csv", "curves.png"} <= {path.name for path in tmp_path.iterdir()}
+
+
+@pytest.mark.parametrize("delay", ["0", "9"], ids=["by the trainer's last evaluation", "by one after training"])
+def test_an_evaluation_that_fails_does_not_lose_the_model(tmp_path, delay):
+    evaluated.clear()
+    flags = ["--output_dir", str(tmp_path), "--reward_funcs", f"{__name__}:fails_on_the_trained_model"]
+    with pytest.raises(ConnectionError, match="the judge is gone"):
+        train_canon.main([*RUN, *flags, "--eval_delay", delay])
+    assert moved_from_the_base_model(tmp_path) > 1e-4
+    assert (tmp_path / "README.md").exists() == (delay == "9")
 
 
 @pytest.mark.parametrize("name", PAPER)

@@ -169,6 +169,9 @@ class TestReward:
         conversation = [{"role": "assistant", "content": completion}]
         assert TASK.reward([conversation], answer=["5"]) == [reward]
 
+    def test_a_prompt_without_an_answer_is_not_scored(self):
+        assert TASK.reward(["#5", "5", "#None"], answer=["5", None, None]) == [1.0, None, None]
+
     def test_called_as_trl_does(self):
         rewards = TASK.reward(
             prompts=[PROMPT] * 3, completions=["#0", "#1", "0"], completion_ids=[[17], [17], [4]], answer=["0"] * 3

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
@@ -26,7 +26,7 @@ class Task:
     name: str
     description: str  # also what the task can't show
     dataset: Callable[..., Dataset]  # (split, size, seed=0) -> columns `prompt` and `answer`, both str
-    reward: Callable[..., list[float]]  # a reward function in TRL's signature
+    reward: Callable[..., Sequence[float | None]]  # a reward function in TRL's signature
     symbols: str  # the characters of prompts and completions, a token each
     draw_examples: Callable[[random.Random, int], Iterable[tuple[str, str]]]  # what the base model is taught
     styles: tuple[str, ...]

@@ -137,13 +137,15 @@ def answer_of(completion: str) -> str | None:
     return found if mark else None
 
 
-def accuracy(completions: Sequence[str | list[Mapping[str, Any]]], answer: list[str], **kwargs: Any) -> list[float]:
-    """Reward 1.0 where everything after a completion's first `#` is exactly its answer, else 0.0.
+def accuracy(
+    completions: Sequence[str | list[Mapping[str, Any]]], answer: Sequence[str | None], **kwargs: Any
+) -> list[float | None]:
+    """Reward 1.0 where everything after a completion's first `#` is exactly its answer, else 0.0; `None` without one.
 
     Nothing is stripped: a space or a second `#` after the answer makes it wrong. Conversational completions are
     judged by their last message. TRL's other columns arrive in `kwargs` and are not used.
     """
     return [
-        1.0 if answer_of(text_of(completion)) == wanted else 0.0
+        None if wanted is None else float(answer_of(text_of(completion)) == wanted)
         for completion, wanted in zip(completions, answer, strict=True)
     ]

@@ -148,7 +148,7 @@ def evaluate(
     counts = Counter(styles)
     right = Counter(style for style, reward in zip(styles, rewards, strict=True) if reward == 1.0)
     return Evaluation(
-        accuracy=sum(rewards) / size,
+        accuracy=right.total() / size,
         style_shares={style: counts[style] / size for style in task.styles},
         style_accuracies={style: right[style] / counts[style] for style in task.styles if counts[style]},
     )
