@@ -35,8 +35,10 @@ class Rollout:
         lengths: `(P, G)`, tokens that the model wrote, without those of tools and environments; the true length also
             where the completion is masked as truncated.
         metrics: by name, `(P, G)` each; only those that the estimator declares.
-        step: rollouts made before this one, from 0. With one optimiser step a rollout this is the optimiser step.
-        total_steps: rollouts in the whole run.
+        step: rollouts made in this run before this one, from 0. With one optimiser step a rollout this is the
+            optimiser step.
+        total_steps: rollouts in the whole run. A stream's passes have no length: where one ends within an optimiser
+            step, more are made.
         accuracy: 0-d, the mean of the accuracy reward over the batch, clipped to [0, 1]; 0 where nothing was scored.
         valid: `(P, G)` bool, false where the reward is NaN.
         width: positions of the widest completion, those of tools and environments included; the T of a token-level

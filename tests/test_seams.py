@@ -1,6 +1,7 @@
 """The private members of TRL that the hook wraps. When a release of TRL moves one, this fails first and names it."""
 
 import inspect
+import math
 import re
 from collections import deque
 
@@ -184,7 +185,7 @@ def test_a_sampler_draws_one_order_an_epoch(observed):
 def test_the_rest_of_what_is_touched(observed):
     trainer = observed
     assert "max_steps" in inspect.getsource(type(trainer).set_initial_training_values), "set_initial_training_values"
-    assert trainer.set_initial_training_values(trainer.args, trainer.get_train_dataloader())[-1] == 1
+    assert trainer.set_initial_training_values(trainer.args, trainer.get_train_dataloader())[-2:] == (32 * 2, 1)
     assert trainer._get_output_dir(trial=None) == trainer.args.output_dir, "_get_output_dir"
     for column in ("prompt", "completion"):
         assert isinstance(trainer._logs[column], deque), f"_logs[{column!r}]"
@@ -193,6 +194,18 @@ def test_the_rest_of_what_is_touched(observed):
     assert len(trainer._logs["rewards"]["accuracy"]) == 8, "_logs['rewards']"
     assert trainer.vllm_importance_sampling_correction is True
     assert (trainer.log_completions, trainer.num_generations, trainer.num_generations_eval) == (False, 4, 4)
+
+
+def test_what_outlives_a_run(observed):
+    assert observed._pending_metrics == {}, "_pending_metrics"
+    assert observed._current_train_step_time == 0.0, "_current_train_step_time"
+    assert (observed.entropy_coef, observed._last_world_entropy, observed._entropy_window_stats) == (
+        0.0,
+        math.inf,
+        None,
+    )
+    assert observed.optimizer is not None and observed._created_lr_scheduler
+    assert "self._last_loaded_step = -1" in inspect.getsource(GRPOTrainer.__init__), "_last_loaded_step"
 
 
 def test_helpers_of_trl(observed):

@@ -1,6 +1,7 @@
 """Configuration of [`~canon_trl.CANONTrainer`]."""
 
 import logging
+import math
 from dataclasses import dataclass, field, fields
 from functools import partial
 from typing import Any, get_type_hints
@@ -14,6 +15,7 @@ from canon_trl.sampling import DynamicSampling
 from canon_trl.schedules import SCHEDULES
 from canon_trl.trainers.before_loading import assignments, check_config, check_policy_loss, check_values
 from canon_trl.trainers.run_config import RunConfig
+from canon_trl.trainers.run_length import rollouts_in_run
 
 logger = logging.getLogger(__name__)
 
@@ -267,10 +269,22 @@ class CANONConfig(RunConfig):
         """The half whose rewards alpha multiplies; where it is not set, that of the metric in use."""
         return self.canon_alpha_group or ("higher" if metric is METRICS["length"] else "lower")
 
-    def rollouts(self) -> int:
-        """Rollouts in `max_steps` optimiser steps, the last one perhaps in part."""
-        generate_every = self.steps_per_generation * self.num_iterations
-        return -(-self.max_steps * self.gradient_accumulation_steps // generate_every)
+    def rollouts(self, prompts: int | None = None) -> int:
+        """Rollouts of the whole run.
+
+        Args:
+            prompts: of the dataset; `None` for a stream, which has no length, and then `max_steps` must be set. No
+                dataset makes more of them: an epoch may end with an optimiser step on less than a whole
+                accumulation.
+        """
+        a_rollout = self.steps_per_generation * self.num_iterations
+        accumulation = self.gradient_accumulation_steps
+        an_epoch, steps = self.max_steps * accumulation, self.max_steps
+        if prompts is not None:
+            an_epoch = prompts * self.num_generations // self.generation_batch_size * a_rollout
+            if self.max_steps < 0:
+                steps = math.ceil(self.num_train_epochs * -(-an_epoch // accumulation))
+        return rollouts_in_run(steps, an_epoch=an_epoch, accumulation=accumulation, a_rollout=a_rollout)
 
     def changed_canon_fields(self) -> list[str]:
         """The `canon_*` fields that differ from their defaults."""

@@ -13,6 +13,8 @@ still happens, and copies none. What it relies on in TRL 1.16, checked by `tests
     _metrics, _logs                             what `log` averages and tabulates
     _pending_extra_logs                         columns that reward functions put into the table, before it is written
     _step, _buffered_inputs                     the position in, and the rest of, the rollout in flight
+    _pending_metrics, _current_train_step_time, _last_world_entropy, _entropy_window_stats, _last_loaded_step
+                                                what else outlives a run
     reward_funcs, reward_func_names             functions are called in place, in this order
     _save_checkpoint, _load_optimizer_and_scheduler, _get_train_sampler, _get_grad_norm, _get_output_dir
     _name, _tag_names, _paper                   what the model card says
@@ -75,6 +77,7 @@ from canon_trl.trainers.model_card import (
 )
 from canon_trl.trainers.rollout_checks import check_numbers, used_advantages
 from canon_trl.trainers.rollout_parts import GENERATED, RewardsAreKnown, RolloutParts, ScoringPass, plain
+from canon_trl.trainers.run_length import micro_batches, rollouts_in_run
 from canon_trl.trainers.token_gate import TokenGate, trained_tokens
 
 logger = logging.getLogger(__name__)
@@ -184,7 +187,12 @@ class PluggableGRPOTrainer(GRPOTrainer):
         self._loss_function = loss_function
         self._losing: dict[str, Any] | None = None  # the micro-batch whose loss is being computed
         self._steps_not_restored = 0  # micro-batches before a resume that `_step` does not count
-        self._steps_by_epochs: int | None = None
+        self._epoch_length = 0  # in micro-batches
+        self._rollouts_in_run = 0
+        self._given_optimizer = trl_kwargs.get("optimizers", (None, None))[0]
+        self._has_trained = False
+        if isinstance(reward_funcs, list):
+            reward_funcs = list(reward_funcs)  # which is changed below, and the caller's may go to another trainer
         super().__init__(model, reward_funcs, args, train_dataset, eval_dataset, **trl_kwargs)
         if accuracy_reward is not None and accuracy_reward not in self.reward_func_names:
             raise ValueError(
@@ -504,23 +512,29 @@ class PluggableGRPOTrainer(GRPOTrainer):
             lengths=lengths.long(),
             metrics=ResponseMetrics(by_name),
             step=step,
-            total_steps=math.ceil(
-                self._optimizer_steps() * self.args.gradient_accumulation_steps / self._generate_every
-            ),
+            total_steps=self._total_rollouts(),
             accuracy=accuracy.nanmean().nan_to_num(0.0).clamp(0.0, 1.0),
             valid=~rewards.isnan(),
             width=width if self.accelerator.num_processes == 1 else int(widths.max()),
         )
 
-    def _optimizer_steps(self) -> int:
-        """Optimiser steps of the whole run, also before it has begun."""
-        if self.state.max_steps > 0:
-            return self.state.max_steps
-        if self.args.max_steps > 0:
-            return self.args.max_steps
-        if self._steps_by_epochs is None:  # an evaluation before training asks at every batch
-            self._steps_by_epochs = self.set_initial_training_values(self.args, self.get_train_dataloader())[-1]
-        return self._steps_by_epochs
+    def set_initial_training_values(self, args: Any, dataloader: Any) -> tuple:
+        """As transformers', which plans a run here; the number of its rollouts is kept."""
+        values = super().set_initial_training_values(args, dataloader)
+        *_, self._epoch_length, steps = values
+        self._rollouts_in_run = rollouts_in_run(
+            steps,
+            an_epoch=self._epoch_length,
+            accumulation=args.gradient_accumulation_steps,
+            a_rollout=self._generate_every,
+        )
+        return values
+
+    def _total_rollouts(self) -> int:
+        """Rollouts of the whole run, also before it has begun."""
+        if not self._rollouts_in_run:
+            self.set_initial_training_values(self.args, self.get_train_dataloader())
+        return self._rollouts_in_run
 
     def _measure(self, metric: ResponseMetric, name: str, rows: int, inputs: dict[str, Any]) -> Tensor:
         try:
@@ -648,14 +662,36 @@ class PluggableGRPOTrainer(GRPOTrainer):
         return self._prompt_sampler
 
     def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> TrainOutput:
-        """As TRL's, but `True` resumes from the last checkpoint that is whole, and begins where there is none."""
+        """As TRL's, but `True` resumes from the last checkpoint that is whole, and begins where there is none.
+
+        Every call is a run of its own, which has nothing but the weights of the one before it.
+        """
         found = find_checkpoint(
             resume_from_checkpoint,
             Path(self.args.output_dir),
             self._run_options(),
             allow_changes=self._resume_with_changes,
         )
+        if self._has_trained:
+            self._forget_the_last_run()
+        self._has_trained = True
         return super().train(found, *args, **kwargs)
+
+    def _forget_the_last_run(self) -> None:
+        """What TRL and this trainer carry from one rollout or optimiser step to the next, as it was at first."""
+        self._step = self._steps_not_restored = 0  # so that a rollout is made first of all
+        self._current_train_step_time = 0.0
+        self.entropy_coef, self._last_world_entropy = self.args.entropy_coef, math.inf  # of TRL's entropy bonus
+        self._entropy_window_stats = None
+        self._last_loaded_step = -1  # the optimiser step whose weights vLLM has
+        for noted in (*self._metrics.values(), *self._logs.values(), self._pending_extra_logs, self._pending_metrics):
+            noted.clear()
+        self._constant_rewards = ConstantRewards(self.reward_func_names)
+        if self._gate is not None:
+            self._gate = TokenGate(self._gate.policy_loss, self.accelerator, self.args.seed)
+        if self._collector is not None:
+            self._collector.prompts.drawn = 0
+        self.optimizer = self._given_optimizer
 
     def _run_options(self) -> dict[str, Any]:
         return options_of_run(
@@ -739,7 +775,11 @@ class PluggableGRPOTrainer(GRPOTrainer):
         }
 
     def _restore_rollout(self, state: dict[str, Any] | None, path: str) -> None:
-        self._steps_not_restored = self.state.global_step * self.args.gradient_accumulation_steps
+        self._steps_not_restored = micro_batches(
+            self.state.global_step,
+            an_epoch=self._epoch_length,
+            accumulation=self.args.gradient_accumulation_steps,
+        )
         if state is None:
             logger.warning(
                 "%s is missing, as in a checkpoint of another trainer or of fewer processes: a rollout in flight is "
