@@ -32,7 +32,7 @@ PAPER = {
     "intra_to_inter": {"canon_metric": "entropy", "canon_mu_schedule": "intra_to_inter"},
     "cosine_inter_to_intra": {"canon_metric": "entropy", "canon_mu_schedule": "cosine_inter_to_intra"},
     "cosine_intra_to_inter": {"canon_metric": "entropy", "canon_mu_schedule": "cosine_intra_to_inter"},
-    "canon_eff": {"canon_metric": "length", "canon_alpha": 0.9, "canon_mu": 1.0},
+    "canon_eff": {"canon_metric": "length", "canon_alpha": 0.96, "canon_mu": 0.5},
     "vllm_server": {"canon_metric": "entropy", "canon_mu": 1.0},
 }
 
@@ -257,8 +257,9 @@ def test_the_papers_setting(name):
     assert a_rollout // a_step == 16
     assert training.num_generations == responses
     assert (training.learning_rate, training.warmup_steps, training.weight_decay) == (1e-6, 5, 0.1)
-    assert (training.epsilon, training.epsilon_high, training.beta) == (0.2, 0.28, 0.0)
-    assert (training.max_completion_length, training.vllm_max_model_length) == (8192, 2048 + 8192)
+    assert (training.epsilon, training.epsilon_high, training.delta, training.beta) == (0.2, 0.28, 3.0, 0.0)
+    length = 3072 if name == "canon_eff" else 8192
+    assert (training.max_completion_length, training.vllm_max_model_length) == (length, 2048 + length)
     assert (training.temperature, training.loss_type, training.scale_rewards) == (1.0, "dr_grpo", "none")
     assert model.model_name_or_path == "Qwen/Qwen2.5-Math-7B"
     assert recipe.reward_functions(arguments, training.max_completion_length) == [accuracy_reward]

@@ -6,11 +6,11 @@ within a half shows which response is better at equal metric.
 
 With H the half of a group where the metric is higher, L the half where it is lower and m(.) the mean reward of a half:
 
-    inter-group   r_i - m(the other half)          for being in the better half
-    intra-group   r_i - m(the own half)            for being the better of a kind
-    CANON         mu * inter + (1 - mu) * intra    Eq. 5
+    inter-group   r_i - m(the other half)          for being in the better half       Eq. 3
+    intra-group   r_i - m(the own half)            for being the better of a kind     Eq. 4
+    CANON         mu * inter + (1 - mu) * intra                                       Eq. 5
 
-At mu = 0.5 with even groups CANON is Dr.GRPO.
+At mu = 0.5 with even groups CANON is Dr.GRPO (Eq. 7). Equations are numbered as in the text of ICLR 2026.
 
 Shapes: P prompts, G responses each. Everything is `(P, G)`, computed in at least float32 and returned in the dtype of
 `rewards`; inputs are never modified.
@@ -52,9 +52,10 @@ def inter_group_advantage(
     alpha_group: AlphaGroup = "higher",
     valid: Tensor | None = None,
 ) -> Tensor:
-    """Compare each response with the mean of the other half: which direction of the metric pays? (Eq. 5, 8)
+    """Compare each response with the mean of the other half: which direction of the metric pays? (Eq. 3)
 
-    alpha multiplies the rewards of `alpha_group` wherever they appear here, tilting the comparison:
+    alpha multiplies the rewards of `alpha_group` wherever they appear here, tilting the comparison (Eq. 9; Eq. 8 in
+    the README of the reference implementation):
 
         "higher"    i in H: alpha * r_i - m(L)    i in L: r_i - alpha * m(H)
         "lower"     i in H: r_i - alpha * m(L)    i in L: alpha * r_i - m(H)
@@ -95,7 +96,7 @@ def inter_group_advantage(
 
 
 def intra_group_advantage(rewards: Tensor, higher: Tensor, *, valid: Tensor | None = None) -> Tensor:
-    """Compare each response with the mean of its own half: which one is better at like metric? (Eq. 5)
+    """Compare each response with the mean of its own half: which one is better at like metric? (Eq. 4)
 
         A_i = r_i - m(the half that i is in)
 

@@ -43,7 +43,7 @@ def dr_grpo_advantage(rewards: Tensor) -> Tensor:
 
 
 def rloo_advantage(rewards: Tensor) -> Tensor:
-    """RLOO: the reward minus the mean of the others, leave-one-out (https://huggingface.co/papers/2402.14740).
+    """RLOO: the reward minus the mean of the others (https://huggingface.co/papers/2402.14740, Sec. 2.3).
 
         A_i = r_i - mean(r_j, j != i) = n / (n - 1) * (r_i - mean(r))
 

@@ -1,4 +1,5 @@
-"""Learning from right answers, from wrong ones, or from both with weights (https://huggingface.co/papers/2506.01347).
+"""Learning from right answers, from wrong ones, or from both with weights
+(https://huggingface.co/papers/2506.01347, Sec. 2.2 and 5).
 
 REINFORCE on binary rewards without a baseline, taken apart: PSR reinforces right answers, NSR pushes wrong ones away,
 W-REINFORCE adds the two with the right ones weighted down. There is no group in it: a response's advantage is its own.
@@ -26,7 +27,7 @@ def nsr_advantage(rewards: Tensor) -> Tensor:
 def w_reinforce_advantage(rewards: Tensor, *, positive_weight: float = 0.1) -> Tensor:
     """W-REINFORCE: A = w for a right answer and -1 for a wrong one; other rewards pass as they are.
 
-    `positive_weight` is w, 0.1 in the paper; 1 is REINFORCE with rewards +1 and -1, 0 is NSR.
+    `positive_weight` is w, the lambda of Eq. 9, 0.1 in the paper; 1 is REINFORCE with rewards +1 and -1, 0 is NSR.
 
     Raises:
         ValueError: `positive_weight` is negative.

@@ -8,12 +8,14 @@ from canon_trl.advantages.groups import as_float, group_mean, has_spread, is_sco
 def reinforce_pp_baseline_advantage(rewards: Tensor, lengths: Tensor) -> Tensor:
     """Centre by group, then standardise over all tokens of the batch, so that the scale is global, not per prompt.
 
-        A'_i = r_i - mean(r)                                    within the group
-        A_i  = (A'_i - mean_t(A')) / sqrt(var_t(A') + 1e-8)     over the whole batch
+        A'_i = r_i - mean(r)                                    within the group        Eq. 6
+        A_i  = (A'_i - mean_t(A')) / sqrt(var_t(A') + 1e-8)     over the whole batch    Eq. 7
 
     mean_t and var_t are over the tokens of the whole batch. Each token carries the value of its response, so a
-    response counts `lengths` times; the variance has divisor n - 1 and the mean n + 1e-8 with n tokens, as in verl's
-    released code (the paper names no constants).
+    response counts `lengths` times; the variance has divisor n - 1 and the mean n + 1e-8 with n tokens.
+
+    Departure: that is verl's released code. The paper adds a constant of no stated size to the deviation, outside the
+    root, and takes mean and deviation over the responses (Appendix B.2), which is the same where all are equally long.
 
     Args:
         rewards: `(P, G)`; NaN marks a response that no reward function could score.

@@ -2,8 +2,8 @@
 (https://huggingface.co/papers/2505.22617).
 
 The change of entropy in a policy-gradient step is governed by the covariance of log-probability and advantage (Sec.
-4.1). It is very uneven: a small share of the tokens carries nearly all of it. So only those are treated, the others
-learn as they would have.
+3.2). It is very uneven: a small share of the tokens carries nearly all of it (Table 1). So only those are treated, the
+others learn as they would have.
 
     cov_t = (A_t - mean(A)) * (lp_t - mean(lp))
 
@@ -103,7 +103,7 @@ def largest(values: Tensor, among: Tensor, count: Tensor) -> Tensor:
 
 
 def covariance_statistics(covariance: Tensor, selected: Tensor, mask: Tensor) -> dict[str, Tensor]:
-    """What the covariances look like, as 0-d tensors (Sec. 4.2, Table 2); a positive mean says that entropy will fall.
+    """What the covariances look like, as 0-d tensors (Sec. 4.2, Table 1); a positive mean says that entropy will fall.
 
     Returns:
         `frac_gated`: share of the valid tokens that are selected; `covariance_mean`; and `covariance_top_0.02_percent`

@@ -92,8 +92,8 @@ class CANONConfig(RunConfig):
             A name in `canon_trl.schedules.SCHEDULES`: `"constant"`, `"inter_to_intra"` (mu = 1 - accuracy),
             `"intra_to_inter"` (mu = accuracy), `"cosine_inter_to_intra"`, `"cosine_intra_to_inter"`.
         canon_alpha (`float`, *optional*, defaults to `1.0`):
-            Factor on the rewards of `canon_alpha_group` in the inter-group comparison (Eq. 8). Below 1 it prefers
-            short responses (length) or exploration (entropy).
+            Factor on the rewards of `canon_alpha_group` in the inter-group comparison (Eq. 9 of the ICLR text, Eq. 8
+            in the reference's README). Below 1 it prefers short responses (length) or exploration (entropy).
         canon_alpha_group (`str`, *optional*):
             `"higher"` or `"lower"`. Default: `"higher"` for the metric `"length"`, `"lower"` for every other.
         canon_cosine_warmup_ratio (`float`, *optional*, defaults to `0.2`):
