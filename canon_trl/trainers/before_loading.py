@@ -1,7 +1,7 @@
 """What can be known to be wrong before a model is loaded."""
 
 import os
-from collections.abc import Callable, Iterable, Mapping, Sized
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import fields
 from importlib.util import find_spec
 from numbers import Integral, Real
@@ -265,24 +265,6 @@ def check_dynamic_sampling(wanted: bool, trl_kwargs: Mapping[str, Any]) -> None:
         raise ValueError(
             "dynamic_sampling=True does not go with environment_factory: the state that an environment is in after "
             "one generation round is gone when the next one resets it"
-        )
-
-
-def check_prompt_column(dataset: Any, name: str) -> None:
-    for part in dataset.values() if isinstance(dataset, dict) else [dataset]:
-        columns = getattr(part, "column_names", None)
-        if columns is not None and "prompt" not in columns:
-            raise ValueError(f"{name} has no column 'prompt'; its columns are {list(columns)}")
-
-
-def check_enough_prompts(dataset: Any, args: GRPOConfig) -> None:
-    """TRL draws whole rollouts from a dataset: with fewer prompts than one takes it would train for 0 steps."""
-    prompts = args.generation_batch_size // args.num_generations
-    if isinstance(dataset, Sized) and len(dataset) < prompts:
-        raise ValueError(
-            f"train_dataset has {len(dataset)} prompts, fewer than the {prompts} of a rollout "
-            f"(generation_batch_size={args.generation_batch_size} / num_generations={args.num_generations}), so there "
-            "would be no training step"
         )
 
 

@@ -42,10 +42,16 @@ class SharedFailures:
         self._error = self._error or error
         return [math.inf] * count
 
+    def share(self, error: Exception | None) -> None:
+        """Raise an error of this rank, or of another one; to be called on every rank."""
+        self._error = error
+        self.raise_any()
+
     def raise_any(self) -> None:
         """On every rank, once any has seen an infinity: the failing rank's own error, elsewhere one that names it."""
         error, self._error = self._error, None
-        mine = [None if error is None else "; ".join([f"{type(error).__name__}: {error}", *error.__notes__])]
+        notes = getattr(error, "__notes__", [])
+        mine = [None if error is None else "; ".join([f"{type(error).__name__}: {error}", *notes])]
         reasons = gather_object(mine)
         if error is not None:
             raise error

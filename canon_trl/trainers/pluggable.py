@@ -48,19 +48,25 @@ from canon_trl.metrics import ResponseMetric, measure, random_metric, token_inpu
 from canon_trl.policy_losses import POLICY_LOSSES, PolicyLoss
 from canon_trl.rollout import ResponseMetrics, Rollout, weighted_reward
 from canon_trl.sampling import DynamicSampling, PromptStream
+from canon_trl.sampling.prompt_checks import fault_of_rows
 from canon_trl.trainers.before_loading import (
     check_accuracy_reward,
     check_dynamic_sampling,
-    check_enough_prompts,
     check_loss_function,
     check_policy_loss,
-    check_prompt_column,
     check_vllm,
     records_generation,
     trl_scores,
 )
 from canon_trl.trainers.checkpoints import ROLLOUT_STATE, RUN_OPTIONS, find_checkpoint, mark_whole, options_of_run
 from canon_trl.trainers.constant_rewards import ConstantRewards
+from canon_trl.trainers.data_checks import (
+    check_chat_template,
+    check_data,
+    check_model_names,
+    check_reward_templates,
+    named_processing_class,
+)
 from canon_trl.trainers.failures import SharedFailures, guarded_reward
 from canon_trl.trainers.finite import all_finite, local_part, plain_number, raise_unless
 from canon_trl.trainers.generation_recorder import GenerationRecorder
@@ -127,9 +133,11 @@ class PluggableGRPOTrainer(GRPOTrainer):
 
     Raises:
         ValueError: before a model is loaded where it can be known by then: an unknown reward name, an entropy source
-            that the setting does not allow, a dataset without the column `prompt`. At the first rollout: a metric that
-            is not finite, an accuracy outside [0, 1] that is needed, advantages of another shape or not finite. From
-            `train`: a checkpoint that is not whole or was made with other options, an output folder of another run.
+            that the setting does not allow, data without prompts or with one that is missing, conversations without a
+            chat template, a model that is nowhere. A stream's prompts are looked at as they come. At the first
+            rollout: a metric that is not finite, an accuracy outside [0, 1] that is needed, advantages of another
+            shape or not finite. From `train`: a checkpoint that is not whole or was made with other options, an output
+            folder of another run.
         TypeError, ValueError, TimeoutError: a reward function that returns no numbers, a wrong count, an infinity, or
             nothing in time. What a reward function or a metric raises on one rank is raised on all.
         FloatingPointError: weights, log-probabilities, the loss or gradients that are not finite, before they have
@@ -158,10 +166,12 @@ class PluggableGRPOTrainer(GRPOTrainer):
         **trl_kwargs: Any,
     ) -> None:
         if trl_kwargs.get("environment_factory") is None:
-            check_prompt_column(train_dataset, "train_dataset")
-            check_prompt_column(eval_dataset, "eval_dataset")
             check_accuracy_reward(accuracy_reward, reward_funcs)
-        check_enough_prompts(train_dataset, args)
+        check_model_names(model, reward_funcs)
+        templated = check_data(train_dataset, eval_dataset, args, trl_kwargs) and not trl_kwargs.get("rollout_func")
+        if templated:
+            processing_class = trl_kwargs.get("processing_class") or named_processing_class(model, args)
+            check_chat_template(processing_class, "the tokenizer of the model")
         check_dynamic_sampling(dynamic_sampling is not None, trl_kwargs)
         check_vllm(args)
         self._records_generation = records_generation(entropy_source, args, trl_kwargs)
@@ -198,6 +208,9 @@ class PluggableGRPOTrainer(GRPOTrainer):
             raise ValueError(
                 f"accuracy_reward={accuracy_reward!r} must be one of the reward functions {self.reward_func_names}"
             )
+        if templated:
+            check_chat_template(self.processing_class, "the tokenizer of the model")
+            check_reward_templates(self.reward_funcs, self.reward_processing_classes, self.reward_func_names)
         self._failures = SharedFailures(self.accelerator)
         for index, (function, name) in enumerate(zip(self.reward_funcs, self.reward_func_names, strict=True)):
             if not isinstance(function, nn.Module):
@@ -225,6 +238,7 @@ class PluggableGRPOTrainer(GRPOTrainer):
 
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
         self._check_weights()
+        self._check_rows(inputs)
         collected = None
         if self._collector is not None and self.model.training:
             collected = self._collector.collect(inputs, self._sample_batch)
@@ -258,6 +272,7 @@ class PluggableGRPOTrainer(GRPOTrainer):
 
     def _sample_batch(self, inputs: list[dict[str, Any]]) -> SampledBatch:
         """Generate and score a response to each row, and go no further."""
+        self._check_rows(inputs)
         self._making = RolloutParts(sampling_only=True)
         try:
             super()._generate_and_score_completions(inputs)
@@ -279,6 +294,10 @@ class PluggableGRPOTrainer(GRPOTrainer):
             ],
             parts.rewards_per_func,
         )
+
+    def _check_rows(self, rows: list[dict[str, Any]]) -> None:
+        """Nobody has looked through a stream before. What is wrong on one rank is raised on all."""
+        self._failures.share(fault_of_rows(rows, "train_dataset" if self.model.training else "eval_dataset"))
 
     def _local(self, everyones: Tensor) -> Tensor:
         """This rank's part of what all ranks know of all responses, `(N, ...)`."""
