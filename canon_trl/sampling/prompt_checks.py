@@ -71,9 +71,11 @@ def may_have_faults(prompts: pa.ChunkedArray) -> bool:
     if pa.types.is_list(prompts.type) and pa.types.is_struct(prompts.type.value_type):
         messages = pc.list_flatten(prompts)
         given = {field.name for field in messages.type}
-        return (
-            not given >= {"role", "content"}
-            or pc.min(pc.list_value_length(prompts)).as_py() == 0
-            or any(pc.struct_field(messages, field).null_count for field in ("role", "content"))
-        )
+        if not given >= {"role", "content"}:
+            return True
+        empty = pc.is_null(pc.struct_field(messages, "content"))
+        if "tool_calls" in given:
+            empty = pc.and_(empty, pc.is_null(pc.struct_field(messages, "tool_calls")))
+        roles = pc.struct_field(messages, "role")
+        return bool(roles.null_count or pc.any(empty).as_py() or pc.min(pc.list_value_length(prompts)).as_py() == 0)
     return True
