@@ -2,8 +2,9 @@ import os
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TRL_EXPERIMENTAL_SILENCE"] = "1"
-# Of notebooks and scripts as well: the models are too small to gain from more, and test processes share the cores.
-os.environ["OMP_NUM_THREADS"] = "1"
+# Of notebooks and scripts as well: the models are too small to gain from more, and test processes share the cores. The
+# tests pass with another number, too.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 from hypothesis import settings

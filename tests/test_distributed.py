@@ -50,11 +50,12 @@ def test_two_processes_give_the_advantages_of_one(two_ranks, tmp_path, metric):
                 if name == "metrics":
                     torch.testing.assert_close(got, want, atol=1e-5, rtol=0)
                 elif isinstance(want, torch.Tensor):
-                    torch.testing.assert_close(got, want, atol=0, rtol=0, equal_nan=True)
+                    torch.testing.assert_close(got, want, atol=1e-6, rtol=1e-6, equal_nan=True)
                 else:
                     assert got == want, name
         assert alone["advantages"][step].abs().max() > 0
-        assert torch.equal(torch.cat([first["local"][step], second["local"][step]]), alone["local"][step])
+        both = torch.cat([first["local"][step], second["local"][step]])
+        torch.testing.assert_close(both, alone["local"][step], atol=1e-6, rtol=1e-6)
 
 
 @pytest.mark.parametrize("metric", METRICS)
@@ -113,7 +114,8 @@ def test_astar_po_does_not_depend_on_ranks(stages, tmp_path):
     kept = [torch.load(stages / f"astar_po_{rank}.pt", weights_only=False) for rank in (0, 1)]
     assert alone["advantages"][0].unique().numel() > 2
     for step, advantages in enumerate(alone["advantages"]):
-        assert torch.equal(torch.cat([rank["whole"]["advantages"][step] for rank in kept]), advantages)
+        both = torch.cat([rank["whole"]["advantages"][step] for rank in kept])
+        torch.testing.assert_close(both, advantages, atol=1e-6, rtol=1e-6)
     for key, value in alone["parameters"].items():
         torch.testing.assert_close(kept[0]["whole"]["parameters"][key], value, atol=1e-6, rtol=1e-5)
     for rank in kept:

@@ -375,14 +375,32 @@ def trainer_at_start(folder):
     return make_trainer(folder, advantage_estimator="dr_grpo")
 
 
+def without_ties(prompts, trainer):
+    """Responses of a group that differ from their first token on, so that rounding does not choose between tokens."""
+    texts = [f"{row % 4}{'7' * (row % 3)}#{row % 10}" for row in range(len(prompts))]
+    completion_ids = trainer.processing_class(texts)["input_ids"]
+    return {
+        "prompt_ids": trainer.processing_class(prompts)["input_ids"],
+        "completion_ids": completion_ids,
+        "logprobs": [[-1.0] * len(ids) for ids in completion_ids],
+    }
+
+
+def first_is_right(completions, **kwargs):
+    return [float(row % 4 == 0) for row in range(len(completions))]
+
+
 @pytest.mark.parametrize("name", OPTIONS)
 def test_the_batch_scope_does_not_depend_on_micro_batches(tmp_path, name):
     """One optimiser step of 16 responses, in one, two or four micro-batches: the same tokens, the same gradient."""
     selections, moved = [], []
     for parts in (1, 2, 4):
         options = OPTIONS[name]["policy_loss_kwargs"] | {"scope": "batch"}
+        if name == "kl_cov":  # at the first update the penalty has the sign of a rounding error
+            options["coef"] = 1e-4
         trainer = make_trainer(
             tmp_path,
+            trainer_options={"reward_funcs": first_is_right, "rollout_func": without_ties},
             policy_loss=name,
             policy_loss_kwargs=options,
             advantage_estimator="dr_grpo",
@@ -417,10 +435,6 @@ def with_a_tool(prompts, trainer, *, unknown=False):
             for row, count in enumerate(ones)
         ],
     }
-
-
-def first_is_right(completions, **kwargs):
-    return [float(row % 4 == 0) for row in range(len(completions))]
 
 
 @pytest.mark.parametrize("unknown", [False, True])

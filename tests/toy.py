@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
 
+import pytest
 import torch
 from datasets import Dataset
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
@@ -89,6 +90,23 @@ def assert_same_parameters(got: dict[str, torch.Tensor], want: dict[str, torch.T
     assert got.keys() == want.keys()
     different = [name for name in want if not torch.equal(got[name], want[name])]
     assert not different, f"{len(different)} of {len(want)} parameters differ, the first is {different[0]}"
+
+
+def assert_same_but_for_rounding(got: Any, want: Any) -> None:
+    """Of numbers and texts in lists and dicts: floats to 1e-5, everything else equal.
+
+    Another number of ranks or threads, and another processor, add in another order.
+    """
+    if isinstance(want, dict):
+        assert got.keys() == want.keys()
+        for key, value in want.items():
+            assert_same_but_for_rounding(got[key], value)
+    elif isinstance(want, (list, tuple)):
+        assert len(got) == len(want)
+        for mine, others in zip(got, want, strict=True):
+            assert_same_but_for_rounding(mine, others)
+    else:
+        assert got == (pytest.approx(want, rel=1e-5, abs=1e-5) if isinstance(want, float) else want)
 
 
 def assert_resumes(make: Callable[..., Any], folder: Path, **options: Any) -> list[Any]:

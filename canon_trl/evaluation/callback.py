@@ -37,9 +37,9 @@ class EvaluationCallback(TrainerCallback):
     and the metrics that the trainer gathers for its next log entry stay where they are. Only reward functions that
     draw from Python's, numpy's or torch's global generators would change it.
 
-    Ranks take prompts in turn, a chunk each, and the numbers do not depend on how many ranks there are. Responses are
-    sampled by the model that is trained, also where training samples with vLLM. Under ZeRO-3 its parameters are
-    gathered on every rank for that time, as TRL does for generation.
+    Ranks take prompts in turn, a chunk each, and what is sampled does not depend on how many ranks there are.
+    Responses are sampled by the model that is trained, also where training samples with vLLM. Under ZeRO-3 its
+    parameters are gathered on every rank for that time, as TRL does for generation.
 
         trainer.add_callback(EvaluationCallback(trainer, task.dataset("test", 64), task.reward, every_steps=10))
 

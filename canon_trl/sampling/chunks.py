@@ -2,7 +2,9 @@
 
 Prompts are sampled in chunks. What a chunk gives is a function of the chunk and the seed, whichever rank samples it
 and whatever happened before; and it is on disk as soon as it is known. So a run that was killed goes on with the
-chunks that are missing, on as many ranks as there are then, and ends with the same numbers.
+chunks that are missing, on as many ranks as there are then, and ends with the same responses. Numbers that are
+computed from logits, such as entropies, agree up to rounding: processes, threads and processors may add in different
+orders.
 """
 
 import json

@@ -14,17 +14,23 @@ from toy import OPTIONS, TASK, leave, make_trainer, parameters, prompts
 
 from canon_trl import AStarPOConfig, AStarPOTrainer
 
+# KL-Cov's penalty is small: at a rollout's first update its sign is that of a rounding error.
 POLICY_LOSSES = {
     "clip_cov": {"low": -5.0, "ratio": 0.3},
-    "kl_cov": {"fraction": 0.2, "coef": 2.0},
+    "kl_cov": {"fraction": 0.2, "coef": 1e-4},
 }
 RESPONSES = 12  # three groups of four: on two ranks of six, the second group straddles them
 
 
 def fixed_responses(prompts: list[str], trainer: Any) -> dict[str, list]:
-    """Responses that depend on the prompt and the place within the group alone."""
+    """Responses that depend on the prompt and the place within the group alone.
+
+    Those of a group differ from their first token on: two tokens of the same covariance would be chosen between by
+    rounding, which depends on who computes what.
+    """
     tokenizer, first = trainer.processing_class, trainer.accelerator.process_index * len(prompts)
-    texts = [f"{prompt[0]}{'7' * ((first + row) % 4)}#{(first + row) % 4}" for row, prompt in enumerate(prompts)]
+    places = [(first + row) % 4 for row in range(len(prompts))]
+    texts = [f"{place}{prompt[0]}{'7' * place}#{place}" for place, prompt in zip(places, prompts, strict=True)]
     completion_ids = tokenizer(texts)["input_ids"]
     return {
         "prompt_ids": tokenizer(prompts)["input_ids"],
