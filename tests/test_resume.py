@@ -7,7 +7,7 @@ import pandas
 import pytest
 import torch
 from observe import keep_rollouts
-from toy import assert_same_parameters, logged, make_trainer, parameters, prompts
+from toy import TASK, assert_same_parameters, logged, make_trainer, parameters, prompts
 
 CASES = {
     "entropy": {},
@@ -129,3 +129,62 @@ def test_only_the_model_is_saved_if_so_asked(tmp_path):
     train(tmp_path, steps=1, save_only_model=True)
     assert not (tmp_path / "checkpoint-1" / "rollout_state_0.pt").exists()
     assert (tmp_path / "checkpoint-1" / "model.safetensors").exists()
+
+
+def prompts_of_each_rollout():
+    """A reward function, and the prompts that it is shown, without their repetitions."""
+    seen = []
+
+    def keeps(prompts, completions, **kwargs):
+        seen.append(tuple(prompts[::4]))
+        return TASK.reward(completions=completions, **kwargs)
+
+    return keeps, seen
+
+
+@pytest.mark.parametrize("shuffle", [True, False])
+def test_a_stream_in_any_of_its_passes(tmp_path, shuffle):
+    """12 rows are six rollouts a pass: the 14 steps end in the third."""
+
+    def run(folder, resume=None):
+        reward, seen = prompts_of_each_rollout()
+        options = {"max_completion_length": 4, "shuffle_dataset": shuffle}
+        data = {"reward_funcs": reward, "train_dataset": prompts(12).to_iterable_dataset()}
+        return train(folder, steps=14, resume=resume, trainer_options=data, **options), seen
+
+    whole, seen = run(tmp_path)
+    assert [len(set(sum(seen[first : first + 6], ()))) for first in (0, 6)] == [12, 12]
+    assert (seen[:6] == seen[6:12]) is not shuffle
+    for at in (5, 6, 7, 8, 12, 13):
+        torch.manual_seed(at)
+        resumed, seen_later = run(tmp_path, str(tmp_path / f"checkpoint-{at}"))
+        assert seen_later == seen[at:], at
+        assert_same_parameters(parameters(resumed), parameters(whole))
+        assert logged(resumed) == logged(whole)
+
+
+def test_a_stream_that_is_resumed_with_more_steps(tmp_path):
+    """The share of a pass that transformers notes is one of all steps."""
+
+    def run(steps, resume=None, **options):
+        reward, seen = prompts_of_each_rollout()
+        data = {"reward_funcs": reward, "train_dataset": prompts(12).to_iterable_dataset()}
+        train(tmp_path, steps, resume, max_completion_length=4, trainer_options=data, **options)
+        return seen
+
+    seen = run(8)
+    longer = run(12, resume=str(tmp_path / "checkpoint-4"), resume_with_changes=True)
+    assert longer[:4] == seen[4:]
+    assert set(sum(longer[2:], ())) == set(sum(seen[:6], ()))
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_run_that_has_ended_stays_as_it_is(tmp_path, stream):
+    """The last line of a job script that is started again must not train one step more."""
+    data = prompts(12).to_iterable_dataset() if stream else prompts(12)
+    options = {"trainer_options": {"train_dataset": data}, "steps": 2}
+    ended = train(tmp_path, **options)
+    resumed = train(tmp_path, resume=True, **options)
+    assert resumed.state.global_step == 2
+    assert_same_parameters(parameters(resumed), parameters(ended))
+    assert logged(resumed) == logged(ended)

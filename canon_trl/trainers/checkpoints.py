@@ -7,6 +7,7 @@ from typing import Any
 
 from accelerate.logging import get_logger
 from transformers.trainer import TRAINER_STATE_NAME
+from transformers.trainer_callback import TrainerState
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from trl import GRPOConfig
 
@@ -109,6 +110,17 @@ def find_checkpoint(
             )
         logger.warning("%s was made with other options: %s", checkpoint, "; ".join(changed))
     return str(checkpoint)
+
+
+def passes_and_batches(checkpoint: str, batches_per_step: int) -> tuple[int, int]:
+    """How often a stream had been gone through when the checkpoint was written, and the batches of the pass begun.
+
+    transformers takes all steps of the run for one epoch of a stream, whose length it does not know, and notes how
+    far into one pass that is: `passes + steps / max_steps`.
+    """
+    there = TrainerState.load_from_json(str(Path(checkpoint, TRAINER_STATE_NAME)))
+    passes, share = divmod(there.epoch or 0.0, 1)
+    return int(passes), round(share * there.max_steps * batches_per_step)
 
 
 def names(checkpoints: list[Path]) -> str:

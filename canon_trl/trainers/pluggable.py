@@ -17,6 +17,7 @@ still happens, and copies none. What it relies on in TRL 1.16, checked by `tests
                                                 what else outlives a run
     reward_funcs, reward_func_names             functions are called in place, in this order
     _save_checkpoint, _load_optimizer_and_scheduler, _get_train_sampler, _get_grad_norm, _get_output_dir
+    _init_training_state(max_steps, ...)        (epoch, batches of it) to begin at; a stream's epoch holds all steps
     _name, _tag_names, _paper                   what the model card says
     push_in_progress, _push_from_checkpoint, _finish_current_push
 """
@@ -58,7 +59,14 @@ from canon_trl.trainers.before_loading import (
     records_generation,
     trl_scores,
 )
-from canon_trl.trainers.checkpoints import ROLLOUT_STATE, RUN_OPTIONS, find_checkpoint, mark_whole, options_of_run
+from canon_trl.trainers.checkpoints import (
+    ROLLOUT_STATE,
+    RUN_OPTIONS,
+    find_checkpoint,
+    mark_whole,
+    options_of_run,
+    passes_and_batches,
+)
 from canon_trl.trainers.constant_rewards import ConstantRewards
 from canon_trl.trainers.data_checks import (
     check_chat_template,
@@ -711,6 +719,19 @@ class PluggableGRPOTrainer(GRPOTrainer):
         if self._collector is not None:
             self._collector.prompts.drawn = 0
         self.optimizer = self._given_optimizer
+
+    def _init_training_state(
+        self, max_steps: int, steps_per_epoch: int, epochs: int, checkpoint: str | None, trial: Any
+    ) -> tuple[int, int]:
+        """The epoch to begin in, and the batches of it that have been trained on."""
+        begun = super()._init_training_state(max_steps, steps_per_epoch, epochs, checkpoint, trial)
+        if checkpoint is None:
+            return begun
+        if self.state.global_step >= max_steps:  # from where transformers would train one step more
+            return epochs, 0
+        if not isinstance(self.train_dataset, IterableDataset) or self.args.ignore_data_skip:
+            return begun
+        return passes_and_batches(checkpoint, self.args.gradient_accumulation_steps)
 
     def _run_options(self) -> dict[str, Any]:
         return options_of_run(
