@@ -5,11 +5,22 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from canon_trl.rounding import rounding_error
+
 
 def weighted_reward(rewards_per_func: Tensor, weights: Tensor) -> Tensor:
-    """The weighted sum of the reward functions, `(N, F) -> (N,)`; NaN where none of them could score the response."""
-    weighted = (rewards_per_func * weights.to(rewards_per_func.device)).nansum(dim=1)
-    return weighted.masked_fill(rewards_per_func.isnan().all(dim=1), torch.nan)
+    """The weighted sum of the reward functions, `(N, F) -> (N,)`; NaN where none with a weight scored the response.
+
+    A function that returned `None` (NaN) for a response adds nothing to its sum, as in TRL, so that each function may
+    judge prompts of its own kind. A function of weight 0 only measures: whether it scored a response changes nothing.
+    A sum whose terms cancel up to rounding, such as 1 - 0.9 - 0.1, is 0.
+    """
+    weights = weights.to(rewards_per_func.device)
+    terms = rewards_per_func * weights
+    total = terms.nansum(dim=1)
+    cancelled = total.abs() <= rounding_error(terms.abs().nansum(dim=1))
+    unscored = (rewards_per_func.isnan() | (weights == 0)).all(dim=1)
+    return total.masked_fill(cancelled, 0.0).masked_fill(unscored, torch.nan)
 
 
 class ResponseMetrics(dict[str, Tensor]):
@@ -29,7 +40,7 @@ class Rollout:
     Every rank holds the same values, also where the responses of a group were sampled on different ranks.
 
     Attributes:
-        rewards: `(P, G)`, the weighted sum of the reward functions; NaN where none of them could score the response.
+        rewards: `(P, G)`, the weighted sum of the reward functions; NaN where none with a weight scored the response.
         rewards_per_func: `(P, G, F)`, unweighted; NaN where the function returned `None`.
         reward_names: the F names of the reward functions, in order.
         lengths: `(P, G)`, tokens that the model wrote, without those of tools and environments; the true length also
@@ -39,7 +50,8 @@ class Rollout:
             optimiser step.
         total_steps: rollouts in the whole run. A stream's passes have no length: where one ends within an optimiser
             step, more are made.
-        accuracy: 0-d, the mean of the accuracy reward over the batch, clipped to [0, 1]; 0 where nothing was scored.
+        accuracy: 0-d, the mean of the accuracy reward over all responses that were sampled for the batch, those that
+            dynamic sampling replaced included, clipped to [0, 1]; 0 where nothing was scored.
         valid: `(P, G)` bool, false where the reward is NaN.
         width: positions of the widest completion, those of tools and environments included; the T of a token-level
             estimator.

@@ -8,6 +8,7 @@ import torch
 from datasets import Dataset, IterableDataset
 from observe import count_forwards, keep_outputs, keep_rollouts, scored_entropy
 from toy import (
+    OPTIONS,
     TASK,
     assert_resumes,
     assert_same_parameters,
@@ -17,7 +18,9 @@ from toy import (
     prompts,
     save_mixture_of_experts,
 )
+from trl import GRPOConfig
 
+from canon_trl import PluggableGRPOTrainer
 from canon_trl.sampling import DynamicSampling, PromptStream, group_verdicts
 
 NAN = float("nan")
@@ -255,6 +258,69 @@ def test_a_shrunken_batch_is_trained_on_like_one_of_that_size(tmp_path, loss_typ
         torch.testing.assert_close(shrunken[name] - start[name], value - start[name], atol=1e-7, rtol=1e-4)
 
 
+THREE_OF_FOUR = Dataset.from_dict({"prompt": ["2+3*4=", "3+3*4=", "4-1*2=", "6-1*2="]})  # all but the second teach
+
+
+@pytest.mark.parametrize("loss_type", ["dr_grpo", "grpo"])
+@pytest.mark.parametrize(("accumulated", "parts"), [(2, 1), (4, 2)])
+def test_responses_of_all_rollouts_of_an_optimiser_step_weigh_the_same(tmp_path, loss_type, accumulated, parts):
+    """Two rollouts a step, of which the first is half empty: 12 of 16 places are trained on, each with 1/12."""
+
+    def run(dataset, size, **options):
+        trainer = make_trainer(
+            tmp_path,
+            trainer_options={
+                "train_dataset": dataset,
+                "reward_funcs": lambda prompts, **kwargs: graded(prompts, prompts, lambda *args: None),
+                "rollout_func": fixed_responses,
+            },
+            advantage_estimator="dr_grpo",
+            loss_type=loss_type,
+            per_device_train_batch_size=size,
+            shuffle_dataset=False,
+            optim="sgd",
+            learning_rate=1.0,
+            max_steps=1,
+            lr_scheduler_type="constant",
+            max_grad_norm=1e9,
+            **options,
+        )
+        trainer.train()
+        return parameters(trainer), logged(trainer)[0]
+
+    shrunken, entry = run(
+        THREE_OF_FOUR,
+        8 // parts,
+        gradient_accumulation_steps=accumulated,
+        steps_per_generation=parts,
+        dynamic_sampling=True,
+        dynamic_sampling_kwargs={"max_rounds": 1},
+    )
+    small, expected = run(THREE_OF_FOUR.select([0, 2, 3]), 12)
+    start = parameters(make_trainer(tmp_path))
+    for name, value in small.items():
+        torch.testing.assert_close(shrunken[name] - start[name], value - start[name], atol=1e-7, rtol=1e-4)
+    assert entry["loss"] == pytest.approx(expected["loss"], abs=1e-6)
+    assert entry["grad_norm"] == pytest.approx(expected["grad_norm"], rel=1e-4)
+
+
+def test_an_entropy_bonus_is_refused_beside_shrink_whatever_the_config(tmp_path):
+    def make(exhausted):
+        return PluggableGRPOTrainer(
+            str(TASK.model_path),
+            TASK.reward,
+            GRPOConfig(str(tmp_path), **OPTIONS, entropy_coef=0.1),
+            prompts(),
+            advantage_estimator=lambda rollout: rollout.rewards,
+            metrics={},
+            dynamic_sampling=DynamicSampling(exhausted=exhausted),
+        )
+
+    with pytest.raises(ValueError, match=r"entropy_coef=0.1 .* cannot leave places out; set dynamic_sampling_kwargs"):
+        make("shrink")
+    make("keep")
+
+
 @pytest.mark.parametrize("num_iterations", [1, 2])
 def test_a_shrunken_batch(tmp_path, caplog, num_iterations):
     trainer = make_trainer(
@@ -275,12 +341,87 @@ def test_a_shrunken_batch(tmp_path, caplog, num_iterations):
     assert f"after 1 generation rounds {kept} of 6 groups are worth training on" in caplog.text
     assert 0 < kept < 6
     assert rollout.valid.all(dim=1).tolist() == [True] * kept + [False] * (6 - kept)
-    assert float(rollout.accuracy) == 0.5  # of what is trained on
+    # Of all that was drawn, not of what is trained on: half a group right, or 0.1 throughout.
+    assert float(rollout.accuracy) == pytest.approx((0.5 * kept + 0.1 * (6 - kept)) / 6)
     assert output["trained"].tolist() == [True] * 4 * kept + [False] * 4 * (6 - kept)
     assert (output["completion_mask"].sum(dim=1) > 0).tolist() == output["trained"].tolist()
     assert int(output["num_items_in_batch"]) == int(output["completion_mask"].sum())
     assert (output["advantages"][4 * kept :] == 0).all()
     assert math.isfinite(logged(trainer)[0]["loss"])
+
+
+@pytest.mark.parametrize("max_rounds", [1, 10])
+def test_schedules_read_the_accuracy_of_all_that_was_drawn(tmp_path, max_rounds):
+    """Groups that are all right are replaced, and count: three prompts of four have them."""
+
+    def mostly_solved(prompts, **kwargs):
+        solved = [prompt[0] in "1234567" for prompt in prompts]
+        return [1.0 if whole else float(index % 2) for index, whole in enumerate(solved)]
+
+    rows = Dataset.from_dict({"prompt": ["1+1=", "2+1=", "8+1=", "3+1="] * 8})
+    trainer = make_trainer(
+        tmp_path,
+        trainer_options={"reward_funcs": mostly_solved, "train_dataset": rows},
+        canon_mu_schedule="inter_to_intra",
+        dynamic_sampling=True,
+        dynamic_sampling_kwargs={"max_rounds": max_rounds},
+        per_device_train_batch_size=16,
+        shuffle_dataset=False,
+        max_steps=2,
+    )
+    rollouts, _ = keep_rollouts(trainer)
+    trainer.train()
+    # Of 4 prompts 3 are right throughout and 1 in half: (3 * 1 + 0.5) / 4 = 0.875; further rounds draw as many.
+    assert [float(rollout.accuracy) for rollout in rollouts] == [0.875, 0.875]
+    assert [entry["canon/mu"] for entry in logged(trainer)] == [0.125, 0.125]
+    assert [entry["dynamic_sampling/accuracy_drawn"] for entry in logged(trainer)] == [0.875, 0.875]
+
+
+def test_the_count_of_constant_rewards_sees_what_was_replaced(tmp_path):
+    """The second function tells solved prompts from others, and gives the same to all that is kept."""
+
+    def solved(prompts, **kwargs):
+        return [float(not teaches(prompt)) for prompt in prompts]
+
+    trainer = make_trainer(
+        tmp_path,
+        trainer_options={"reward_funcs": [graded, solved]},
+        reward_weights=[1.0, 0.0],
+        dynamic_sampling=True,
+        per_device_train_batch_size=24,
+        max_steps=2,
+    )
+    trainer.train()
+    assert [entry["rewards/solved/mean"] for entry in logged(trainer)] == [0.0, 0.0]
+    assert [entry["rewards/solved/constant_rollouts"] for entry in logged(trainer)] == [0.0, 0.0]
+
+
+def test_fresh_prompts_have_the_columns_that_the_others_have(tmp_path):
+    seen = []
+
+    def judge(prompts, **columns):
+        seen.append(sorted(set(columns) - {"completions", "completion_ids"}))
+        return [float(index % 2) if teaches(prompt) else 0.0 for index, prompt in enumerate(prompts)]
+
+    for remove in (True, False):
+        seen.clear()
+        trainer = make_trainer(
+            tmp_path,
+            trainer_options={"reward_funcs": judge},
+            dynamic_sampling=True,
+            per_device_train_batch_size=24,
+            remove_unused_columns=remove,
+            max_steps=2,
+        )
+        trainer.train()
+        of_trl = ["log_extra", "log_metric", "trainer_state"]
+        assert len(seen) > 2 and all(columns == ([] if remove else ["answer"]) + of_trl for columns in seen)
+
+
+def test_the_callers_list_of_reward_functions_is_left_alone(tmp_path):
+    functions = [always_spread]
+    make_trainer(tmp_path, trainer_options={"reward_funcs": functions})
+    assert functions == [always_spread]
 
 
 def test_keep_and_error(tmp_path):

@@ -173,8 +173,10 @@ def canon_statistics(rewards: Tensor, metric: Tensor, *, valid: Tensor | None = 
     higher = split_by_metric(metric, valid)
     lower = valid & ~higher
     scored = as_float(rewards)
-    gap = group_mean(scored, higher) - group_mean(scored, lower)
-    wins = torch.where(gap.isnan(), torch.nan, (gap.sign() + 1) / 2)
+    means = torch.cat([group_mean(scored, higher), group_mean(scored, lower)], dim=-1)
+    gap = means[..., :1] - means[..., 1:]
+    tied = ~has_spread(means, ~means.isnan())
+    wins = torch.where(gap.isnan(), torch.nan, (gap.masked_fill(tied, 0.0).sign() + 1) / 2)
     metric = as_float(metric)
     return {
         "reward_gap": gap.nanmean(),

@@ -7,6 +7,8 @@ responses take part; the others leave every number here unchanged.
 import torch
 from torch import Tensor
 
+from canon_trl.rounding import rounding_error
+
 
 def as_float(values: Tensor) -> Tensor:
     """`values` in at least float32, so that means and sorts of bf16, fp16 or integer tensors keep their digits."""
@@ -36,11 +38,12 @@ def group_std(values: Tensor, mask: Tensor) -> Tensor:
 def has_spread(values: Tensor, mask: Tensor) -> Tensor:
     """True for groups with two different values among the responses that `mask` selects, `(P, G) -> (P, 1)`.
 
-    Decided by equality: seven rewards of 0.1 have a float32 standard deviation that is not quite zero.
+    Decided by comparing values: seven rewards of 0.1 have a float32 standard deviation that is not quite zero. Values
+    are the same up to the rounding of a sum: rewards are weighted sums, and 0.7 + 0.2 + 0.1 is not quite 1.
     """
     highest = values.masked_fill(~mask, -torch.inf).amax(dim=-1, keepdim=True)
     lowest = values.masked_fill(~mask, torch.inf).amin(dim=-1, keepdim=True)
-    return highest > lowest
+    return highest - lowest > rounding_error(torch.maximum(highest.abs(), lowest.abs()))
 
 
 def zero_invalid(advantages: Tensor, valid: Tensor, *, like: Tensor) -> Tensor:

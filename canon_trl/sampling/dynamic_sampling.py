@@ -15,6 +15,7 @@ from datasets import Dataset, IterableDataset
 from torch import Tensor
 
 from canon_trl.advantages.groups import group_mean, has_spread, is_scored
+from canon_trl.rounding import rounding_error
 
 
 def group_verdicts(
@@ -23,17 +24,18 @@ def group_verdicts(
     """Which groups have spread, and which lie within the band of accuracy; `(P,)` bool each. Kept are those with both.
 
     Args:
-        rewards: `(P, G)`, NaN where a response was not scored. Spread means two different rewards, by equality: the
-            standard deviation of equal rewards need not be 0 in floating point.
+        rewards: `(P, G)`, NaN where a response was not scored. Spread means two different rewards, see `has_spread`:
+            the standard deviation of equal rewards need not be 0 in floating point.
         accuracy: `(P, G)` in [0, 1], the reward that measures it; NaN as above.
-        lower, upper: the band that the mean accuracy of a group must lie in, both ends included. With 0 and 1 the
-            spread alone decides, whatever measures accuracy and in whatever range.
+        lower, upper: the band that the mean accuracy of a group must lie in, both ends included up to the rounding of
+            a mean. With 0 and 1 the spread alone decides, whatever measures accuracy and in whatever range.
     """
     spread = has_spread(rewards, is_scored(rewards)).squeeze(-1)
     if (lower, upper) == (0, 1):
         return spread, torch.ones_like(spread)
     mean = group_mean(accuracy, is_scored(accuracy)).squeeze(-1).nan_to_num(nan=-1.0)
-    return spread, (mean >= lower) & (mean <= upper)
+    margin = rounding_error(torch.ones_like(mean))
+    return spread, (mean >= lower - margin) & (mean <= upper + margin)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,9 +8,7 @@ from numbers import Integral, Real
 from types import NoneType
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
-from torch import nn
 from trl import GRPOConfig
-from trl.trainer.utils import get_callable_name
 
 from canon_trl.policy_losses import PolicyLoss
 
@@ -266,16 +264,6 @@ def check_dynamic_sampling(wanted: bool, trl_kwargs: Mapping[str, Any]) -> None:
             "dynamic_sampling=True does not go with environment_factory: the state that an environment is in after "
             "one generation round is gone when the next one resets it"
         )
-
-
-def check_accuracy_reward(name: str | None, reward_funcs: Any) -> None:
-    """Before any model is loaded; a reward model's name is known only afterwards."""
-    functions = reward_funcs if isinstance(reward_funcs, list) else [reward_funcs]
-    if name is None or any(isinstance(function, (str, nn.Module)) for function in functions):
-        return
-    known = [get_callable_name(function) for function in functions]
-    if name not in known:
-        raise ValueError(f"accuracy_reward={name!r} must be one of the reward functions {known}")
 
 
 def records_generation(entropy_source: str, args: GRPOConfig, trl_kwargs: Mapping[str, Any]) -> bool:

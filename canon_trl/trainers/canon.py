@@ -113,7 +113,6 @@ class CANONTrainer(PluggableGRPOTrainer):
                 f"canon_metric is given to the trainer and as args.canon_metric={args.canon_metric!r}; set only one"
             )
         name = self._metric_name = args.canon_metric if metric is None else get_callable_name(metric)
-        self._mu_schedule = args.mu_schedule()
         resolved = metric or find_metric(name, field="canon_metric")
         alpha_group = args.alpha_group(resolved)
 
@@ -147,7 +146,7 @@ class CANONTrainer(PluggableGRPOTrainer):
         return estimator, {name: find_metric(name, field="requires_metrics") for name in required_metrics(function)}
 
     def _mu(self, rollout: Rollout) -> float | Tensor:
-        return self._mu_schedule(rollout.step, rollout.total_steps, rollout.accuracy)
+        return self.args.mu_schedule()(rollout.step, rollout.total_steps, rollout.accuracy)
 
     def method_options(self) -> dict[str, Any]:
         if self._metric_name is None:

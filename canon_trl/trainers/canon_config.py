@@ -16,6 +16,7 @@ from canon_trl.schedules import SCHEDULES
 from canon_trl.trainers.before_loading import assignments, check_config, check_policy_loss, check_values
 from canon_trl.trainers.run_config import RunConfig
 from canon_trl.trainers.run_length import rollouts_in_run
+from canon_trl.trainers.shrunken_steps import check_shrink
 
 logger = logging.getLogger(__name__)
 
@@ -371,12 +372,7 @@ class CANONConfig(RunConfig):
             made = self.make_dynamic_sampling()
         except ValueError as error:
             raise ValueError(f"dynamic_sampling_kwargs: {error}") from None
-        if made is not None and made.exhausted == "shrink" and (self.entropy_coef or self.use_adaptive_entropy):
-            raise ValueError(
-                f"entropy_coef={self.entropy_coef} and use_adaptive_entropy={self.use_adaptive_entropy}: TRL's "
-                "entropy bonus is a mean per micro-batch, which cannot leave places out; set "
-                "dynamic_sampling_kwargs={'exhausted': 'keep'} or 'error'"
-            )
+        check_shrink(made, self)
 
     def _check_canon(self) -> None:
         if self.canon_metric != RANDOM:

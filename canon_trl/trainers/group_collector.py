@@ -13,6 +13,7 @@ from torch import Tensor
 
 from canon_trl.rollout import weighted_reward
 from canon_trl.sampling import DynamicSampling, PromptStream, group_verdicts
+from canon_trl.trainers.rollout_checks import in_range, snapped
 
 logger = logging.getLogger(__name__)
 
@@ -34,6 +35,7 @@ class SampledBatch:
     responses: list[SampledResponse]
     rewards_per_func: Tensor
     trained: Tensor | None = None  # `(N,)` bool, false on places that no group was found for
+    drawn: Tensor = field(init=False)  # `(M, F)`, the rewards of all that was sampled until the batch was full
 
 
 class GroupCollector:
@@ -47,7 +49,6 @@ class GroupCollector:
         accelerator: gathers over the ranks.
         prompts: where fresh prompts come from, the same on every rank.
         group_size: responses to a prompt.
-        reward_weights: `(F,)`.
         accuracy_index: which of the F reward functions measures accuracy.
     """
 
@@ -58,7 +59,6 @@ class GroupCollector:
         prompts: PromptStream,
         *,
         group_size: int,
-        reward_weights: Tensor,
         accuracy_index: int,
     ) -> None:
         self.prompts = prompts
@@ -66,23 +66,28 @@ class GroupCollector:
         self.options = options
         self._accelerator = accelerator
         self._group_size = group_size
-        self._reward_weights = reward_weights
         self._accuracy_index = accuracy_index
 
     def collect(
-        self, rows: list[dict[str, Any]], sample: Callable[[list[dict[str, Any]]], SampledBatch]
+        self,
+        rows: list[dict[str, Any]],
+        sample: Callable[[list[dict[str, Any]]], SampledBatch],
+        *,
+        reward_weights: Tensor,
     ) -> SampledBatch:
         """A batch of as many responses a rank as there are `rows`.
 
         Args:
             rows: those of this rank for the first round, one a response.
             sample: generates and scores a response to each row; called on all ranks alike.
+            reward_weights: `(F,)`, those in force now.
 
         Raises:
             ValueError: there is a band, and an accuracy lies outside [0, 1].
             RuntimeError: the rounds ran out and `exhausted` is `"error"`.
         """
         wanted = len(rows) * self._accelerator.num_processes // self._group_size
+        columns = set(rows[0])  # which remove_unused_columns may have left fewer of than the dataset has
         rounds: list[SampledBatch] = []
         kept: list[tuple[int, int]] = []  # (round, group)
         rejected: list[tuple[int, int]] = []
@@ -90,11 +95,12 @@ class GroupCollector:
         accuracies = []
         while len(kept) < wanted and len(rounds) < self.options.max_rounds:
             if rounds:
-                rows = self._fresh_rows(wanted - len(kept), wanted, share=len(kept) / drawn)
+                fresh = self._fresh_rows(wanted - len(kept), wanted, share=len(kept) / drawn)
+                rows = [{name: value for name, value in row.items() if name in columns} for row in fresh]
             batch = sample(rows)
-            rewards, accuracy = self._rewards(batch.rewards_per_func)
+            rewards, accuracy = self._rewards(batch.rewards_per_func, reward_weights)
             verdicts = group_verdicts(rewards, accuracy, lower=self.options.lower, upper=self.options.upper)
-            inside = ((accuracy >= 0) & (accuracy <= 1) | accuracy.isnan()).all(dim=1)
+            inside = in_range(accuracy, "[0, 1]").all(dim=1)
             spread, in_band, bounded = torch.stack([*verdicts, inside]).tolist()
             if (self.options.lower, self.options.upper) != (0, 1) and not all(bounded):
                 outside = accuracy[bounded.index(False)].tolist()
@@ -117,12 +123,14 @@ class GroupCollector:
             "prompts_outside_band": len(rejected) - no_spread,
             "accuracy_drawn": torch.cat(accuracies).nanmean().item(),
         }
-        return self._put_together(rounds, kept[:wanted], rejected, wanted)
+        batch = self._put_together(rounds, kept[:wanted], rejected, wanted)
+        batch.drawn = torch.cat([sampled.rewards_per_func for sampled in rounds])
+        return batch
 
-    def _rewards(self, rewards_per_func: Tensor) -> tuple[Tensor, Tensor]:
+    def _rewards(self, rewards_per_func: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
         """The weighted reward and the accuracy, `(P, G)` each."""
-        weighted = weighted_reward(rewards_per_func, self._reward_weights)
-        accuracy = rewards_per_func[:, self._accuracy_index]
+        weighted = weighted_reward(rewards_per_func, weights)
+        accuracy = snapped(rewards_per_func[:, self._accuracy_index], "[0, 1]")
         return weighted.view(-1, self._group_size), accuracy.reshape(-1, self._group_size)
 
     def _fresh_rows(self, missing: int, at_most: int, *, share: float) -> list[dict[str, Any]]:
@@ -175,20 +183,3 @@ class GroupCollector:
             trained = torch.arange(len(places), device=rewards.device) < len(kept) * size
             rewards = rewards.masked_fill(~trained.unsqueeze(1), torch.nan)
         return SampledBatch([mine[place] for place in sorted(mine)], rewards, trained)
-
-
-def places_over_trained(trained: list[Tensor], loss_type: str, accelerator: Accelerator) -> Tensor | float:
-    """The factor by which the loss's divisor, a count of places, exceeds that of the places trained on, 0-d.
-
-    Args:
-        trained: which responses are, `(B,)` bool a micro-batch of the optimiser step.
-        loss_type: TRL's.
-        accelerator: gathers over the ranks.
-    """
-    if loss_type in ("dapo", "cispo", "vespo"):
-        return 1.0  # divided by the tokens that are trained on
-    places = torch.stack(trained)
-    if loss_type == "bnpo":  # a mean over the tokens of each micro-batch
-        places = places.any(dim=1)
-    everyones = accelerator.gather(places.float().mean().unsqueeze(0)).mean()
-    return torch.where(everyones > 0, 1 / everyones, 0.0)

@@ -25,6 +25,7 @@ still happens, and copies none. What it relies on in TRL 1.16, checked by `tests
 import logging
 import math
 import os
+import warnings
 from collections.abc import Callable, Mapping, Sized
 from contextlib import nullcontext
 from dataclasses import asdict
@@ -39,7 +40,7 @@ from torch import Tensor, nn
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, TrainOutput, rotate_checkpoints
 from trl import GRPOConfig, GRPOTrainer
 from trl.models.utils import disable_gradient_checkpointing
-from trl.trainer.utils import strip_images_from_messages
+from trl.trainer.utils import nanstd, strip_images_from_messages
 
 from canon_trl.advantages import AdvantageEstimator, RewardRange, dr_grpo_advantage
 from canon_trl.advantages.groups import has_spread
@@ -51,7 +52,6 @@ from canon_trl.rollout import ResponseMetrics, Rollout, weighted_reward
 from canon_trl.sampling import DynamicSampling, PromptStream
 from canon_trl.sampling.prompt_checks import fault_of_rows
 from canon_trl.trainers.before_loading import (
-    check_accuracy_reward,
     check_dynamic_sampling,
     check_loss_function,
     check_policy_loss,
@@ -78,7 +78,7 @@ from canon_trl.trainers.data_checks import (
 from canon_trl.trainers.failures import SharedFailures, guarded_reward
 from canon_trl.trainers.finite import all_finite, local_part, plain_number, raise_unless
 from canon_trl.trainers.generation_recorder import GenerationRecorder
-from canon_trl.trainers.group_collector import GroupCollector, SampledBatch, SampledResponse, places_over_trained
+from canon_trl.trainers.group_collector import GroupCollector, SampledBatch, SampledResponse
 from canon_trl.trainers.model_card import (
     TrainingFacts,
     changed_options,
@@ -89,9 +89,17 @@ from canon_trl.trainers.model_card import (
     logged_results,
     own_options,
 )
-from canon_trl.trainers.rollout_checks import check_numbers, used_advantages
+from canon_trl.trainers.reward_names import check_accuracy_reward, distinct_names
+from canon_trl.trainers.rollout_checks import check_numbers, snapped, used_advantages
 from canon_trl.trainers.rollout_parts import GENERATED, RewardsAreKnown, RolloutParts, ScoringPass, plain
 from canon_trl.trainers.run_length import micro_batches, rollouts_in_run
+from canon_trl.trainers.shrunken_steps import (
+    PER_TOKEN,
+    ShrunkenSteps,
+    check_shrink,
+    one_rollout_a_step,
+    places_over_trained,
+)
 from canon_trl.trainers.token_gate import TokenGate, trained_tokens
 
 logger = logging.getLogger(__name__)
@@ -152,6 +160,9 @@ class PluggableGRPOTrainer(GRPOTrainer):
             changed a weight where that can be; with the step and the tensor.
     """
 
+    reward_funcs: list[Any]
+    reward_func_names: list[str]
+
     def __init__(
         self,
         model: Any,
@@ -181,6 +192,7 @@ class PluggableGRPOTrainer(GRPOTrainer):
             processing_class = trl_kwargs.get("processing_class") or named_processing_class(model, args)
             check_chat_template(processing_class, "the tokenizer of the model")
         check_dynamic_sampling(dynamic_sampling is not None, trl_kwargs)
+        check_shrink(dynamic_sampling, args)
         check_vllm(args)
         self._records_generation = records_generation(entropy_source, args, trl_kwargs)
         self._advantage_estimator = advantage_estimator
@@ -212,6 +224,7 @@ class PluggableGRPOTrainer(GRPOTrainer):
         if isinstance(reward_funcs, list):
             reward_funcs = list(reward_funcs)  # which is changed below, and the caller's may go to another trainer
         super().__init__(model, reward_funcs, args, train_dataset, eval_dataset, **trl_kwargs)
+        self.reward_func_names = distinct_names(self.reward_func_names)
         if accuracy_reward is not None and accuracy_reward not in self.reward_func_names:
             raise ValueError(
                 f"accuracy_reward={accuracy_reward!r} must be one of the reward functions {self.reward_func_names}"
@@ -238,9 +251,19 @@ class PluggableGRPOTrainer(GRPOTrainer):
                 self.accelerator,
                 PromptStream(self.train_dataset, seed=args.seed, shuffle=self.shuffle_dataset),
                 group_size=self.num_generations,
-                reward_weights=self.reward_weights,
                 accuracy_index=self._accuracy_index,
             )
+        self._shrunken_steps: ShrunkenSteps | None = None
+        shrinks = dynamic_sampling is not None and dynamic_sampling.exhausted == "shrink"
+        if shrinks and self.loss_type not in PER_TOKEN and not one_rollout_a_step(args):
+            self._shrunken_steps = ShrunkenSteps(self.loss_type, self.accelerator)
+            if self.aux_loss_enabled:
+                raise ValueError(
+                    f"gradient_accumulation_steps={args.gradient_accumulation_steps} takes micro-batches of several "
+                    f"rollouts of steps_per_generation={args.steps_per_generation}, whose gradients are scaled "
+                    "together with those of the router's auxiliary loss; make the latter a multiple of the former, or "
+                    "set dynamic_sampling_kwargs={'exhausted': 'keep'} or 'error'"
+                )
 
     # --- The rollout on its way through TRL: each wrapper keeps what passes by and hands it on unchanged. ---
 
@@ -249,7 +272,7 @@ class PluggableGRPOTrainer(GRPOTrainer):
         self._check_rows(inputs)
         collected = None
         if self._collector is not None and self.model.training:
-            collected = self._collector.collect(inputs, self._sample_batch)
+            collected = self._collector.collect(inputs, self._sample_batch, reward_weights=self.reward_weights)
             inputs = [response.row for response in collected.responses]
             columns = {column for response in collected.responses for column in response.columns}
             for column in columns:  # of which a round or a rank may lack one
@@ -417,15 +440,25 @@ class PluggableGRPOTrainer(GRPOTrainer):
             if rewards_per_func.isinf().any():
                 self._failures.raise_any()
                 raise ValueError(f"one of the reward models {self.reward_func_names} gave an infinite reward")
+            self._drop_extra_columns(len(prompts))
         if self._making is None:  # called from elsewhere than a rollout
             return rewards_per_func
         self._making.rewards_per_func = rewards_per_func
+        self._making.drawn = replayed.drawn if replayed is not None else rewards_per_func
         columns = {key: [row[key] for row in inputs] for key in inputs[0] if key not in RESERVED_COLUMNS}
         texts = {"prompts": prompts, "completions": completions, "completion_ids": completion_ids_list}
         self._making.metric_inputs = columns | texts
         if self._making.sampling_only:
             raise RewardsAreKnown
         return rewards_per_func
+
+    def _drop_extra_columns(self, rows: int) -> None:
+        """Keep out of the completions table what reward functions logged of another number of rows."""
+        for column, values in list(self._pending_extra_logs.items()):
+            if len(values) != rows:
+                del self._pending_extra_logs[column]
+                message = f"a reward function called log_extra({column!r}, ...) with {len(values)} values for {rows} "
+                warnings.warn(message + "completions; the completions table does not get them", stacklevel=2)
 
     def _compute_loss(self, model: Any, inputs: dict[str, Any]) -> Tensor:
         self._losing = inputs = dict(inputs)  # its advantages may be replaced between the scoring and the loss
@@ -440,10 +473,18 @@ class PluggableGRPOTrainer(GRPOTrainer):
             # TRL's own loss is left without a backward pass; what it logs stands.
             parts = (inputs["log_probs"], inputs["ref_per_token_logps"], inputs["advantages"], trained_tokens(inputs))
             return self._loss_function(*parts) / accumulated + routing
+        if self._shrunken_steps is not None and self.model.training:
+            rows = inputs["completion_ids"]
+            self._shrunken_steps.note(inputs.get("trained"), len(rows), rows.device)
+            return loss
         if "trained" not in inputs:
             return loss
         trained = [micro_batch["trained"] for micro_batch in self._step_batch()]
         return (loss - routing) * places_over_trained(trained, self.loss_type, self.accelerator) + routing
+
+    def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
+        loss = super().training_step(*args, **kwargs)
+        return loss if self._shrunken_steps is None else self._shrunken_steps.scaled(loss, self.model.parameters())
 
     def _step_batch(self) -> list[dict[str, Any]]:
         """The micro-batches of the rollout that belong to the optimiser step under way."""
@@ -519,7 +560,8 @@ class PluggableGRPOTrainer(GRPOTrainer):
         widths, lengths, *metrics = self.accelerator.gather(local).view(-1, group_size, local.shape[1]).unbind(-1)
 
         rewards = weighted_reward(rewards_per_func, self.reward_weights).view(-1, group_size)
-        accuracy = rewards_per_func[:, self._accuracy_index]
+        rewards = rewards if self._reward_range is None else snapped(rewards, self._reward_range)
+        accuracy = snapped(self._making.drawn[:, self._accuracy_index], "[0, 1]")
         step = (self._steps_not_restored + self._step) // self._generate_every
         by_name = dict(zip(measured, metrics, strict=True))
         check_numbers(
@@ -633,18 +675,27 @@ class PluggableGRPOTrainer(GRPOTrainer):
             "groups/frac_no_spread": 1 - spread.sum() / scored.sum(),  # of the groups with a scored response
         }
 
+    def _reward_statistics(self, rewards: Tensor) -> dict[str, Tensor]:
+        """In place of TRL's own, for which a function of weight 0 makes a response a scored one."""
+        found = {"reward": rewards.nanmean(), "reward_std": nanstd(rewards.flatten())}
+        if rewards.shape[1] > 1:
+            spread = nanstd(rewards, dim=1)
+            found["frac_reward_zero_std"] = torch.isclose(spread, torch.zeros_like(spread)).float().mean()
+        return found
+
     def completion_columns(self, rollout: Rollout) -> dict[str, Tensor]:
         """Columns of the completions table beside TRL's own, `(P, G)` each; override to add more."""
         return {f"metric/{name}": metric for name, metric in rollout.metrics.items()}
 
     def _log_rollout(self, rollout: Rollout, advantages: Tensor) -> None:
         mode = "train" if self.model.training else "eval"
-        statistics = self.rollout_statistics(rollout, advantages)
+        own = self._reward_statistics(rollout.rewards)
+        statistics = self.rollout_statistics(rollout, advantages) | own
         if self._collector is not None and mode == "train":
             for name, value in self._collector.statistics.items():
                 self._metrics[mode][f"dynamic_sampling/{name}"].append(value)
         values = torch.stack([torch.as_tensor(v, device=advantages.device).float() for v in statistics.values()])
-        by_function = rollout.rewards_per_func.flatten(0, 1)
+        by_function = self._making.drawn
         bounds = [by_function.nan_to_num(nan=math.inf).amin(dim=0), by_function.nan_to_num(nan=-math.inf).amax(dim=0)]
         parts = [advantages.isfinite().all().float().unsqueeze(0), *bounds, values]
         finite, *numbers = torch.cat([part.float() for part in parts]).tolist()  # one wait for all of them
@@ -660,6 +711,8 @@ class PluggableGRPOTrainer(GRPOTrainer):
                 "advantages must be finite"
             )
         for name, value in zip(statistics, numbers, strict=True):
+            if name in own:
+                self._metrics[mode][name].pop()
             self._metrics[mode][name].append(value)
 
         # TRL has tabulated its own advantages; put those that are used in their place.

@@ -7,7 +7,21 @@ from torch import Tensor
 
 from canon_trl.advantages import RewardRange
 from canon_trl.rollout import Rollout
+from canon_trl.rounding import rounding_error
 from canon_trl.trainers.failures import SharedFailures
+
+
+def snapped(rewards: Tensor, reward_range: RewardRange) -> Tensor:
+    """The rewards, those put into the range that only the rounding of a sum has put out of it."""
+    inside = rewards.clamp(0, 1) if reward_range == "[0, 1]" else (rewards > 0.5).to(rewards.dtype)
+    return torch.where((rewards - inside).abs() <= rounding_error(torch.ones_like(rewards)), inside, rewards)
+
+
+def in_range(rewards: Tensor, reward_range: RewardRange) -> Tensor:
+    """Where rewards lie in the range, or are NaN; up to the rounding of a sum."""
+    rewards = snapped(rewards, reward_range)
+    inside = (rewards >= 0) & (rewards <= 1) if reward_range == "[0, 1]" else (rewards == 0) | (rewards == 1)
+    return inside | rewards.isnan()
 
 
 def check_numbers(
@@ -35,11 +49,9 @@ def check_numbers(
     """
     checks = {("metric", name): metric.isfinite() for name, metric in metrics.items()}
     if accuracy is not None:
-        checks["accuracy", "[0, 1]"] = (accuracy >= 0) & (accuracy <= 1) | accuracy.isnan()
-    if reward_range == "[0, 1]":
-        checks["reward", "[0, 1]"] = (rewards >= 0) & (rewards <= 1) | rewards.isnan()
-    elif reward_range == "{0, 1}":
-        checks["reward", "{0, 1}"] = (rewards == 0) | (rewards == 1) | rewards.isnan()
+        checks["accuracy", "[0, 1]"] = in_range(accuracy, "[0, 1]")
+    if reward_range is not None:
+        checks["reward", reward_range] = in_range(rewards, reward_range)
     if not checks:
         return
     passed = torch.stack([check.all() for check in checks.values()]).tolist()  # one wait for all of them

@@ -49,6 +49,7 @@ class RolloutParts:
     completion_ids: list[list[int]] | None = None
     tool_mask: list[list[int]] | None = None
     rewards_per_func: Tensor = field(init=False)  # of all ranks, once they are known
+    drawn: Tensor = field(init=False)  # the same, with those of responses that dynamic sampling replaced
     metric_inputs: dict[str, Any] = field(default_factory=dict)
     token_values: dict[str, Tensor] = field(default_factory=dict)  # (B, T) each
     passes: list[ScoringPass] = field(default_factory=list)
