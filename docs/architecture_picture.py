@@ -27,6 +27,7 @@ PARTS = {
     "schedules": (0.0, 2.1, "mu over a run"),
     "rewards": (4.2, 0.9, "checks and\na time limit"),
     "rollout": (3.0, 0.0, "what an estimator sees"),
+    "rounding": (4.2, 0.0, "what sums are off by"),
     "imports": (0.95, 0.0, "functions by import path"),
     "hub": (0.0, 4.1, "uploads that failed"),
     "papers": (0.0, 3.1, "citations"),

@@ -349,7 +349,6 @@ def dynamic_sampling_numbers() -> Numbers:
         Accelerator(cpu=True),
         PromptStream(prompts.select(range(WANTED, len(right))), seed=0, shuffle=False),
         group_size=GROUP,
-        reward_weights=torch.ones(1),
         accuracy_index=0,
     )
     rounds = []
@@ -362,7 +361,7 @@ def dynamic_sampling_numbers() -> Numbers:
         return SampledBatch([SampledResponse(row, {}) for row in rows], rewards.view(-1, 1))
 
     first = [dict(prompts[index]) for index in range(WANTED) for _ in range(GROUP)]
-    batch = collector.collect(first, sample)
+    batch = collector.collect(first, sample, reward_weights=torch.ones(1))
     trained = [response.row["right"] for response in batch.responses[::GROUP]]
     return {"rounds": rounds, "trained": trained, "statistics": collector.statistics}
 

@@ -20,8 +20,9 @@ from toy import (
 )
 from trl import GRPOConfig
 
-from canon_trl import PluggableGRPOTrainer
+from canon_trl import CANONConfig, CANONTrainer, PluggableGRPOTrainer
 from canon_trl.sampling import DynamicSampling, PromptStream, group_verdicts
+from canon_trl.trainers.shrunken_steps import check_shrink
 
 NAN = float("nan")
 
@@ -319,6 +320,16 @@ def test_an_entropy_bonus_is_refused_beside_shrink_whatever_the_config(tmp_path)
     with pytest.raises(ValueError, match=r"entropy_coef=0.1 .* cannot leave places out; set dynamic_sampling_kwargs"):
         make("shrink")
     make("keep")
+
+
+def test_gradients_of_several_rollouts_are_not_to_be_had_from_deepspeed(tmp_path):
+    steps = {"gradient_accumulation_steps": 2, "steps_per_generation": 1}
+    config = CANONConfig(str(tmp_path), **OPTIONS | steps, dynamic_sampling=True)
+    config.deepspeed_plugin = object()
+    with pytest.raises(ValueError, match=r"steps=2 takes .* of steps_per_generation=1: how much"):
+        CANONTrainer(str(TASK.model_path), TASK.reward, config, prompts())
+    config.loss_type = "dapo"  # divided by the tokens of each rollout
+    check_shrink(config.make_dynamic_sampling(), config)
 
 
 @pytest.mark.parametrize("num_iterations", [1, 2])

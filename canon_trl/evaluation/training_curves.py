@@ -7,9 +7,11 @@ from typing import Any
 
 import pandas
 
+ACCURACY_DRAWN = "dynamic_sampling/accuracy_drawn"
+
 # What a panel shows: its title and unit, and the columns of the log that are drawn in it, by label.
 PANELS: tuple[tuple[str, dict[str, str]], ...] = (
-    ("accuracy (share of responses)", {"train": "rewards/{reward}/mean", "held out": "eval_rewards/{reward}/mean"}),
+    ("accuracy (share of responses)", {"train": "{drawn}", "held out": "eval_rewards/{reward}/mean"}),
     ("length (tokens)", {"train": "completions/mean_length", "held out": "eval_completions/mean_length"}),
     ("token entropy (nats)", {"train": "entropy", "held out": "eval_entropy"}),
     ("mu (weight of the inter-group comparison)", {"mu": "canon/mu"}),
@@ -43,10 +45,12 @@ def _draw(table: pandas.DataFrame, path: Path, accuracy_reward: str) -> None:
     # Imported here, so that importing the package does not build a font cache.
     from matplotlib.figure import Figure
 
+    # With dynamic sampling the mean reward is that of the groups that were kept.
+    drawn = ACCURACY_DRAWN if ACCURACY_DRAWN in table else f"rewards/{accuracy_reward}/mean"
     figure = Figure(figsize=(12, 6), layout="constrained")
     for axes, (title, columns) in zip(figure.subplots(2, 3).flat, PANELS, strict=True):
         for label, column in columns.items():
-            column = column.format(reward=accuracy_reward)
+            column = column.format(reward=accuracy_reward, drawn=drawn)
             if column in table:
                 points = table[["step", column]].astype(float).dropna()
                 axes.plot(points["step"], points[column], marker="o" if len(points) < 12 else None, label=label)
