@@ -771,6 +771,8 @@ class PluggableGRPOTrainer(GRPOTrainer):
             self._gate = TokenGate(self._gate.policy_loss, self.accelerator, self.args.seed)
         if self._collector is not None:
             self._collector.prompts.drawn = 0
+        if self._shrunken_steps is not None:
+            self._shrunken_steps = ShrunkenSteps(self.loss_type, self.accelerator)
         self.optimizer = self._given_optimizer
 
     def _init_training_state(
