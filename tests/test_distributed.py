@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from distributed.groups_across_ranks import METRICS, run_fixed
-from distributed.stages_across_ranks import POLICY_LOSSES, run, run_astar_po
+from distributed.stages_across_ranks import POLICY_LOSSES, run, run_astar_po, run_shrunken
 from toy import TASK, assert_same_parameters
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -107,6 +107,18 @@ def test_what_was_recorded_moves_with_its_response(stages):
     for rank in kept:
         assert len(rank["apart"]) == 3 and max(rank["apart"]) < 2e-5
     assert kept[0]["drawn"] == kept[1]["drawn"] > 0
+
+
+def test_steps_of_several_shrunken_rollouts_do_not_depend_on_ranks(stages, tmp_path):
+    with pytest.warns(UserWarning, match="with 13 values for 12 completions"):
+        alone = run_shrunken(tmp_path, ranks=1)
+    kept = [torch.load(stages / f"shrunken_{rank}.pt", weights_only=False) for rank in (0, 1)]
+    assert min(entry["dynamic_sampling/prompts_kept"] for entry in alone["log"]) < 3, "the case needs an empty place"
+    assert_same_parameters(kept[0]["parameters"], kept[1]["parameters"])
+    for got, want in zip(kept[0]["log"], alone["log"], strict=True):
+        assert got == pytest.approx(want, rel=1e-4, abs=1e-6)
+    for key, value in alone["parameters"].items():
+        torch.testing.assert_close(kept[0]["parameters"][key], value, atol=1e-6, rtol=1e-5)
 
 
 def test_astar_po_does_not_depend_on_ranks(stages, tmp_path):

@@ -102,6 +102,34 @@ def run(folder: Path, name: str, scope: str, ranks: int, resume: str | None = No
     }
 
 
+def run_shrunken(folder: Path, ranks: int) -> dict[str, Any]:
+    """Two optimiser steps of two rollouts each, some half empty; the last rank logs a column of another length."""
+
+    def judge(prompts: list[str], completions: list[str], log_extra: Any, trainer_state: Any, **kwargs: Any) -> list:
+        last = ranks == 1 or torch.distributed.get_rank() == ranks - 1
+        log_extra("odd", [1.0] * (len(prompts) + int(last)))
+        return half_teach(prompts, completions, lambda *args: None)
+
+    trainer = make_trainer(
+        folder,
+        trainer_options={"train_dataset": prompts(24), "reward_funcs": judge, "rollout_func": fixed_responses},
+        advantage_estimator="dr_grpo",
+        dynamic_sampling=True,
+        dynamic_sampling_kwargs={"max_rounds": 1},
+        per_device_train_batch_size=RESPONSES // ranks,
+        gradient_accumulation_steps=2,
+        steps_per_generation=1,
+        max_steps=2,
+        optim="sgd",
+        learning_rate=0.1,
+        log_completions=True,
+    )
+    trainer.train()
+    log = [entry for entry in trainer.state.log_history if "loss" in entry]
+    names = ("loss", "grad_norm", "dynamic_sampling/prompts_kept")
+    return {"parameters": parameters(trainer), "log": [{name: entry[name] for name in names} for entry in log]}
+
+
 def run_astar_po(folder: Path, ranks: int, resume: str | None = None) -> dict[str, Any]:
     """Four updates on two rollouts of one response a prompt."""
     data = prompts(24)
@@ -165,6 +193,7 @@ def run_recorded(folder: Path) -> dict[str, Any]:
 def main(folder: Path) -> None:
     torch.set_num_threads(1)
     torch.save(run_recorded(folder / "recorded"), folder / f"recorded_{os.environ['RANK']}.pt")
+    torch.save(run_shrunken(folder / "shrunken", ranks=2), folder / f"shrunken_{os.environ['RANK']}.pt")
     whole = run_astar_po(folder / "astar_po", ranks=2)
     resumed = run_astar_po(folder / "astar_po", ranks=2, resume=str(folder / "astar_po" / "checkpoint-1"))
     kept = {"whole": whole, "resumed": resumed["parameters"]}
