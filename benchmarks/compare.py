@@ -18,7 +18,8 @@ Keys of the file:
     tasks         {name: options}
     methods       {name: options}; `script: train_astar_po` takes that trainer, with values sampled once a task;
                   `tasks: [...]` restricts a method to some of the tasks; `baseline: NAME` compares it with another
-    values        options of examples/estimate_values.py, for A*-PO
+    values        options of examples/estimate_values.py, for A*-PO; what it has in common with training, it takes
+                  from `options` and the task
     evaluate      options of examples/evaluate.py for the trained model
     launcher      command that a run is started with; default: this Python interpreter
     keep_models   whether the trained models are kept; default true
@@ -50,7 +51,7 @@ from canon_trl.sampling.chunks import whole_file
 ROOT = Path(__file__).resolve().parents[1]
 SCRIPTS = ("train_canon", "train_astar_po")
 OF_THE_HARNESS = ("script", "tasks", "baseline")  # what a method says that is no option of its training script
-# What a training script has in common with the scripts that sample, and with the one that samples training prompts.
+# What a training script has in common with the scripts that sample.
 OF_THE_DATA = (
     "task",
     "task_eval_prompts",
@@ -63,8 +64,14 @@ OF_THE_DATA = (
     "reward_funcs",
     "soft_overlong_cache",
     "max_completion_length",
+    "chat_template_kwargs",
 )
-OF_TRAINING_DATA = ("task_train_prompts", "dataset_train_split", "model_name_or_path")
+# What values follow unless `values` says otherwise: they are of the prompts and the policy that training begins with.
+OF_THE_VALUES = (
+    *OF_THE_DATA,
+    *("task_train_prompts", "dataset_train_split", "model_name_or_path"),
+    *("temperature", "top_p", "top_k", "min_p", "repetition_penalty"),
+)
 
 
 @dataclass(frozen=True)
@@ -109,6 +116,11 @@ class Comparison:
                 raise ValueError(f"methods.{name}.baseline={method['baseline']!r} must be one of {list(self.methods)}")
             if alike := [other for other in self.methods if other != name and folder_of(other) == folder_of(name)]:
                 raise ValueError(f"methods has {[name, *alike]}, which would share the folder {folder_of(name)!r}")
+            if script == "train_astar_po" and (own := sorted({*method} & {*OF_THE_VALUES} - {*self.values})):
+                raise ValueError(
+                    f"methods.{name} has {own}, but its values are sampled once for all methods of a task: say it in "
+                    "options or tasks, or say in values what those are sampled with"
+                )
             if unknown := sorted(set(method.get("tasks", [])) - set(self.tasks)):
                 raise ValueError(f"methods.{name}.tasks has {unknown}; the tasks are {list(self.tasks)}")
 
@@ -270,7 +282,7 @@ def sample_values(comparison: Comparison, task: str, threads: int) -> None:
     """Stage 1 of A*-PO for a task, whose values all seeds share, and the seconds that it took."""
     folder, config = comparison.values_of(task), comparison.values_of(task) / "options.yaml"
     options = {"task": task} | comparison.options | comparison.tasks[task]
-    options = {key: options[key] for key in OF_THE_DATA + OF_TRAINING_DATA if key in options} | comparison.values
+    options = {key: options[key] for key in OF_THE_VALUES if key in options} | comparison.values
     options |= {"output_dir": str(folder)}
     with only_one_in(folder) as lock:
         if not (folder / "seconds.json").exists():

@@ -23,6 +23,7 @@ from sampling import (
     SamplingTask,
     check_folder,
     check_options,
+    check_wording,
     fingerprints,
     leave_processes,
     load_tokenizer,
@@ -104,8 +105,10 @@ def main(argv: list[str]) -> None:
         if not isinstance(data, Dataset):
             raise TypeError(f"{split} data is a {type(data).__name__}; it must be a Dataset, which has a length")
     tokenizer = load_tokenizer(name, model)
+    for split, data in splits.items():
+        check_wording(data, values, tokenizer, split)
     functions = reward_functions(recipe, values.max_completion_length)
-    score = Scorer(functions, tokenizer, values.reward_weights, values.reward_time_limit)
+    score = Scorer(functions, tokenizer, values.reward_weights, values.reward_time_limit, values.chat_template_kwargs)
 
     settings = sampling_settings(recipe, values, model, name)
     tasks = [

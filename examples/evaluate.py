@@ -24,6 +24,7 @@ from sampling import (
     SamplingTask,
     check_folder,
     check_options,
+    check_wording,
     fingerprints,
     leave_processes,
     load_tokenizer,
@@ -197,11 +198,7 @@ def load_prompts(benchmark: Benchmark, tokenizer: Any) -> Dataset:
     data = load_held_out(benchmark.recipe)
     if taken := sorted({*COLUMNS, "correct"} & {*data.column_names}):
         raise ValueError(f"{benchmark.name}: the data has columns {taken}, which the records need; rename them")
-    if not isinstance(data[0]["prompt"], str) and tokenizer.chat_template is None:
-        raise ValueError(
-            f"{benchmark.name}: the prompts are conversations and the tokenizer has no chat template; name one by "
-            "chat_template_path"
-        )
+    check_wording(data, benchmark.options, tokenizer, benchmark.name)
     return data
 
 
@@ -223,7 +220,7 @@ def main(argv: list[str]) -> None:
         data = load_prompts(benchmark, tokenizer)
         own = benchmark.options
         functions = reward_functions(benchmark.recipe, own.max_completion_length)
-        score = Scorer(functions, tokenizer, own.reward_weights, own.reward_time_limit)
+        score = Scorer(functions, tokenizer, own.reward_weights, own.reward_time_limit, own.chat_template_kwargs)
         settings.append(
             sampling_settings(benchmark.recipe, benchmark.options, model, name)
             | {key: getattr(benchmark.options, key) for key in ("answer_extractor", "save_responses")}

@@ -18,7 +18,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from trl import ModelConfig
 
 from canon_trl.sampling.chunks import ChunkLog, Recorder, missing_chunks, sample_chunks
-from canon_trl.sampling.samplers import Sampler, TransformersSampler, VLLMSampler, check_distribution
+from canon_trl.sampling.samplers import Sampler, TransformersSampler, VLLMSampler, check_distribution, prompt_ids
 
 # What tells whose output folder one is. A folder of values has its progress at the top, one of an evaluation below.
 OUTPUTS = {
@@ -37,6 +37,15 @@ class SamplingArguments:
     temperature: float = field(default=1.0, metadata={"help": "Sampling temperature."})
     top_p: float = field(default=1.0, metadata={"help": "Share of the probability mass that is sampled from."})
     top_k: int = field(default=0, metadata={"help": "Number of tokens that are sampled from; 0 is all."})
+    min_p: float | None = field(
+        default=None, metadata={"help": "Least probability of a token that is sampled, as a share of the likeliest's."}
+    )
+    repetition_penalty: float = field(default=1.0, metadata={"help": "Penalty on tokens that are there; 1 is none."})
+    stop_strings: list[str] | None = field(default=None, metadata={"help": "Texts that end a response."})
+    chat_template_kwargs: dict | str | None = field(
+        default=None,
+        metadata={"help": "What the chat template is given beside the conversation, as JSON, as in training."},
+    )
     max_completion_length: int = field(default=256, metadata={"help": "Tokens of a response at most."})
     chunk_prompts: int = field(default=64, metadata={"help": "Prompts that a rank samples at a time."})
     reward_weights: list[float] | None = field(default=None, metadata={"help": "Weights of the reward functions."})
@@ -51,7 +60,11 @@ class SamplingArguments:
         for name in ("num_samples", "max_completion_length", "chunk_prompts"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)!r} must be at least 1")
-        check_distribution(self.temperature, self.top_p, self.top_k)
+        check_distribution(self.temperature, self.top_p, self.top_k, self.min_p, self.repetition_penalty)
+        if isinstance(self.chat_template_kwargs, str):
+            self.chat_template_kwargs = json.loads(self.chat_template_kwargs)
+        if not isinstance(self.chat_template_kwargs, dict | None):
+            raise ValueError(f"chat_template_kwargs={self.chat_template_kwargs!r} must be options by name")
         if self.vllm_kwargs != "{}" and not self.use_vllm:
             raise ValueError(f"vllm_kwargs={self.vllm_kwargs!r} would be ignored: use_vllm is False")
         mode = json.loads(self.vllm_kwargs).get("logprobs_mode", LOGPROBS)
@@ -86,6 +99,12 @@ def leave_processes() -> None:
 
 def check_options(sampling: SamplingArguments, model: ModelConfig, state: PartialState) -> None:
     """What sampling could not honour."""
+    folder = Path(model.model_name_or_path or "")
+    if sampling.use_vllm and (folder / "adapter_config.json").is_file() and not (folder / "config.json").exists():
+        raise ValueError(
+            f"model_name_or_path={model.model_name_or_path!r} is an adapter, which vLLM cannot be given as a model; "
+            "merge it into its base model, or sample without use_vllm"
+        )
     if sampling.use_vllm and find_spec("vllm") is None:
         raise ImportError("use_vllm=True needs vllm; install canon-trl[vllm]")
     for name in ("use_peft", "load_in_8bit", "load_in_4bit"):
@@ -115,6 +134,21 @@ def load_tokenizer(name: str, model: ModelConfig) -> Any:
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
+
+
+def check_wording(data: Dataset, sampling: SamplingArguments, tokenizer: Any, name: str) -> None:
+    """That the prompts can be put into words for the model, before it is loaded."""
+    prompt = data[0]["prompt"]
+    if not isinstance(prompt, str) and tokenizer.chat_template is None:
+        remedy = "; name one by chat_template_path" if hasattr(sampling, "chat_template_path") else ""
+        raise ValueError(f"{name}: the prompts are conversations and the tokenizer has no chat template{remedy}")
+    try:
+        prompt_ids(tokenizer, [prompt], sampling.chat_template_kwargs)
+    except Exception as error:
+        raise ValueError(
+            f"{name}: the chat template cannot take the first prompt with "
+            f"chat_template_kwargs={sampling.chat_template_kwargs!r}: {error}"
+        ) from error
 
 
 def sampling_settings(
@@ -180,10 +214,12 @@ def load_model(sampling: SamplingArguments, model: ModelConfig, name: str, state
 
 
 def make_sampler(sampling: SamplingArguments, loaded: Any, tokenizer: Any, *, entropies: bool) -> Sampler:
-    shared = {"num_samples": sampling.num_samples, "temperature": sampling.temperature, "top_p": sampling.top_p}
-    shared["entropies"] = entropies
-    length = sampling.max_completion_length
+    names = ("num_samples", "temperature", "top_p", "repetition_penalty", "chat_template_kwargs")
+    shared = {name: getattr(sampling, name) for name in names} | {"entropies": entropies}
+    length, min_p, stops = sampling.max_completion_length, sampling.min_p, sampling.stop_strings
     if not sampling.use_vllm:
-        return TransformersSampler(loaded, tokenizer, **shared, max_new_tokens=length, top_k=sampling.top_k)
+        own = {"max_new_tokens": length, "top_k": sampling.top_k, "min_p": min_p, "stop_strings": stops}
+        return TransformersSampler(loaded, tokenizer, **shared, **own)
     # vLLM says -1 where transformers says 0
-    return VLLMSampler(loaded, tokenizer, **shared, max_tokens=length, top_k=sampling.top_k or -1)
+    own = {"max_tokens": length, "top_k": sampling.top_k or -1, "min_p": min_p or 0.0, "stop": stops}
+    return VLLMSampler(loaded, tokenizer, **shared, **own)

@@ -263,6 +263,25 @@ def harness(path, *flags):
     return subprocess.Popen(command, env=os.environ, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
 
+def test_values_and_evaluations_read_the_prompts_of_training(tmp_path, monkeypatch):
+    """The options that word a prompt, and for values those of the sampler, unless the file says otherwise."""
+    training = {"chat_template_kwargs": {"enable_thinking": False}, "temperature": 0.7, "top_p": 0.9, "max_steps": 2}
+    values = {"num_samples": 2, "top_p": 1.0}
+    comparison = compare.Comparison.load(write_comparison(tmp_path, options=training, values=values))
+    monkeypatch.setattr(compare, "start", lambda *arguments, **streams: True)
+    compare.sample_values(comparison, "arithmetic", 1)
+    written = yaml.safe_load((comparison.values_of("arithmetic") / "options.yaml").read_text())
+    assert written == values | {
+        "task": "arithmetic",
+        "chat_template_kwargs": {"enable_thinking": False},
+        "temperature": 0.7,
+        "output_dir": str(comparison.values_of("arithmetic")),
+    }
+    settings = comparison.settings_of(comparison.runs()[0])
+    options = compare.evaluation_options(settings, model=tmp_path / "model", folder=tmp_path / "evaluation")
+    assert options["chat_template_kwargs"] == {"enable_thinking": False} and "temperature" not in options
+
+
 class TestHarness:
     @pytest.fixture(scope="class")
     def folder(self, tmp_path_factory):
@@ -354,6 +373,10 @@ class TestHarness:
         ({"methods": {"dr_grpo": {"script": "train"}}}, "methods.dr_grpo.script='train' must be one of"),
         ({"methods": {"dr_grpo": {}, "dr, grpo": {}, "dr grpo": {}}}, "would share the folder 'dr_grpo'"),
         ({"methods": {"dr_grpo": {"baseline": "grpo"}}}, "methods.dr_grpo.baseline='grpo' must be one of"),
+        (
+            {"methods": {"dr_grpo": {}, "astar": {"script": "train_astar_po", "temperature": 0.5, "top_k": 9}}},
+            r"methods.astar has \['temperature', 'top_k'\], but its values are sampled once for all methods",
+        ),
         ({"methods": {"dr_grpo": {"tasks": ["maths"]}}}, r"methods.dr_grpo.tasks has \['maths'\]"),
     ],
 )

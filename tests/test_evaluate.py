@@ -15,8 +15,9 @@ import psutil
 import pytest
 import torch
 from datasets import Dataset
+from peft import LoraConfig, get_peft_model
 from pyarrow import parquet
-from toy import TASK, assert_same_but_for_rounding, byte_tokenizer
+from toy import TASK, assert_same_but_for_rounding, base_model, byte_tokenizer
 from transformers import AutoTokenizer, Qwen3Config, Qwen3ForCausalLM
 from trl.rewards import accuracy_reward
 
@@ -467,6 +468,36 @@ def test_a_chat_template_from_a_file(tmp_path):
     assert numbers["length_wrong"] is None
     table = pandas.read_parquet(tmp_path / "evaluation" / "data" / "records.parquet")
     assert table["answers"][0].tolist() == [first_digit(text) for text in table["responses"][0]]
+
+
+def test_an_adapter_is_part_of_the_model(tmp_path):
+    """The folder of one is evaluated with it: as the model that it is merged into, and not as its base."""
+    torch.manual_seed(0)
+    config = LoraConfig(r=4, target_modules=["q_proj", "v_proj"], init_lora_weights=False, task_type="CAUSAL_LM")
+    model = get_peft_model(base_model(), config)
+    tokenizer = AutoTokenizer.from_pretrained(TASK.model_path)
+    for part, name in ((model, "adapter"), (tokenizer, "adapter"), (tokenizer, "merged")):
+        part.save_pretrained(tmp_path / name)
+    model.merge_and_unload().save_pretrained(tmp_path / "merged")
+    assert not (tmp_path / "adapter" / "config.json").exists()
+    records = {}
+    for name in ("adapter", "merged", TASK.model_path):
+        output = tmp_path / f"evaluation_{Path(name).name}"
+        flags = ["--task", "arithmetic", "--task_eval_prompts", "6", "--num_samples", "2", "--save_responses", "true"]
+        flags += ["--max_completion_length", "20", "--model_name_or_path", str(tmp_path / name)]
+        evaluate.main([*flags, "--output_dir", str(output)])
+        records[name] = pandas.read_parquet(output / "arithmetic" / "records.parquet")
+    texts = {name: np.stack(table["responses"]).tolist() for name, table in records.items()}
+    assert texts["adapter"] == texts["merged"] != texts[TASK.model_path]
+    entropies = {name: np.stack(table["entropies"]) for name, table in records.items()}
+    np.testing.assert_allclose(entropies["adapter"], entropies["merged"], atol=1e-4)
+
+
+def test_vllm_reads_no_adapter(tmp_path):
+    (tmp_path / "adapter_config.json").write_text("{}")
+    flags = ["--task", "arithmetic", "--model_name_or_path", str(tmp_path), "--use_vllm", "true"]
+    with pytest.raises(ValueError, match="is an adapter, which vLLM cannot be given as a model; merge it into its"):
+        evaluate.main([*flags, "--output_dir", str(tmp_path / "evaluation")])
 
 
 def first_digit(text):

@@ -23,7 +23,7 @@ from toy import (
     parameters,
     prompts,
 )
-from transformers import AutoTokenizer
+from transformers import AutoTokenizer, TrainerCallback
 
 from canon_trl.evaluation import EvaluationCallback, avg_at_k, pass_at_k
 from canon_trl.evaluation.callback import decoder
@@ -121,6 +121,23 @@ def test_a_response_with_all_of_its_rewards_is_right(tmp_path):
     assert callback.evaluate()["evaluation/avg@2"] == 1.0
 
 
+def test_a_run_goes_on_where_nothing_can_be_scored(tmp_path):
+    """Before the first step that is an error, after it no reason to lose what was trained."""
+
+    def scores_nothing(completions, **kwargs):
+        return [None] * len(completions)
+
+    trainer = make_trainer(tmp_path, max_steps=2)
+    callback = EvaluationCallback(trainer, TASK.dataset("test", 4), scores_nothing, at_start=False)
+    with pytest.raises(ValueError, match="none of the 4 prompts was scored"):
+        callback.evaluate()
+    trainer.add_callback(callback)
+    trainer.train()
+    (entry,) = [entry for entry in trainer.state.log_history if "evaluation/unscored_prompts" in entry]
+    assert (entry["step"], entry["evaluation/unscored_prompts"]) == (2, 4)
+    assert not any(name.startswith("evaluation/avg") for name in entry)
+
+
 def test_a_resumed_run_does_not_start_anew(tmp_path):
     save = {"save_strategy": "steps", "save_steps": 1}
     trainer = make_trainer(tmp_path, max_steps=2, **save)
@@ -132,6 +149,70 @@ def test_a_resumed_run_does_not_start_anew(tmp_path):
     assert [entry["step"] for entry in evaluations(resumed)] == [0, 1, 2]
     timeless = [{k: v for k, v in entry.items() if "time" not in k} for entry in evaluations(trainer)]
     assert [{k: v for k, v in entry.items() if "time" not in k} for entry in evaluations(resumed)] == timeless
+
+
+class Stops(TrainerCallback):
+    """Ends the training after step 2, when an event comes."""
+
+    def __init__(self, event):
+        setattr(self, event, self.stop)
+
+    def stop(self, args, state, control, **kwargs):
+        control.should_training_stop = state.global_step == 2
+
+
+EVERY_EPOCH = {"max_steps": -1, "num_train_epochs": 5, "eval_strategy": "epoch"}  # of two steps, see below
+
+
+@pytest.mark.parametrize("first", [True, False])
+@pytest.mark.parametrize(
+    ("event", "options"),
+    [
+        ("on_step_end", {}),
+        ("on_log", {}),
+        ("on_evaluate", {"eval_strategy": "steps", "eval_steps": 1}),
+        ("on_save", {"save_strategy": "steps", "save_steps": 1}),
+        ("on_epoch_end", EVERY_EPOCH),
+        ("on_evaluate", EVERY_EPOCH),  # when the last epoch has ended for all callbacks
+    ],
+)
+def test_a_run_that_another_callback_ends_is_evaluated_at_its_end(event, options, first, tmp_path, monkeypatch):
+    monkeypatch.setenv("TENSORBOARD_LOGGING_DIR", str(tmp_path / "events"))
+    data = {"train_dataset": prompts(4), "eval_dataset": prompts(2)}
+    options = {"max_steps": 6, "report_to": ["tensorboard"]} | options
+    trainer = make_trainer(tmp_path / "run", trainer_options=data, **options)
+    if first:
+        trainer.add_callback(Stops(event))
+    callback = add(trainer, at_start=False, pass_ks=[], majority_ks=[])
+    if not first:
+        trainer.add_callback(Stops(event))
+    trainer.train()
+    assert trainer.state.global_step == 2
+    assert [entry["step"] for entry in evaluations(trainer)] == [2]
+    assert evaluations(trainer)[0]["evaluation/entropy"] == callback.evaluate()["evaluation/entropy"]
+    events = EventAccumulator(str(tmp_path / "events")).Reload()
+    assert [scalar.step for scalar in events.Scalars("train/evaluation/avg@4")] == [2]
+    assert len(list((tmp_path / "events").iterdir())) == 1, "written before the log was closed"
+
+
+@pytest.mark.parametrize("options", [{"max_steps": 4}, {"max_steps": -1, "num_train_epochs": 2}])
+def test_the_end_is_evaluated_once(options, tmp_path):
+    """Four steps, also where the end is one of every two steps, and of an epoch."""
+    trainer = make_trainer(tmp_path, trainer_options={"train_dataset": prompts(4)}, **options)
+    add(trainer, every_steps=2)
+    trainer.train()
+    assert trainer.state.global_step == 4
+    assert [entry["step"] for entry in evaluations(trainer)] == [0, 2, 4]
+    trainer.train()  # from the beginning
+    assert [entry["step"] for entry in evaluations(trainer)] == [0, 2, 4]
+
+
+def test_an_end_that_is_not_to_be_evaluated(tmp_path):
+    trainer = make_trainer(tmp_path, max_steps=3)
+    add(trainer, at_end=False)
+    trainer.add_callback(Stops("on_step_end"))
+    trainer.train()
+    assert [entry["step"] for entry in evaluations(trainer)] == [0]
 
 
 @pytest.mark.parametrize("options", [{"bf16": True}, {"gradient_checkpointing": True}, {"peft": True}])

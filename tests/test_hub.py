@@ -371,6 +371,7 @@ def test_results_are_the_last_of_each_kind():
         {"step": 3, "evaluation/avg@8": 0.5, "evaluation/length": 7.0},
         {"step": 3, "rewards/r/mean": 0.9},
         {"step": 4, "eval_rewards/r/mean": float("nan"), "eval_a_loss": 0.0},  # nothing was scored
+        {"step": 5, "eval_rewards/r/mean": None, "eval_b_loss": 0.0},
     ]
     found = logged_results(history, "r", {"a": None, "b": None})
     assert [(each.dataset_name, each.metric_name, each.metric_value) for each in found] == [

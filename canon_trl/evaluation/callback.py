@@ -2,6 +2,7 @@
 
 import inspect
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 from accelerate.utils import gather_object
@@ -30,8 +31,13 @@ class EvaluationCallback(TrainerCallback):
     `evaluation/majority@k`, `evaluation/length`, `length_right` and `length_wrong` in tokens, `truncated` (share of
     the responses), `entropy` (nats), `tokens_per_right_answer` and `unscored_prompts`; see
     [`~canon_trl.evaluation.responses.Judged`]. A number that does not exist, such as the length of right responses
-    where none is right, is left out. TensorBoard and Trackio show them below `train/`, as transformers files
-    everything whose name does not begin with `eval_` or `test_`.
+    where none is right, is left out; where nothing could be scored, all but `unscored_prompts`. TensorBoard and
+    Trackio show them below `train/`, as transformers files everything whose name does not begin with `eval_` or
+    `test_`.
+
+    The model reads a prompt as it does in training, through the trainer's tokenizer, chat template and
+    `chat_template_kwargs`, and a response ends where it does there, at the same tokens and `stop_strings`. What tokens
+    are drawn from is a matter of the evaluation: see `temperature` and what follows.
 
     Training goes on as it would without: tokens are drawn from generators of their own, the same at every evaluation,
     and the metrics that the trainer gathers for its next log entry stay where they are. Only reward functions that
@@ -49,13 +55,15 @@ class EvaluationCallback(TrainerCallback):
         reward_funcs: one or several functions in TRL's signature; reward models are not.
         every_steps: optimiser steps between evaluations; `None` for none in between.
         at_start: whether to evaluate before the first step; not after a resumption.
-        at_end: whether to evaluate after the last step.
+        at_end: whether to evaluate after the last step, also where another callback ends the run. Where that happens
+            in the evaluation after an epoch, `load_best_model_at_end` has put the best model in the place of the last.
         num_samples: responses to a prompt, n.
         pass_ks: the k of pass@k.
         majority_ks: the k of majority@k, which needs `answer_of`.
         answer_of: finds the answer in a response's text, or `None`.
         max_completion_length: tokens of a response at most; by default the trainer's.
-        temperature, top_p, top_k: of the sampling; `top_k=0` samples from all tokens.
+        temperature, top_p, top_k, min_p, repetition_penalty: of the sampling, whatever training samples with;
+            `top_k=0` samples from all tokens.
         reward_weights: one a function; default 1.
         reward_time_limit: seconds that a call of a reward function may take; default no limit.
         threshold: the least weighted reward of a right response, see [`~canon_trl.evaluation.responses.is_right`].
@@ -64,8 +72,8 @@ class EvaluationCallback(TrainerCallback):
 
     Raises:
         ValueError: an option is out of range; the dataset is empty or has no column `prompt`; the model is sharded by
-            FSDP, whose layers communicate, so that ranks cannot sample apart from each other; or it is tuned by
-            prompts (PEFT), which only its own `generate` puts in.
+            FSDP, whose layers communicate, so that ranks cannot sample apart from each other; it is tuned by prompts
+            (PEFT), which only its own `generate` puts in; or the trainer has tools, environments or a `rollout_func`.
         TypeError: a reward function is none; the trainer has no tokenizer but a processor; or the model takes no
             `position_ids`.
     """
@@ -87,6 +95,8 @@ class EvaluationCallback(TrainerCallback):
         temperature: float = 1.0,
         top_p: float = 1.0,
         top_k: int = 0,
+        min_p: float | None = None,
+        repetition_penalty: float = 1.0,
         reward_weights: Sequence[float] | None = None,
         reward_time_limit: float | None = None,
         threshold: float = 1.0,
@@ -103,7 +113,7 @@ class EvaluationCallback(TrainerCallback):
         }.items():
             if value < 1:
                 raise ValueError(f"{name}={value!r} must be at least 1")
-        check_distribution(temperature, top_p, top_k)
+        check_distribution(temperature, top_p, top_k, min_p, repetition_penalty)
         if every_steps is None and not (at_start or at_end):
             raise ValueError("every_steps=None, at_start=False and at_end=False: nothing would be evaluated")
         for name, ks in {"pass_ks": pass_ks, "majority_ks": majority_ks}.items():
@@ -120,6 +130,12 @@ class EvaluationCallback(TrainerCallback):
             raise TypeError(f"the trainer has a {type(tokenizer).__name__}; only text is evaluated, with a tokenizer")
         if not isinstance(dataset[0]["prompt"], str) and tokenizer.chat_template is None:
             raise ValueError("the prompts are conversations and the trainer's tokenizer has no chat template")
+        for name in ("tools", "environment_factories", "rollout_func"):
+            if getattr(trainer, name, None):
+                raise ValueError(
+                    f"the trainer has {name}, so its prompts and responses are not what sampling here would give: "
+                    "nothing here describes a tool to the model, calls it, or starts an environment"
+                )
         if trainer.is_fsdp_enabled:
             raise ValueError("models that FSDP shards cannot be evaluated while they train; run examples/evaluate.py")
         forward = decoder(trainer.model).forward
@@ -142,14 +158,21 @@ class EvaluationCallback(TrainerCallback):
             "temperature": temperature,
             "top_p": top_p,
             "top_k": top_k,
+            "min_p": min_p,
+            "repetition_penalty": repetition_penalty,
         }
         self._threshold = threshold
         self._chunk_prompts = chunk_prompts
         self._seed = seed
+        self._evaluated = -1  # the step
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
+        # Before what `report_to` names, which is closed when training ends. A new list, as this one is gone through.
+        handler = self._trainer.callback_handler
+        handler.callbacks = [self, *(callback for callback in handler.callbacks if callback is not self)]
+        self._evaluated = state.global_step  # a run that goes on has evaluated the model that it begins with
         if self._at_start and state.global_step == 0:
             self._log(control)
 
@@ -157,8 +180,26 @@ class EvaluationCallback(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         due = self._every_steps is not None and state.global_step % self._every_steps == 0
-        # Not in `on_train_end`, where what `report_to` names has been closed.
         if due or (self._at_end and state.global_step >= state.max_steps):
+            self._log_once(state, control)
+
+    def on_epoch_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Where another callback has stopped the run, before the best model may take the place of the last one."""
+        if self._at_end and control.should_training_stop:
+            self._log_once(state, control)
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Where it was stopped later than that, by the evaluation after an epoch."""
+        if self._at_end:
+            self._log_once(state, control)
+
+    def _log_once(self, state: TrainerState, control: TrainerControl) -> None:
+        if state.global_step != self._evaluated:
+            self._evaluated = state.global_step
             self._log(control)
 
     def _log(self, control: TrainerControl) -> None:
@@ -170,7 +211,7 @@ class EvaluationCallback(TrainerCallback):
 
     def evaluate(self) -> dict[str, float]:
         """The numbers of the model as it is, by the names that they are logged under; called on all ranks alike."""
-        trainer = self._trainer
+        trainer: Any = self._trainer
         accelerator = trainer.accelerator
         with unwrap_model_for_generation(
             trainer.model_wrapped,
@@ -178,23 +219,38 @@ class EvaluationCallback(TrainerCallback):
             gradient_checkpointing_kwargs=trainer.args.gradient_checkpointing_kwargs,
         ) as model:
             training = {module: module.training for module in model.modules()}
-            sample = TransformersSampler(decoder(model), trainer.processing_class, entropies=True, **self._sampling)
+            # Prompts are worded, and responses end, as in training.
+            wording = {"chat_template_kwargs": trainer.chat_template_kwargs}
+            options = {**self._sampling, **wording, "stop_strings": stop_strings(trainer.args)}
+            sample = TransformersSampler(decoder(model), trainer.processing_class, entropies=True, **options)
+            record = replace(self._record, score=replace(self._record.score, **wording))
             sizes = {"chunk_size": self._chunk_prompts, "seed": self._seed}
             known = [
-                (chunk, chunk_records(self._dataset, sample, self._record, chunk, **sizes))
+                (chunk, chunk_records(self._dataset, sample, record, chunk, **sizes))
                 for chunk in range(num_chunks(self._dataset, self._chunk_prompts))
                 if chunk % accelerator.num_processes == accelerator.process_index
             ]
             for module, was_training in training.items():
                 module.training = was_training
         known = sorted(gather_object(known), key=lambda entry: entry[0])
-        judged = Judged.of([record for _, records in known for record in records], threshold=self._threshold)
+        records = [record for _, records in known for record in records]
+        scored = any(reward is not None for record in records for reward in record["rewards"])
+        if trainer.state.global_step and not scored:  # no reason to lose what was trained; before that, it is one
+            return {"evaluation/unscored_prompts": float(len(records))}
+        judged = Judged.of(records, threshold=self._threshold)
         numbers = {f"avg@{judged.num_samples}": judged.avg().mean()}
         numbers |= {f"pass@{k}": judged.pass_at(k).mean() for k in self._pass_ks}
         numbers |= {f"majority@{k}": judged.majority_at(k).mean() for k in self._majority_ks}
         described = {name: value for name, value in judged.describe().items() if "median" not in name}
         numbers |= described | {"unscored_prompts": judged.unscored_prompts}
         return {f"evaluation/{name}": float(value) for name, value in numbers.items() if value is not None}
+
+
+def stop_strings(args: Any) -> list[str] | None:
+    """The texts that end a response in training, as transformers or vLLM name them."""
+    given = args.generation_kwargs or {}
+    texts = given.get("stop_strings") or given.get("stop")
+    return [texts] if isinstance(texts, str) else texts
 
 
 def decoder(model: Any) -> Any:

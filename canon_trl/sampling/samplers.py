@@ -1,13 +1,20 @@
 """Responses to prompts outside of training, by a transformers model or a vLLM engine."""
 
 import inspect
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from transformers import LogitsProcessorList, PreTrainedModel
-from transformers.generation.logits_process import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
+from transformers import LogitsProcessorList, PreTrainedModel, StopStringCriteria
+from transformers.generation.logits_process import (
+    MinPLogitsWarper,
+    RepetitionPenaltyLogitsProcessor,
+    TemperatureLogitsWarper,
+    TopKLogitsWarper,
+    TopPLogitsWarper,
+)
 
 Prompt = str | list[dict[str, Any]]
 
@@ -31,7 +38,9 @@ class Response:
 Sampler = Callable[[Sequence[Prompt], int], list[list[Response]]]
 
 
-def check_distribution(temperature: float, top_p: float, top_k: int) -> None:
+def check_distribution(
+    temperature: float, top_p: float, top_k: int, min_p: float | None = None, repetition_penalty: float = 1.0
+) -> None:
     """Refuse what no distribution can be made of, before a model is loaded."""
     if not temperature > 0:
         raise ValueError(f"temperature={temperature!r} must be positive")
@@ -39,16 +48,30 @@ def check_distribution(temperature: float, top_p: float, top_k: int) -> None:
         raise ValueError(f"top_p={top_p!r} must lie in (0, 1]")
     if top_k < 0:
         raise ValueError(f"top_k={top_k!r} must be at least 0; 0 is all tokens")
+    if min_p is not None and not 0 <= min_p <= 1:
+        raise ValueError(f"min_p={min_p!r} must lie in [0, 1]")
+    if not 0 < repetition_penalty < math.inf:
+        raise ValueError(f"repetition_penalty={repetition_penalty!r} must be positive; 1 changes nothing")
 
 
-def prompt_ids(tokenizer: Any, prompts: Sequence[Prompt]) -> list[list[int]]:
-    """Token ids of prompts, of conversations through the chat template."""
-    return [
-        tokenizer(prompt)["input_ids"]
-        if isinstance(prompt, str)
-        else tokenizer.apply_chat_template(prompt, add_generation_prompt=True, return_dict=True)["input_ids"]
-        for prompt in prompts
-    ]
+def prompt_ids(
+    tokenizer: Any, prompts: Sequence[Prompt], chat_template_kwargs: Mapping[str, Any] | None = None
+) -> list[list[int]]:
+    """Token ids of prompts as TRL's trainers make them, of conversations through the chat template.
+
+    Args:
+        tokenizer: with a chat template, if there are conversations.
+        prompts: texts or conversations.
+        chat_template_kwargs: what the template is given beside the conversation, such as `enable_thinking`.
+    """
+
+    def ids(prompt: Prompt) -> list[int]:
+        if isinstance(prompt, str):
+            return tokenizer(prompt)["input_ids"]
+        options = {"add_generation_prompt": True, "return_dict": True}
+        return tokenizer.apply_chat_template(prompt, **options, **(chat_template_kwargs or {}))["input_ids"]
+
+    return [ids(prompt) for prompt in prompts]
 
 
 class TransformersSampler:
@@ -64,9 +87,12 @@ class TransformersSampler:
         tokenizer: with a padding token.
         num_samples: responses to a prompt.
         max_new_tokens: tokens of a response at most.
-        temperature, top_p, top_k: as for `generate`; `top_k=0` samples from all tokens.
+        temperature, top_p, top_k, min_p, repetition_penalty: as for `generate`; `top_k=0` samples from all tokens. The
+            penalty sees the tokens of the prompt, but not its padding.
+        stop_strings: texts that end a response, as the tokens do that the model's generation settings name.
+        chat_template_kwargs: see [`prompt_ids`].
         entropies: whether responses carry their entropy: the mean, over their tokens, of the entropy of the
-            distribution that the token was drawn from, after temperature, top_p and top_k. It is exact.
+            distribution that the token was drawn from, after all of these. It is exact.
 
     Raises:
         TypeError: the model takes no `position_ids`, which tell left padding from text.
@@ -84,6 +110,10 @@ class TransformersSampler:
         temperature: float = 1.0,
         top_p: float = 1.0,
         top_k: int = 0,
+        min_p: float | None = None,
+        repetition_penalty: float = 1.0,
+        stop_strings: Sequence[str] | None = None,
+        chat_template_kwargs: Mapping[str, Any] | None = None,
         entropies: bool = False,
     ) -> None:
         if "position_ids" not in inspect.signature(model.forward).parameters:
@@ -93,22 +123,28 @@ class TransformersSampler:
         self._num_samples = num_samples
         self._max_new_tokens = max_new_tokens
         self._entropies = entropies
+        self._chat_template_kwargs = chat_template_kwargs
         ends = model.generation_config.eos_token_id
         ends = [ends] if isinstance(ends, int) else list(ends or [])
         self._ends = torch.tensor(sorted({*ends, tokenizer.eos_token_id}), device=model.device)
-        self._warpers = LogitsProcessorList([TemperatureLogitsWarper(float(temperature))])
+        self._stops = StopStringCriteria(tokenizer, list(stop_strings)) if stop_strings else None
+        self._warpers = LogitsProcessorList()  # in the order of `generate`
+        if repetition_penalty != 1:
+            self._warpers.append(RepetitionPenaltyLogitsProcessor(float(repetition_penalty)))
+        self._warpers.append(TemperatureLogitsWarper(float(temperature)))
         if top_k:
             self._warpers.append(TopKLogitsWarper(top_k))
         if top_p < 1:
             self._warpers.append(TopPLogitsWarper(top_p))
+        if min_p is not None:
+            self._warpers.append(MinPLogitsWarper(min_p))
 
     # Not `inference_mode`: what a model keeps between passes, such as rotary frequencies, must be fit for training on.
     @torch.no_grad()
     def __call__(self, prompts: Sequence[Prompt], seed: int) -> list[list[Response]]:
         device = self._model.device
-        batch = self._tokenizer.pad(
-            {"input_ids": prompt_ids(self._tokenizer, prompts)}, padding_side="left", return_tensors="pt"
-        ).to(device)
+        ids = prompt_ids(self._tokenizer, prompts, self._chat_template_kwargs)
+        batch = self._tokenizer.pad({"input_ids": ids}, padding_side="left", return_tensors="pt").to(device)
         generator = torch.Generator(device).manual_seed(seed)
         attention = batch["attention_mask"]
         positions = (attention.cumsum(dim=1) - 1).clamp(min=0)
@@ -116,6 +152,7 @@ class TransformersSampler:
         cache, logits = output.past_key_values, output.logits[:, -1].repeat_interleave(self._num_samples, dim=0)
         cache.batch_repeat_interleave(self._num_samples)
         attention = attention.repeat_interleave(self._num_samples, dim=0)
+        text = batch["input_ids"].repeat_interleave(self._num_samples, dim=0)  # prompt and response so far
 
         count = len(prompts) * self._num_samples
         written = torch.zeros(count, self._max_new_tokens, dtype=torch.long, device=device)
@@ -125,14 +162,18 @@ class TransformersSampler:
         rows = torch.arange(count, device=device)  # which response a row of the batch is
         alive = torch.ones(count, dtype=torch.bool, device=device)
         for step in range(self._max_new_tokens):
-            warped = self._warpers(None, logits.float())  # type: ignore[arg-type]  # no warper here reads input ids
+            # Penalties read the tokens; for padding stands one that the text has anyway.
+            warped = self._warpers(text.where(attention.bool(), text[:, -1:]), logits.float())
             probs = warped.softmax(dim=-1)
             tokens = torch.multinomial(probs, 1, generator=generator)
             written[rows, step] = tokens.squeeze(1)
             lengths[rows] += alive
             if self._entropies:
                 entropies[rows] += torch.special.entr(probs).sum(dim=-1) * alive
+            text = torch.cat([text, tokens], dim=1)
             alive &= ~torch.isin(tokens.squeeze(1), self._ends)
+            if self._stops is not None:
+                alive &= ~self._stops(text, None)
             ended[rows] = ~alive
             share = alive.float().mean().item()
             if share == 0 or step + 1 == self._max_new_tokens:
@@ -140,7 +181,8 @@ class TransformersSampler:
             attention = torch.cat([attention, attention.new_ones(len(rows), 1)], dim=1)
             if share < self.KEEP_UNTIL:
                 cache.batch_select_indices(alive.nonzero().squeeze(1))
-                rows, tokens, attention, alive = rows[alive], tokens[alive], attention[alive], alive[alive]
+                rows, tokens, text = rows[alive], tokens[alive], text[alive]
+                attention, alive = attention[alive], alive[alive]
             positions = attention.sum(dim=1, keepdim=True) - 1
             output = self._model(
                 input_ids=tokens, attention_mask=attention, position_ids=positions, past_key_values=cache
@@ -164,15 +206,25 @@ class VLLMSampler:
         num_samples: responses to a prompt.
         entropies: whether responses carry an estimate of their entropy, the mean surprisal -log p of their tokens,
             since vLLM gives no logits. At every token the surprisal is the entropy on average.
-        options: of `vllm.SamplingParams`, such as `max_tokens`, `temperature`, `top_p`, `top_k`.
+        chat_template_kwargs: see [`prompt_ids`].
+        options: of `vllm.SamplingParams`, such as `max_tokens`, `temperature`, `top_p`, `top_k`, `stop`.
     """
 
     def __init__(
-        self, engine: Any, tokenizer: Any, *, num_samples: int, entropies: bool = False, **options: Any
+        self,
+        engine: Any,
+        tokenizer: Any,
+        *,
+        num_samples: int,
+        entropies: bool = False,
+        chat_template_kwargs: Mapping[str, Any] | None = None,
+        **options: Any,
     ) -> None:
         self._engine = engine
         self._tokenizer = tokenizer
-        self._options = {"n": num_samples, "detokenize": False, **options}
+        self._chat_template_kwargs = chat_template_kwargs
+        # vLLM looks for the texts in `stop` in what it has detokenized.
+        self._options = {"n": num_samples, "detokenize": bool(options.get("stop")), **options}
         if entropies:
             self._options["logprobs"] = 0  # that of the sampled token alone
 
@@ -182,7 +234,8 @@ class VLLMSampler:
         # vLLM gives response i of a prompt the prompt's seed plus i, so the seeds of prompts keep their distance.
         seeds = [(seed * 1_000_003 + place) * self._options["n"] % 2**31 for place, _ in enumerate(prompts)]
         parameters = [SamplingParams(seed=each, **self._options) for each in seeds]
-        given = [{"prompt_token_ids": ids} for ids in prompt_ids(self._tokenizer, prompts)]
+        prompts_as_ids = prompt_ids(self._tokenizer, prompts, self._chat_template_kwargs)
+        given = [{"prompt_token_ids": ids} for ids in prompts_as_ids]
         outputs = self._engine.generate(given, parameters, use_tqdm=False)
         return [[_response(written) for written in output.outputs] for output in outputs]
 

@@ -3,17 +3,18 @@
 import asyncio
 import inspect
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import nn
+from trl.chat_template_utils import parse_response
 from trl.trainer.utils import get_callable_name
 
 from canon_trl.rewards import checked_rewards, time_limit
 from canon_trl.rollout import weighted_reward
-from canon_trl.sampling.samplers import Response
+from canon_trl.sampling.samplers import Response, prompt_ids
 
 
 @dataclass(frozen=True)
@@ -25,6 +26,7 @@ class Scorer:
         tokenizer: turns token ids into text.
         weights: one a function; default 1.
         reward_time_limit: seconds that a call of a function may take, synchronous or not; default no limit.
+        chat_template_kwargs: those that the prompts were sampled with.
 
     Raises:
         ValueError: the weights are not one a function, or the time limit is not positive.
@@ -35,6 +37,7 @@ class Scorer:
     tokenizer: Any
     weights: Sequence[float] | None = None
     reward_time_limit: float | None = None
+    chat_template_kwargs: Mapping[str, Any] | None = None
 
     def __post_init__(self) -> None:
         if self.weights is not None and len(self.weights) != len(self.reward_funcs):
@@ -65,8 +68,9 @@ class Scorer:
         ids = [response.ids for given in responses for response in given]
         texts = self.decode(ids)
         conversational = not isinstance(rows[0]["prompt"], str)
-        completions = [[{"role": "assistant", "content": text}] for text in texts] if conversational else texts
-        columns = {name: [row[name] for row in rows] for name in rows[0] if name not in ("prompt", "completion")}
+        completions = self._messages(rows, ids, texts) if conversational else texts
+        taken = ("prompt", "completion", "completion_ids")
+        columns = {name: [row[name] for row in rows] for name in rows[0] if name not in taken}
         inputs: dict[str, Any] = {"completions": completions, "completion_ids": ids}
         inputs["prompts"] = [row["prompt"] for row in rows]
         inputs |= {"trainer_state": None, "log_extra": ignore, "log_metric": ignore}  # which TRL hands over, too
@@ -82,6 +86,18 @@ class Scorer:
         total = weighted_reward(torch.tensor(by_function, dtype=torch.float64).T, weights)
         rewards = iter([None if math.isnan(value) else value for value in total.tolist()])
         return [[next(rewards) for _ in range(count)] for count in counts]
+
+    def _messages(
+        self, rows: list[dict[str, Any]], responses: list[list[int]], texts: list[str]
+    ) -> list[list[dict[str, Any]]]:
+        """Responses to conversations as TRL hands them over: parsed, where the tokenizer says how."""
+        if not any(getattr(self.tokenizer, name, None) for name in ("response_template", "response_schema")):
+            return [[{"role": "assistant", "content": text}] for text in texts]
+        prompts = prompt_ids(self.tokenizer, [row["prompt"] for row in rows], self.chat_template_kwargs)
+        return [
+            [parse_response(self.tokenizer, ids, prefix=prompt)]
+            for prompt, ids in zip(prompts, responses, strict=True)
+        ]
 
 
 def ignore(*args: Any) -> None:

@@ -160,9 +160,9 @@ def logged_results(log_history: Iterable[Mapping[str, Any]], accuracy_reward: st
     found: dict[str, EvalResult] = {}
     for entry in log_history:
         at = f"after {entry.get('step')} steps"
-        if math.isfinite(entry.get(accuracy, math.nan)):
+        if (value := entry.get(accuracy)) is not None and math.isfinite(value):
             data = next((f"held-out prompts {name}" for name in several if f"eval_{name}_loss" in entry), HELD_OUT)
-            found[data] = result(data, "accuracy", f"{accuracy_reward}, mean over responses, {at}", entry[accuracy])
+            found[data] = result(data, "accuracy", f"{accuracy_reward}, mean over responses, {at}", value)
         for key, value in entry.items():
             if key.startswith("evaluation/"):
                 metric = key.removeprefix("evaluation/")
