@@ -60,7 +60,9 @@ class ValueArguments(SamplingArguments):
 # No `configs` in the card: of a folder whose card has them, datasets would load what it has once cached under the
 # folder's name, also after the values were estimated anew. The files are found by their names.
 def card(settings: dict[str, Any], data: str, pass_rates: dict[str, float], destination: str) -> str:
-    shown = {name: value for name, value in settings.items() if name not in ("model", "data")}
+    named = ("model", "data", "eval_dataset_name")
+    shown = {name: value for name, value in settings.items() if name not in named}
+    held_out = settings["eval_dataset_name"]
     rows = "\n".join(f"| `{name}` | `{json.dumps(value)}` |" for name, value in shown.items())
     means = ", ".join(f"{rate:.3f} ({split})" for split, rate in pass_rates.items())
     return f"""---
@@ -76,7 +78,7 @@ Columns: those of the prompts, `rewards` (of `num_samples` responses), `v_star` 
 [A*-PO](https://huggingface.co/papers/2505.20686) with `beta1`) and `pass_rate`, the mean reward: {means}.
 
 - Reference model: {describe_model(settings["model"])}
-- Data: {describe_data(data, None)}
+- Data: {describe_data(data, None)}{"" if held_out is None else f"; held-out prompts: {describe_data(held_out, None)}"}
 
 | setting | value |
 |---|---|

@@ -152,7 +152,7 @@ def read_benchmarks(argv: list[str]) -> tuple[list[Benchmark], EvaluationArgumen
         if of_training.name in OF_TRAINING and value != of_training.default:
             raise ValueError(f"{of_training.name}={value!r} would be ignored: nothing is trained")
     if options.benchmarks is None:
-        name = recipe.task or Path(recipe.dataset_name or "").stem
+        name = recipe.task or Path(recipe.held_out[0] or "").stem
         benchmarks = [Benchmark(name, recipe, options)]
     else:
         if recipe.task is not None or recipe.dataset_name is not None:
@@ -225,6 +225,7 @@ def main(argv: list[str]) -> None:
             sampling_settings(benchmark.recipe, benchmark.options, model, name)
             | {key: getattr(benchmark.options, key) for key in ("answer_extractor", "save_responses")}
             | {"chat_template": tokenizer.chat_template}
+            | {"data": benchmark.recipe.task or benchmark.recipe.held_out[0]}
         )
         log = ChunkLog(
             folder / benchmark.name / ".progress",
@@ -248,8 +249,9 @@ def main(argv: list[str]) -> None:
 
 def data_settings(benchmark: Benchmark) -> dict[str, Any]:
     """What else a reader of the numbers wants to know."""
-    names = ("dataset_config", "dataset_test_split", "prompt_column", "answer_column", "answer_template")
+    names = ("dataset_test_split", "prompt_column", "answer_column", "answer_template")
     of_dataset = {key: getattr(benchmark.recipe, key) for key in (*names, "system_prompt")}
+    of_dataset |= {"dataset_config": benchmark.recipe.held_out[1]}
     shared = {key: getattr(benchmark.options, key) for key in ("threshold", "confidence")}
     return shared if benchmark.recipe.task else shared | of_dataset
 

@@ -3,13 +3,13 @@
 import logging
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from functools import wraps
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from datasets import Dataset, DatasetDict, Features, Value, load_dataset
+from datasets import Dataset, DatasetDict, Features, IterableDataset, IterableDatasetDict, Value, load_dataset
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_callback import ProgressCallback
 from trl import GRPOConfig, GRPOTrainer, ModelConfig, ScriptArguments, TrlParser
@@ -21,7 +21,10 @@ from trl.rewards import (
 )
 
 from canon_trl.imports import is_import_path, load_function
+from canon_trl.sampling.prompt_checks import check_columns, fault_of
 from canon_trl.tasks import TASKS
+from canon_trl.trainers.data_checks import check_model_name
+from canon_trl.trainers.model_card import is_on_hub
 
 logger = logging.getLogger(__name__)
 
@@ -43,6 +46,14 @@ REWARDS = {
 FILE_BUILDERS = {".jsonl": "json", ".json": "json", ".csv": "csv", ".parquet": "parquet"}
 NEED_MATH_VERIFY = ("accuracy_reward", "reasoning_accuracy_reward")
 
+# Options that are read with one kind of data alone.
+OF_A_TASK = ("task_train_prompts", "task_eval_prompts")
+OF_A_DATASET = (
+    *("dataset_config", "dataset_train_split", "dataset_test_split", "dataset_streaming"),
+    *("eval_dataset_name", "eval_dataset_config"),
+    *("prompt_column", "answer_column", "answer_template", "system_prompt"),
+)
+
 
 @dataclass
 class RecipeArguments(ScriptArguments):
@@ -53,6 +64,14 @@ class RecipeArguments(ScriptArguments):
     )
     task_train_prompts: int = field(default=2048, metadata={"help": "Prompts of the embedded task to train on."})
     task_eval_prompts: int = field(default=512, metadata={"help": "Held-out prompts of the embedded task."})
+    eval_dataset_name: str | None = field(
+        default=None,
+        metadata={
+            "help": "Dataset or file of the held-out prompts, with the same columns; of a dataset dataset_test_split "
+            "is taken, of a file all. Default: that split of dataset_name."
+        },
+    )
+    eval_dataset_config: str | None = field(default=None, metadata={"help": "Configuration of eval_dataset_name."})
     prompt_column: str = field(default="prompt", metadata={"help": "Column of the dataset with the prompt."})
     answer_column: str = field(
         default="answer",
@@ -82,6 +101,13 @@ class RecipeArguments(ScriptArguments):
         default=1024, metadata={"help": "Tokens before the length limit in which soft_overlong_punishment sets in."}
     )
 
+    @property
+    def held_out(self) -> tuple[str | None, str | None]:
+        """Name and configuration of the dataset that has the held-out prompts."""
+        if self.eval_dataset_name is not None:
+            return self.eval_dataset_name, self.eval_dataset_config
+        return self.dataset_name, self.dataset_config
+
 
 class CompactProgress(ProgressCallback):
     """A progress bar with the numbers that matter, in place of every logged number on a line of its own."""
@@ -99,15 +125,18 @@ def parse(argv: list[str], *config_classes: type, embedded: Path) -> tuple:
     """`RecipeArguments`, the given configs and `ModelConfig` from flags and YAML, the embedded task's without data."""
     recipe, *configs, model = parse_unchecked(argv, *config_classes, embedded=embedded)
     check(recipe, model)
+    check_nothing_ignored(recipe)
     return recipe, *configs, model
 
 
 def parse_unchecked(argv: list[str], *config_classes: type, embedded: Path) -> tuple:
     """As [`parse`], for what names its data elsewhere."""
-    names_its_data = any(
-        flag.split("=")[0] in ("--config", "--dataset_name", "--task", "--help", "-h") for flag in argv
-    )
-    if not names_its_data:
+    # TRL's parser knows `--config FILE` alone.
+    argv = [part for flag in argv for part in (flag.split("=", 1) if flag.startswith("--config=") else [flag])]
+    if argv and argv[-1] == "--config":
+        raise ValueError("--config is given without a value; it must be the path of a YAML file")
+    named = {flag.split("=")[0].replace("-", "_") for flag in argv if flag.startswith("-")}
+    if not named & {"__config", "__dataset_name", "__task", "__help", "_h"}:
         argv = ["--config", str(embedded), *argv]
     parser = TrlParser((RecipeArguments, *config_classes, ModelConfig))
     return parser.parse_args_and_config(argv, fail_with_unknown_args=True)
@@ -124,11 +153,40 @@ def check(recipe: RecipeArguments, model: ModelConfig) -> None:
         raise ValueError("reward_funcs is empty; a dataset needs at least one reward function")
     if recipe.task is None and model.model_name_or_path is None:
         raise ValueError("model_name_or_path is missing")
+    for name in ("dataset_config", "eval_dataset_config", "system_prompt"):
+        if getattr(recipe, name) in ("None", "none"):
+            raise ValueError(f"{name}={getattr(recipe, name)!r} is a text; leave it out, or write null in YAML")
+    for name in ("dataset_name", "eval_dataset_name"):
+        check_data_name(getattr(recipe, name), name)
+    check_model_name(model.model_name_or_path, "model_name_or_path")
     if "{answer}" not in recipe.answer_template:
         raise ValueError(f"answer_template={recipe.answer_template!r} must contain '{{answer}}'")
     for name in recipe.reward_funcs or []:
         if name in NEED_MATH_VERIFY and find_spec("math_verify") is None:
             raise ImportError(f"reward_funcs has {name!r}, which needs math-verify; install canon-trl[math]")
+        if name.startswith("model:"):
+            check_model_name(name.removeprefix("model:"), "reward_funcs")
+
+
+def check_data_name(name: str | None, option: str) -> None:
+    """A file that is not there, which would be looked for on the Hub."""
+    if name is not None and not Path(name).exists() and (Path(name).suffix in FILE_BUILDERS or not is_on_hub(name)):
+        raise ValueError(f"{option}={name!r}: there is no such file or folder")
+
+
+def check_nothing_ignored(recipe: RecipeArguments) -> None:
+    defaults = {option.name: option.default for option in fields(recipe)}
+    changed = [name for name, default in defaults.items() if getattr(recipe, name) != default]
+    elsewhere = OF_A_TASK if recipe.task is None else OF_A_DATASET
+    ignored = [name for name in changed if name in (*elsewhere, "ignore_bias_buffers")]
+    if "soft_overlong_cache" in changed and "soft_overlong_punishment" not in (recipe.reward_funcs or []):
+        ignored.append("soft_overlong_cache")
+    if ignored:
+        shown = ", ".join(f"{name}={getattr(recipe, name)!r}" for name in ignored)
+        raise ValueError(
+            f"{shown} would be ignored with task={recipe.task!r}, dataset_name={recipe.dataset_name!r} and "
+            f"reward_funcs={recipe.reward_funcs}; leave it out"
+        )
 
 
 def reward_functions(recipe: RecipeArguments, max_completion_length: int) -> list[Any]:
@@ -153,50 +211,70 @@ def reward_functions(recipe: RecipeArguments, max_completion_length: int) -> lis
     return found
 
 
-def load_data(recipe: RecipeArguments, wants_eval: bool) -> tuple[Dataset, Dataset | None]:
+def load_data(
+    recipe: RecipeArguments, wants_eval: bool
+) -> tuple[Dataset | IterableDataset, Dataset | IterableDataset | None]:
     """Train and held-out prompts, with the columns `prompt` and, from a dataset, `solution`."""
     if recipe.task is not None:
         task = TASKS[recipe.task]
         held_out = task.dataset("test", recipe.task_eval_prompts) if wants_eval else None
         return task.dataset("train", recipe.task_train_prompts), held_out
-    splits = read_splits(recipe)
-    train = prepare(splits, recipe.dataset_train_split, recipe)
-    return train, prepare(splits, recipe.dataset_test_split, recipe) if wants_eval else None
+    if recipe.eval_dataset_name is not None and not wants_eval:
+        raise ValueError(
+            f"eval_dataset_name={recipe.eval_dataset_name!r} would be ignored: no held-out prompts are wanted; set "
+            "eval_strategy, or leave it out"
+        )
+    splits = read_splits(recipe, recipe.dataset_name, recipe.dataset_config)
+    train = prepare(splits, recipe.dataset_train_split, recipe.dataset_name, recipe)
+    if recipe.eval_dataset_name is not None:
+        return train, load_held_out(recipe)
+    return train, prepare(splits, recipe.dataset_test_split, recipe.dataset_name, recipe) if wants_eval else None
 
 
-def load_held_out(recipe: RecipeArguments) -> Dataset:
+def load_held_out(recipe: RecipeArguments) -> Dataset | IterableDataset:
     """The held-out prompts alone; of a file, all that it has."""
     if recipe.task is not None:
         return TASKS[recipe.task].dataset("test", recipe.task_eval_prompts)
-    splits = read_splits(recipe, file_split=recipe.dataset_test_split)
-    return prepare(splits, recipe.dataset_test_split, recipe)
+    name, config = recipe.held_out
+    splits = read_splits(recipe, name, config, file_split=recipe.dataset_test_split)
+    return prepare(splits, recipe.dataset_test_split, name, recipe)
 
 
-def read_splits(recipe: RecipeArguments, *, file_split: str = "train") -> DatasetDict:
+def read_splits(
+    recipe: RecipeArguments, name: str, config: str | None, *, file_split: str = "train"
+) -> DatasetDict | IterableDatasetDict:
     """The splits of a dataset; a file is a single one."""
-    path = Path(recipe.dataset_name)
+    path = Path(name)
     if not path.is_file():
-        return load_dataset(recipe.dataset_name, recipe.dataset_config, streaming=recipe.dataset_streaming)
+        return load_dataset(name, config, streaming=recipe.dataset_streaming)
     if path.suffix not in FILE_BUILDERS:
-        raise ValueError(
-            f"dataset_name={recipe.dataset_name!r} is a file that must end in one of {list(FILE_BUILDERS)}"
-        )
-    return load_dataset(FILE_BUILDERS[path.suffix], data_files={file_split: str(path)})
+        raise ValueError(f"{name!r} is a file that must end in one of {list(FILE_BUILDERS)}")
+    if config is not None:
+        raise ValueError(f"{name!r} is a file, which has no configuration {config!r}; leave it out")
+    files = {file_split: str(path)}
+    return load_dataset(FILE_BUILDERS[path.suffix], data_files=files, streaming=recipe.dataset_streaming)
 
 
-def prepare(splits: DatasetDict, split: str, recipe: RecipeArguments) -> Dataset:
+def prepare(
+    splits: DatasetDict | IterableDatasetDict, split: str, name: str, recipe: RecipeArguments
+) -> Dataset | IterableDataset:
     if split not in splits:
-        raise ValueError(f"{recipe.dataset_name} has no split {split!r}; it has {list(splits)}")
+        raise ValueError(
+            f"{name} has no split {split!r}; it has {list(splits)}. Held-out prompts that are elsewhere are named by "
+            "eval_dataset_name"
+        )
     data = splits[split]
+    columns = data.column_names or [*next(iter(data), {})]
     for option in ("prompt_column", "answer_column"):
         column = getattr(recipe, option)
-        if data.column_names is not None and column not in data.column_names:
-            raise ValueError(
-                f"{option}={column!r} is not in {recipe.dataset_name}; its columns are {data.column_names}"
-            )
+        if column not in columns:
+            raise ValueError(f"{option}={column!r} is not in {name}; its columns are {columns}")
+    check_columns(columns, name)
 
-    def convert(row: dict[str, Any]) -> dict[str, Any]:
+    def prompt_of(row: dict[str, Any], index: int) -> dict[str, Any]:
         prompt = row[recipe.prompt_column]
+        if fault := fault_of(prompt):
+            raise ValueError(f"{name}: the prompt of row {index} {fault}; mend it or leave the row out")
         if isinstance(prompt, str):
             prompt = [{"role": "user", "content": prompt}]
         if recipe.system_prompt and prompt[0]["role"] != "system":
@@ -206,12 +284,12 @@ def prepare(splits: DatasetDict, split: str, recipe: RecipeArguments) -> Dataset
     def add_solution(row: dict[str, Any]) -> dict[str, Any]:
         return {"solution": solution_of(row[recipe.answer_column], recipe.answer_template)}
 
-    data = data.map(convert)
+    data = data.map(prompt_of, with_indices=True)
     # Said, since the first answers may all be missing, which tells no type.
     features = data.features and Features({**data.features, "solution": Value("string")})
     data = data.map(add_solution, features=features)
     if isinstance(data, Dataset):
-        tell_missing_answers(data, recipe)
+        tell_missing_answers(data, name, recipe)
     return data
 
 
@@ -233,13 +311,13 @@ def as_text(answer: Any) -> str | None:
     return None if answer is None or not str(answer).strip() else str(answer)
 
 
-def tell_missing_answers(data: Dataset, recipe: RecipeArguments) -> None:
+def tell_missing_answers(data: Dataset, name: str, recipe: RecipeArguments) -> None:
     missing = [index for index, solution in enumerate(data["solution"][:]) if solution is None]
     if missing:
         logger.warning(
             "%s: %d of %d prompts have no answer in answer_column=%r, the first in row %d; reward functions get "
             "solution=None for them, so that accuracy_reward does not score them",
-            recipe.dataset_name,
+            name,
             len(missing),
             len(data),
             recipe.answer_column,

@@ -158,7 +158,7 @@ def sampling_settings(
     fields = SamplingArguments.__dataclass_fields__.keys() - {"vllm_kwargs", "reward_time_limit"}
     settings = {key: value for key, value in asdict(sampling).items() if key in fields}
     settings |= {"model": name, "data": recipe.task or recipe.dataset_name}
-    settings |= {key: getattr(recipe, key) for key in ("reward_funcs", "soft_overlong_cache")}
+    settings |= {key: getattr(recipe, key) for key in ("eval_dataset_name", "reward_funcs", "soft_overlong_cache")}
     settings |= {key: getattr(model, key) for key in ("model_revision", "dtype", "attn_implementation")}
     return settings
 

@@ -8,6 +8,7 @@
 import logging
 import sys
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from datasets import load_dataset
 from recipe import CONFIGS, load_data, model_options, name_model, parse, reward_functions, train
@@ -36,6 +37,8 @@ def main(argv: list[str]) -> AStarPOTrainer:
     if data.values is None:
         splits = load_data(recipe, wants_eval=training.eval_on_start)
     else:
+        if not Path(data.values).is_dir():
+            raise ValueError(f"values={data.values!r}: there is no such folder; estimate_values.py writes it")
         loaded = load_dataset(data.values)
         if training.eval_on_start and "test" not in loaded:
             raise ValueError(

@@ -4,7 +4,7 @@ import logging
 
 import pytest
 import torch
-from datasets import Dataset
+from datasets import Dataset, DatasetDict
 from golden_cases import assert_golden, cases, tensor
 from observe import keep_outputs, keep_rollouts
 from peft import LoraConfig
@@ -81,6 +81,12 @@ def test_unscored_responses_of_the_reference():
         ({"prompt": ["a", "b"], "rewards": [[1.0], [1.0, 0.0]]}, "prompt 0 has 1 rewards and others have 2"),
         ({"prompt": ["a", "b"], "rewards": [[1.0], None]}, "prompt 1 has 0 rewards and others have 1"),
         ({"prompt": ["a", "b"], "rewards": [[1.0], [None]]}, "no response to prompt 1 was scored; it has no V"),
+        ({"prompt": ["a", "b"], "rewards": [0.5, 1.0]}, "the rewards of prompt 0 are 0.5; they must be a list of fin"),
+        ({"prompt": ["a", "b"], "rewards": ["1.0", "0.0"]}, "the rewards of prompt 0 are '1.0'; they must be a list"),
+        ({"prompt": ["a", "b"], "rewards": [None, ["1.0"]]}, r"the rewards of prompt 1 are \['1.0'\]; they must be"),
+        ({"prompt": ["a"], "rewards": [[1.0, float("inf")]]}, r"the rewards of prompt 0 are \[1.0, inf\]; they must"),
+        ({"prompt": ["a"], "eval_0": ["right"]}, r"the rewards of prompt 0 are \('right',\); they must be"),
+        ({"prompt": [], "rewards": []}, "train_dataset is empty"),
         (
             {"prompt": ["a", "b"], "rewards": [[0.0], [0.0]]},
             "solved none of its 2 prompts; nothing is left",
@@ -116,6 +122,9 @@ def test_config(options, message):
 def test_what_is_not_for_astar_po():
     with pytest.raises(TypeError, match="args is a CANONConfig; it must be an AStarPOConfig"):
         AStarPOTrainer("m", TASK.reward, CANONConfig("out", **OPTIONS), prompts())
+    splits = DatasetDict(train=valued_prompts(8), test=valued_prompts(8))
+    with pytest.raises(TypeError, match=r"a DatasetDict with the splits \['train', 'test'\]; it must be one of them"):
+        AStarPOTrainer("m", TASK.reward, AStarPOConfig("out", **OWN), splits)
     with pytest.raises(TypeError, match=r"train_dataset is a IterableDataset; A\*-PO needs a Dataset"):
         AStarPOTrainer("m", TASK.reward, AStarPOConfig("out", **OWN), prompts().to_iterable_dataset())
 

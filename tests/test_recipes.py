@@ -339,6 +339,11 @@ def test_no_arguments_is_the_embedded_task():
     assert parse_canon("--canon_metric", "length")[1].canon_metric == "length"
 
 
+ON_FILE = ["--model_name_or_path", str(TASK.model_path), "--reward_funcs", "accuracy_reward", "--use_cpu", "true"]
+ON_FILE += ["--bf16", "false"]
+ON_HUB = [*ON_FILE, "--dataset_name", "someone/data"]
+
+
 @pytest.mark.parametrize(
     ("flags", "error", "message"),
     [
@@ -348,6 +353,40 @@ def test_no_arguments_is_the_embedded_task():
         (["--dataset_name", "x", "--reward_funcs", "accuracy_reward"], ValueError, "model_name_or_path is missing"),
         (["--answer_template", "$$"], ValueError, r"answer_template='\$\$' must contain '\{answer\}'"),
         (["--canon_mu", "2"], ValueError, r"canon_mu=2.0 must lie in \[0, 1\]"),
+        (
+            ["--model_name_or_path", "outputs/canon/checkpoint-80"],
+            ValueError,
+            "model_name_or_path='outputs/canon/checkpoint-80': there is no such folder, and a model on the Hub is nam",
+        ),
+        (["--reward_funcs", "model:./judge"], ValueError, "reward_funcs='./judge': there is no such folder"),
+        (
+            [*ON_FILE, "--dataset_name", "no/train.jsonl"],
+            ValueError,
+            "dataset_name='no/train.jsonl': there is no such",
+        ),
+        (
+            [*ON_FILE, "--dataset_name", "/no/such/folder"],
+            ValueError,
+            "dataset_name='/no/such/folder': there is no su",
+        ),
+        ([*ON_HUB, "--eval_dataset_name", "x.csv"], ValueError, "eval_dataset_name='x.csv': there is no such file"),
+        (
+            [*ON_HUB, "--system_prompt", "None"],
+            ValueError,
+            "system_prompt='None' is a text; leave it out, or write nul",
+        ),
+        ([*ON_HUB, "--task_eval_prompts", "8"], ValueError, "task_eval_prompts=8 would be ignored with task=None"),
+        (
+            [*ON_HUB, "--soft_overlong_cache", "8"],
+            ValueError,
+            "soft_overlong_cache=8 would be ignored with .*accuracy",
+        ),
+        (["--ignore_bias_buffers", "true"], ValueError, "ignore_bias_buffers=True would be ignored"),
+        (
+            ["--answer_template", "${answer}$", "--eval_dataset_name", "x"],
+            ValueError,
+            r"eval_dataset_name='x', answer_template='\${answer}\$' would be ignored with task='arithmetic'",
+        ),
     ],
 )
 def test_bad_flags(flags, error, message):
@@ -403,6 +442,126 @@ def test_a_system_prompt_precedes_conversations_that_have_none(tmp_path):
     arguments, *_ = parse_canon(*flags, "--reward_funcs", "accuracy_reward", "--system_prompt", "Be brief.")
     train, _ = recipe.load_data(arguments, wants_eval=False)
     assert train["prompt"][:] == [[{"role": "system", "content": "Be brief."}, *asked], told]
+
+
+@pytest.mark.parametrize("form", ["jsonl", "csv", "parquet"])
+@pytest.mark.parametrize("streaming", ["false", "true"])
+def test_held_out_prompts_in_a_file_of_their_own(tmp_path, form, streaming):
+    (tmp_path / "held out").mkdir()
+    train = write_rows(tmp_path, [{"prompt": "1 + 1?", "answer": "2"}], form)
+    held_out = write_rows(tmp_path / "held out", [{"prompt": "2 + 2?", "answer": "4"}], form)
+    flags = ["--eval_dataset_name", held_out, "--dataset_streaming", streaming]
+    recipe_of_both = of_file(train, *flags)
+    both = recipe.load_data(recipe_of_both, wants_eval=True)
+    kind = datasets.IterableDataset if streaming == "true" else datasets.Dataset
+    assert [type(data) for data in both] == [kind] * 2
+    assert [next(iter(data))["solution"] for data in both] == ["2", "4"]
+    assert next(iter(recipe.load_held_out(recipe_of_both)))["solution"] == "4"
+    assert next(iter(recipe.load_held_out(of_file(train, *flags[2:]))))["solution"] == "2"
+    with pytest.raises(ValueError, match=r"eval_dataset_name='.*' would be ignored: no held-out prompts are wanted"):
+        recipe.load_data(recipe_of_both, wants_eval=False)
+    with pytest.raises(ValueError, match=r"has no split 'test'; it has \['train'\]. Held-out .* by eval_dataset_name"):
+        recipe.load_data(of_file(train, *flags[2:]), wants_eval=True)
+
+
+def test_a_held_out_dataset_has_splits_and_a_configuration(tmp_path):
+    folder = tmp_path / "benchmark"
+    for configuration, answer in {"easy": "1", "hard": "2"}.items():
+        (folder / configuration).mkdir(parents=True)
+        write_rows(folder / configuration, [{"prompt": "?", "answer": answer}], "jsonl")
+    card = {
+        "configs": [
+            {"config_name": name, "data_files": [{"split": "exam", "path": f"{name}/*"}]} for name in ("easy", "hard")
+        ]
+    }
+    (folder / "README.md").write_text(f"---\n{yaml.safe_dump(card)}---\n")
+    train = write_rows(tmp_path, [{"prompt": "1 + 1?", "answer": "2"}], "jsonl")
+    flags = ["--eval_dataset_name", str(folder), "--eval_dataset_config", "hard", "--dataset_test_split", "exam"]
+    _, held_out = recipe.load_data(of_file(train, *flags), wants_eval=True)
+    assert held_out["solution"][:] == ["2"]
+
+
+def test_a_file_that_is_streamed_is_trained_on(tmp_path):
+    """From the rows of a file, evaluated on those of another, with a model that is told to be streamed to."""
+    (tmp_path / "held out").mkdir()
+    data = write_rows(tmp_path, TASK.dataset("train", 16).to_list(), "jsonl")
+    held_out = write_rows(tmp_path / "held out", TASK.dataset("test", 4).to_list(), "jsonl")
+    flags = ["--dataset_name", data, "--dataset_streaming", "true", "--eval_dataset_name", held_out]
+    flags += ["--model_name_or_path", chat_model(tmp_path / "model"), "--reward_funcs", f"{__name__}:judged"]
+    trainer = train_canon.main([*RUN[6:], "--max_steps", "2", "--output_dir", str(tmp_path / "trained"), *flags])
+    assert trainer.state.global_step == 2
+    history = json.loads((tmp_path / "trained" / "metrics.json").read_text())
+    assert [entry["step"] for entry in history if "eval_rewards/judged/mean" in entry] == [0, 2]
+    assert moved_from_the_base_model(tmp_path / "trained") > 1e-4
+
+
+def test_values_and_evaluation_take_the_held_out_file(tmp_path):
+    (tmp_path / "held out").mkdir()
+    data = write_rows(tmp_path, TASK.dataset("train", 4).to_list(), "jsonl")
+    held_out = write_rows(tmp_path / "held out", TASK.dataset("test", 3).to_list(), "parquet")
+    flags = ["--dataset_name", data, "--eval_dataset_name", held_out, "--reward_funcs", f"{__name__}:judged"]
+    flags += ["--model_name_or_path", chat_model(tmp_path / "model"), "--num_samples", "2"]
+    flags += ["--max_completion_length", "12", "--output_dir"]
+    estimate_values.main([*flags, str(tmp_path / "values")])
+    values = datasets.load_dataset(str(tmp_path / "values"))
+    assert {split: len(part) for split, part in values.items()} == {"train": 4, "test": 3}
+    assert json.loads((tmp_path / "values" / ".progress" / "test" / "settings.json").read_text())[
+        "eval_dataset_name"
+    ] == str(held_out)
+    evaluate.main([*flags, str(tmp_path / "scores")])
+    (numbers,) = json.loads((tmp_path / "scores" / "summary.json").read_text()).values()
+    assert (numbers["num_prompts"], numbers["settings"]["data"]) == (3, held_out)
+
+
+@pytest.mark.parametrize("config", ["--config={}", "--config {}"])
+def test_a_recipe_is_read_however_it_is_named(tmp_path, config):
+    (tmp_path / "run.yaml").write_text("task: countdown\ncanon_mu: 0.25\nbf16: false\n")
+    arguments, training, _ = parse_canon(*config.format(tmp_path / "run.yaml").split())
+    assert (arguments.task, training.canon_mu, training.canon_metric) == ("countdown", 0.25, "entropy")
+    with pytest.raises(ValueError, match="--config is given without a value"):
+        recipe.parse(["--task", "arithmetic", "--config"], CANONConfig, embedded=Path())
+
+
+@pytest.mark.parametrize("flags", [["--dataset-name", "{}"], ["--dataset-name={}"], ["--dataset_name={}"]], ids=str)
+def test_data_may_be_named_with_dashes(tmp_path, flags):
+    path = write_rows(tmp_path, [{"prompt": "1?", "answer": "1"}], "jsonl")
+    rest = ["--model_name_or_path", str(TASK.model_path), "--reward_funcs", "accuracy_reward", "--bf16", "false"]
+    arguments, *_ = parse_canon(*[flag.format(path) for flag in flags], *rest)
+    assert (arguments.task, arguments.dataset_name) == (None, path)
+
+
+@pytest.mark.parametrize(
+    ("row", "fault"),
+    [
+        (None, "is None"),
+        ([], "is an empty conversation"),
+        ([{"role": "user", "content": None}], "has a message without content in place 0"),
+    ],
+    ids=["none", "empty", "no content"],
+)
+@pytest.mark.parametrize("streaming", ["false", "true"])
+@pytest.mark.parametrize("system_prompt", [[], ["--system_prompt", "Be brief."]], ids=["plain", "system prompt"])
+def test_a_prompt_that_is_none_is_named(tmp_path, row, fault, streaming, system_prompt):
+    sound = [{"role": "user", "content": "1?"}]
+    rows = [{"prompt": prompt, "answer": "1"} for prompt in (sound, sound, row, sound)]
+    path = write_rows(tmp_path, rows, "parquet")
+    with pytest.raises(ValueError, match=rf"data\.parquet: the prompt of row 2 {fault}"):
+        train, _ = recipe.load_data(of_file(path, "--dataset_streaming", streaming, *system_prompt), wants_eval=False)
+        list(train)
+
+
+def test_columns_that_reward_functions_could_not_get(tmp_path):
+    path = write_rows(tmp_path, [{"prompt": "1?", "answer": "1", "completions": "x", "log_extra": "y"}], "jsonl")
+    with pytest.raises(
+        ValueError, match=r"data.jsonl has the columns \['completions', 'log_extra'\], but reward func"
+    ):
+        recipe.load_data(of_file(path), wants_eval=False)
+
+
+def test_a_file_has_no_configuration(tmp_path):
+    path = write_rows(tmp_path, [{"prompt": "1?", "answer": "1"}], "jsonl")
+    with pytest.raises(ValueError, match=r"data.jsonl' is a file, which has no configuration 'main'"):
+        recipe.load_data(of_file(path, "--dataset_config", "main"), wants_eval=False)
 
 
 def test_an_unknown_kind_of_file_is_named(tmp_path):

@@ -4,7 +4,11 @@ Two layouts are read: a column `rewards` with the list of a prompt's rewards, as
 it, and columns `eval_0`, `eval_1`, ... with one reward each, as the authors of A*-PO publish theirs.
 """
 
+import math
 import re
+from collections.abc import Sequence
+from numbers import Real
+from typing import Any
 
 import torch
 from datasets import Dataset
@@ -21,7 +25,8 @@ def sampled_rewards(dataset: Dataset, *, name: str = "dataset") -> Tensor:
     """The rewards that the reference model earned, `(P, N)` in float64; NaN where a response was not scored.
 
     Raises:
-        ValueError: the dataset has neither layout, or its prompts have different numbers of rewards.
+        ValueError: the dataset is empty or has neither layout; its prompts have different numbers of rewards; or what
+            is in their place are no finite numbers.
     """
     evaluations = sorted(
         (column for column in dataset.column_names if re.fullmatch(r"eval_\d+", column)),
@@ -36,8 +41,16 @@ def sampled_rewards(dataset: Dataset, *, name: str = "dataset") -> Tensor:
             f"{name} has neither a column {REWARDS!r} nor columns 'eval_0', 'eval_1', ..., so its prompts have no "
             f"optimal value; its columns are {dataset.column_names}. Sample them with examples/estimate_values.py"
         )
+    for index, row in enumerate(rows):
+        if row is not None and not (isinstance(row, Sequence) and all(is_reward(reward) for reward in row)):
+            raise ValueError(
+                f"{name}: the rewards of prompt {index} are {row!r}; they must be a list of finite numbers, one a "
+                "response, None where it was not scored"
+            )
     lengths = {len(row) if row is not None else 0 for row in rows}
     if len(lengths) != 1 or lengths == {0}:
+        if not rows:
+            raise ValueError(f"{name} is empty")
         first = next(index for index, row in enumerate(rows) if not row or len(row) != max(lengths))
         raise ValueError(
             f"{name}: prompt {first} has {len(rows[first] or [])} rewards and others have {max(lengths)}; every "
@@ -46,6 +59,11 @@ def sampled_rewards(dataset: Dataset, *, name: str = "dataset") -> Tensor:
     return torch.tensor(
         [[float("nan") if reward is None else float(reward) for reward in row] for row in rows], dtype=torch.float64
     )
+
+
+def is_reward(value: Any) -> bool:
+    """Whether it is a finite number, or says by `None` or NaN that a response was not scored."""
+    return value is None or (isinstance(value, Real) and not math.isinf(value))
 
 
 def with_optimal_values(

@@ -13,6 +13,7 @@ from canon_trl.rollout import Rollout
 from canon_trl.sampling.optimal_values import VALUE, with_optimal_values
 from canon_trl.trainers.astar_po_config import AStarPOConfig
 from canon_trl.trainers.before_loading import check_reward_weights
+from canon_trl.trainers.data_checks import named_datasets
 from canon_trl.trainers.pluggable import PluggableGRPOTrainer
 
 
@@ -65,6 +66,11 @@ class AStarPOTrainer(PluggableGRPOTrainer):
         if not isinstance(args, AStarPOConfig):
             raise TypeError(f"args is a {type(args).__name__}; it must be an AStarPOConfig")
         check_reward_weights(args.reward_weights, reward_funcs)
+        for name, dataset in named_datasets(train_dataset, eval_dataset):
+            if not isinstance(dataset, Dataset):
+                raise TypeError(
+                    f"{name} is a {type(dataset).__name__}; A*-PO needs a Dataset, whose every prompt has a V*"
+                )
         train_dataset = valued(train_dataset, args, "train_dataset", filtered=args.filter_all_incorrect)
         if isinstance(eval_dataset, dict):
             eval_dataset = {name: valued(part, args, f"eval_dataset {name!r}") for name, part in eval_dataset.items()}
@@ -95,10 +101,8 @@ class AStarPOTrainer(PluggableGRPOTrainer):
         }
 
 
-def valued(dataset: Any, args: AStarPOConfig, name: str, *, filtered: bool = False) -> Dataset:
+def valued(dataset: Dataset, args: AStarPOConfig, name: str, *, filtered: bool = False) -> Dataset:
     """The dataset with its optimal values."""
-    if not isinstance(dataset, Dataset):
-        raise TypeError(f"{name} is a {type(dataset).__name__}; A*-PO needs a Dataset, whose every prompt has a V*")
     return with_optimal_values(dataset, beta1=args.beta1, filter_all_incorrect=filtered, name=name)
 
 
