@@ -46,8 +46,7 @@ REWARDS = {
 FILE_BUILDERS = {".jsonl": "json", ".json": "json", ".csv": "csv", ".parquet": "parquet"}
 NEED_MATH_VERIFY = ("accuracy_reward", "reasoning_accuracy_reward")
 
-# Options that are read with one kind of data alone.
-OF_A_TASK = ("task_train_prompts", "task_eval_prompts")
+# Options that an embedded task leaves unread.
 OF_A_DATASET = (
     *("dataset_config", "dataset_train_split", "dataset_test_split", "dataset_streaming"),
     *("eval_dataset_name", "eval_dataset_config"),
@@ -177,8 +176,8 @@ def check_data_name(name: str | None, option: str) -> None:
 def check_nothing_ignored(recipe: RecipeArguments) -> None:
     defaults = {option.name: option.default for option in fields(recipe)}
     changed = [name for name, default in defaults.items() if getattr(recipe, name) != default]
-    elsewhere = OF_A_TASK if recipe.task is None else OF_A_DATASET
-    ignored = [name for name in changed if name in (*elsewhere, "ignore_bias_buffers")]
+    unread = ["ignore_bias_buffers", *(OF_A_DATASET if recipe.task is not None else ())]
+    ignored = [name for name in changed if name in unread]
     if "soft_overlong_cache" in changed and "soft_overlong_punishment" not in (recipe.reward_funcs or []):
         ignored.append("soft_overlong_cache")
     if ignored:

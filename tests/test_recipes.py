@@ -375,7 +375,6 @@ ON_HUB = [*ON_FILE, "--dataset_name", "someone/data"]
             ValueError,
             "system_prompt='None' is a text; leave it out, or write nul",
         ),
-        ([*ON_HUB, "--task_eval_prompts", "8"], ValueError, "task_eval_prompts=8 would be ignored with task=None"),
         (
             [*ON_HUB, "--soft_overlong_cache", "8"],
             ValueError,
