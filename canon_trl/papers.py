@@ -65,8 +65,8 @@ PAPERS: Mapping[str, Paper] = {
     "grpo": Paper(
         key="shao2024deepseekmath",
         title="DeepSeekMath: Pushing the Limits of Mathematical Reasoning in Open Language Models",
-        authors="Zhihong Shao and Peiyi Wang and Qihao Zhu and Runxin Xu and Junxiao Song and Mingchuan Zhang and "
-        "Y. K. Li and Y. Wu and Daya Guo",
+        authors="Zhihong Shao and Peiyi Wang and Qihao Zhu and Runxin Xu and Junxiao Song and Xiao Bi and "
+        "Haowei Zhang and Mingchuan Zhang and Y. K. Li and Y. Wu and Daya Guo",
         id="2402.03300",
     ),
     "dr_grpo": Paper(
