@@ -43,8 +43,8 @@ def test_fresh_prompts_come_in_passes_and_go_on_from_anywhere(shuffle, streamed)
     rows = Dataset.from_dict({"prompt": [str(index) for index in range(5)]})
     rows = rows.to_iterable_dataset() if streamed else rows
 
-    def stream():
-        return PromptStream(rows, seed=3, shuffle=shuffle)
+    def stream(seed=3):
+        return PromptStream(rows, seed=seed, shuffle=shuffle)
 
     whole = stream()
     taken = [row["prompt"] for row in whole.take(12)]
@@ -52,6 +52,7 @@ def test_fresh_prompts_come_in_passes_and_go_on_from_anywhere(shuffle, streamed)
     assert sorted(taken[:5]) == sorted(taken[5:10]) == list("01234")
     if shuffle:
         assert taken[:5] != taken[5:10]
+        assert [row["prompt"] for row in stream(seed=4).take(12)] != taken
     else:
         assert taken[:5] == list("01234")
     for start in (1, 5, 7):
@@ -155,6 +156,35 @@ def test_band_of_accuracy(tmp_path):
     trainer.train()
     assert [rollout.rewards.mean(dim=1).tolist() for rollout in rollouts] == [[0.75, 0.75]] * 2
     assert sum(entry["dynamic_sampling/prompts_outside_band"] for entry in logged(trainer)) > 0
+
+
+def test_a_band_of_a_named_reward_with_gaps(tmp_path):
+    """The reward that is trained on lies outside [0, 1]; the band's ends belong to it, and None counts nowhere."""
+
+    def points(completions, **kwargs):
+        return [10.0 * (index % 3) for index, _ in enumerate(completions)]
+
+    def share(prompts, **kwargs):
+        return [
+            ([None, 1.0, 0.0, 0.5] if teaches(prompt) else [None, 1.0, 1.0, 0.0])[index % 4]
+            for index, prompt in enumerate(prompts)
+        ]
+
+    for band in ({"lower": 0.2, "upper": 0.5}, {"lower": 0.5, "upper": 0.6}):
+        trainer = make_trainer(
+            tmp_path,
+            trainer_options={"reward_funcs": [points, share]},
+            reward_weights=[1.0, 0.0],
+            accuracy_reward="share",
+            dynamic_sampling=True,
+            dynamic_sampling_kwargs=band,
+            per_device_train_batch_size=24,
+            max_steps=1,
+        )
+        rollouts, _ = keep_rollouts(trainer)
+        trainer.train()
+        assert rollouts[0].rewards_per_func[:, :, 1].nanmean(dim=1).tolist() == [0.5] * 6
+        assert logged(trainer)[0]["dynamic_sampling/prompts_outside_band"] > 0
 
 
 def test_a_band_needs_an_accuracy(tmp_path):
@@ -467,23 +497,97 @@ def test_what_is_logged_of_a_batch_that_is_not_full(tmp_path):
     assert counts == [1, 4, 2, 0, 2, 0]
 
 
-def test_a_round_samples_as_many_prompts_as_the_share_kept_calls_for(tmp_path):
-    """By hand, from prompts in order: 4 of the first 6 are kept, so 2 / (4 / 6) = 3 more are sampled, and 2 kept."""
-    teach, teach_not = "2+3*4=", "3+3*4="
-    rows = [teach, teach_not, teach, teach_not, teach, teach]
+def by_round(rounds, size=4):
+    """A reward of spread for the groups that are marked, of every round in turn; all groups have other rewards."""
+    calls = iter(rounds)
+
+    def reward(prompts, **kwargs):
+        marks = next(calls)
+        assert len(marks) * size == len(prompts)
+        return [
+            None if place == 3 and not mark else (1 if mark and place == 0 else 0.5) * (1 - (group + len(marks)) / 256)
+            for group, mark in enumerate(marks)
+            for place in range(size)
+        ]
+
+    return reward
+
+
+def top_rewards(rounds):
+    """The largest reward of every group, round by round."""
+    return [
+        [(1 if mark else 0.5) * (1 - (group + len(marks)) / 256) for group, mark in enumerate(marks)]
+        for marks in rounds
+    ]
+
+
+def test_three_rounds_by_hand(tmp_path):
+    """As many prompts as the share kept calls for; the first ones that are kept are trained on."""
+    # 5 of 8 are kept, so ceil(3 / (5 / 8)) = 5 more are sampled; of these none, so ceil(3 / (5 / 13)) = 8 more
+    rounds = [[1, 0, 1, 1, 0, 1, 0, 1], [0] * 5, [0, 1, 1, 0, 1, 1, 1, 1]]
     trainer = make_trainer(
         tmp_path,
-        trainer_options={"reward_funcs": graded, "train_dataset": Dataset.from_dict({"prompt": rows})},
+        trainer_options={"reward_funcs": by_round(rounds)},
         dynamic_sampling=True,
-        shuffle_dataset=False,
+        per_device_train_batch_size=32,
+        max_steps=1,
+    )
+    rollouts, _ = keep_rollouts(trainer)
+    trainer.train()
+    counts = {name: logged(trainer)[0][f"dynamic_sampling/{name}"] for name in trainer._collector.statistics}
+    top = top_rewards(rounds)
+    assert rollouts[0].rewards.amax(dim=1).tolist() == [*(top[0][i] for i in (0, 2, 3, 5, 7)), *top[2][1:3], top[2][4]]
+    # in a group that is marked 1, 1/2, 1/2, 1/2 of its largest, in the others three times 1/2 and None
+    scored = sum(4 if mark else 3 for marks in rounds for mark in marks)
+    total = sum(
+        largest * (2.5 if mark else 3)
+        for marks, largests in zip(rounds, top, strict=True)
+        for mark, largest in zip(marks, largests, strict=True)
+    )
+    assert counts == {
+        "rounds": 3,
+        "prompts_drawn": 21,
+        "prompts_kept": 8,
+        "prompts_surplus": 3,
+        "prompts_no_spread": 10,
+        "prompts_outside_band": 0,
+        "accuracy_drawn": pytest.approx(total / scored, rel=1e-5),
+    }
+
+
+def test_the_first_groups_fill_up_a_batch_that_is_kept(tmp_path):
+    rounds = [[1, 0, 0, 1, 0, 0], [0] * 6]
+    trainer = make_trainer(
+        tmp_path,
+        trainer_options={"reward_funcs": by_round(rounds)},
+        dynamic_sampling=True,
+        dynamic_sampling_kwargs={"max_rounds": 2, "exhausted": "keep"},
         per_device_train_batch_size=24,
         max_steps=1,
     )
+    rollouts, _ = keep_rollouts(trainer)
     trainer.train()
-    entry = logged(trainer)[0]
-    assert entry["dynamic_sampling/rounds"] == 2
-    assert entry["dynamic_sampling/prompts_drawn"] == 6 + 3
-    assert (entry["dynamic_sampling/prompts_kept"], entry["dynamic_sampling/prompts_surplus"]) == (6, 0)
+    largest = rollouts[0].rewards.nan_to_num(nan=-1).amax(dim=1).tolist()
+    assert largest == [top_rewards(rounds)[0][group] for group in (0, 3, 1, 2, 4, 5)]
+
+
+def test_prompts_are_counted_in_whole_numbers(tmp_path):
+    """36 of 66 are kept: 30 * 66 / 36 = 55 more are sampled, where floats make it a little more."""
+    rounds = [[1] * 36 + [0] * 30, [1] * 55]
+    trainer = make_trainer(
+        tmp_path,
+        trainer_options={
+            "reward_funcs": by_round(rounds, size=2),
+            "rollout_func": fixed_responses,
+            "train_dataset": prompts(66),
+        },
+        dynamic_sampling=True,
+        num_generations=2,
+        per_device_train_batch_size=132,
+        max_steps=1,
+    )
+    trainer.train()
+    assert logged(trainer)[0]["dynamic_sampling/prompts_drawn"] == 66 + 55
 
 
 def of_equal_length(prompts, trainer):

@@ -5,6 +5,7 @@ import os
 import sqlite3
 import subprocess
 import sys
+import threading
 
 import pytest
 import torch
@@ -100,6 +101,39 @@ def test_the_numbers_are_those_of_the_responses(trained):
     assert got["evaluation/entropy"] == pytest.approx(((entropies * lengths).sum() / lengths.sum()).item())
     assert got["evaluation/tokens_per_right_answer"] == pytest.approx((lengths.sum() / right.sum()).item())
     assert 0 < got["evaluation/majority@4"] <= 1
+
+
+OF_SAMPLING = {"temperature": 0.5, "top_p": 0.9, "top_k": 3}
+
+
+def test_the_options_of_sampling_are_heeded(trained):
+    trainer, _, _ = trained
+    data, tokenizer = TASK.dataset("test", 8), AutoTokenizer.from_pretrained(TASK.model_path)
+    options = {"num_samples": 4, **OF_SAMPLING}
+    shared = {"chunk_prompts": 8, "seed": 3, "max_completion_length": 10}
+    got = EvaluationCallback(trainer, data, TASK.reward, **options, **shared).evaluate()
+    sample = TransformersSampler(trainer.model, tokenizer, max_new_tokens=10, entropies=True, **options)
+    responses = [response for given in sample(data["prompt"][:], 3 * 1_000_003) for response in given]
+    trainer.model.train()
+    lengths = torch.tensor([len(response.ids) for response in responses], dtype=torch.float64)
+    entropies = torch.tensor([response.entropy for response in responses], dtype=torch.float64)
+    assert got["evaluation/length"] == lengths.mean()
+    assert got["evaluation/entropy"] == pytest.approx(((entropies * lengths).sum() / lengths.sum()).item())
+
+
+def test_weights_and_the_time_limit_of_reward_functions(trained):
+    def one(completions, **kwargs):
+        return [1.0] * len(completions)
+
+    def never(completions, **kwargs):
+        threading.Event().wait()
+
+    trainer, data = trained[0], TASK.dataset("test", 2)
+    weighted = {"reward_weights": [0.25, 2.0], "threshold": 2.25}
+    assert EvaluationCallback(trainer, data, [one, one], **weighted).evaluate()["evaluation/avg@8"] == 1
+    limited = EvaluationCallback(trainer, data, never, reward_time_limit=0.2)
+    with pytest.raises(TimeoutError, match=r"'never' took longer than reward_time_limit=0\.2 seconds"):
+        limited.evaluate()
 
 
 def test_what_does_not_exist_is_left_out(tmp_path):

@@ -189,6 +189,48 @@ def test_unscored_responses(tmp_path):
     assert torch.equal(outputs[0]["advantages"], want.flatten())
 
 
+def test_what_was_not_scored_counts_in_no_statistic(tmp_path):
+    """By hand: lengths 3, 6, 4, 5 of which the second has no reward; a group of equal rewards, and one without any."""
+
+    def scored(completions, **kwargs):
+        return [1.0, None, 0.0, 1.0, *[0.75] * 4, *[None] * 4]
+
+    def of_lengths(prompts, trainer):
+        ids = trainer.processing_class(["1" * length for length in (3, 6, 4, 5)] * 3)["input_ids"]
+        prompt_ids = trainer.processing_class(prompts)["input_ids"]
+        return {"prompt_ids": prompt_ids, "completion_ids": ids, "logprobs": [[-1.0] * len(row) for row in ids]}
+
+    trainer = make_trainer(
+        tmp_path,
+        trainer_options={"reward_funcs": scored, "rollout_func": of_lengths},
+        canon_metric="length",
+        per_device_train_batch_size=12,
+        log_completions=True,
+        max_steps=1,
+    )
+    rollouts, _ = keep_rollouts(trainer)
+    trainer.train()
+    entry = logged(trainer)[0]
+    assert entry["groups/frac_no_spread"] == 0.5
+    assert float(rollouts[0].accuracy) == pytest.approx((2 + 3) / 7, rel=1e-6)
+    assert list(trainer._logs["extra"]["higher_half"])[:4] == [False, False, True, True]
+    # lengths 3 | 4, 5 and 3, 4 | 5, 6; rewards 1 | 0, 1 and 0.75 twice
+    assert entry["canon/reward_gap"] == pytest.approx((-0.5 + 0) / 2)
+    assert entry["canon/metric_lower"] == pytest.approx((3 + 3 + 4) / 3, rel=1e-6)
+    assert entry["canon/metric_higher"] == pytest.approx((4 + 5 + 5 + 6) / 4, rel=1e-6)
+
+
+@pytest.mark.parametrize(("scale", "accuracy"), [(6, 1.0), (-6, 0.0)])
+def test_an_accuracy_that_nobody_needs_is_clipped(tmp_path, scale, accuracy):
+    def beyond(completions, **kwargs):
+        return [float(scale * (index % 2)) for index, _ in enumerate(completions)]
+
+    trainer = make_trainer(tmp_path, trainer_options={"reward_funcs": beyond}, max_steps=1)
+    rollouts, _ = keep_rollouts(trainer)
+    trainer.train()
+    assert float(rollouts[0].accuracy) == accuracy
+
+
 @pytest.mark.parametrize("token_level", [False, True])
 def test_unscored_responses_have_no_advantage_whatever_the_estimator_returns(tmp_path, token_level):
     def ones(rollout):

@@ -488,6 +488,27 @@ def test_each_step_draws_anew_among_the_same_candidates(tmp_path, scope):
     assert apart > 1e-3 if scope else apart < 1e-5
 
 
+@pytest.mark.parametrize("name", OPTIONS)
+def test_an_evaluation_within_a_rollout_changes_nothing(tmp_path, name):
+    """Its responses are shorter than those that are trained on afterwards."""
+
+    def shorter_in_evaluation(prompts, trainer):
+        written = without_ties(prompts, trainer)
+        if not trainer.model.training:
+            for part in ("completion_ids", "logprobs"):
+                written[part] = [row[-2:] for row in written[part]]
+        return written
+
+    def moved(**options):
+        data = {"train_dataset": prompts(16), "eval_dataset": prompts(8)}
+        data |= {"reward_funcs": first_is_right, "rollout_func": shorter_in_evaluation}
+        trainer = make_trainer(tmp_path, trainer_options=data, policy_loss=name, **OPTIONS[name], **UPDATES, **options)
+        trainer.train()
+        return parameters(trainer)
+
+    assert_same_parameters(moved(eval_strategy="steps", eval_steps=1), moved())
+
+
 @pytest.mark.parametrize("scope", ["micro_batch", "batch"])
 @pytest.mark.parametrize("name", OPTIONS)
 def test_resume(tmp_path, name, scope):

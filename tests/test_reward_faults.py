@@ -61,6 +61,15 @@ def test_an_error_outside_of_a_rollout_waits_for_nobody(tmp_path):
         trainer.reward_funcs[0](prompts=["1+1="], completions=["2"])
 
 
+def test_an_error_after_a_rollout_waits_for_nobody(tmp_path):
+    def raises_on_request(completions, request=None, **kwargs):
+        return raises(completions) if request else half_right(completions)
+
+    trainer = trained(tmp_path, raises_on_request, max_steps=1)
+    with pytest.raises(KeyError, match="no such answer"):
+        trainer.reward_funcs[0](prompts=["1+1="], completions=["2"], request="fail")
+
+
 @pytest.mark.parametrize(
     ("returned", "error", "message"),
     [

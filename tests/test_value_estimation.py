@@ -181,6 +181,17 @@ def test_the_sampler_writes_what_generate_writes():
         assert [response.ids for response in responses] == [written[0, ids["input_ids"].shape[1] :].tolist()] * 2
 
 
+def test_every_end_ends_a_response():
+    """That of the tokenizer, and those of the generation config."""
+    tokenizer, model = AutoTokenizer.from_pretrained(TASK.model_path), base_model()
+    model.generation_config.eos_token_id = mark = tokenizer.convert_tokens_to_ids("#")
+    sample = TransformersSampler(model, tokenizer, num_samples=8, max_new_tokens=40, temperature=2.0)
+    responses = [response for given in sample(TASK.dataset("test", 8)["prompt"][:], 0) for response in given]
+    ends = {mark, tokenizer.eos_token_id}
+    assert {response.ids[-1] for response in responses if not response.truncated} == ends
+    assert not any(ends & {*response.ids[:-1]} for response in responses)
+
+
 def test_the_sampler_draws_from_the_models_distribution():
     """The share of each first token over many responses is its probability, at another temperature too."""
     tokenizer, model = AutoTokenizer.from_pretrained(TASK.model_path), base_model()

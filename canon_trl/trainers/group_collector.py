@@ -95,7 +95,7 @@ class GroupCollector:
         accuracies = []
         while len(kept) < wanted and len(rounds) < self.options.max_rounds:
             if rounds:
-                fresh = self._fresh_rows(wanted - len(kept), wanted, share=len(kept) / drawn)
+                fresh = self._fresh_rows(wanted - len(kept), wanted, kept=len(kept), drawn=drawn)
                 rows = [{name: value for name, value in row.items() if name in columns} for row in fresh]
             batch = sample(rows)
             rewards, accuracy = self._rewards(batch.rewards_per_func, reward_weights)
@@ -133,11 +133,11 @@ class GroupCollector:
         accuracy = snapped(rewards_per_func[:, self._accuracy_index], "[0, 1]")
         return weighted.view(-1, self._group_size), accuracy.reshape(-1, self._group_size)
 
-    def _fresh_rows(self, missing: int, at_most: int, *, share: float) -> list[dict[str, Any]]:
+    def _fresh_rows(self, missing: int, at_most: int, *, kept: int, drawn: int) -> list[dict[str, Any]]:
         """Rows of this rank for enough fresh prompts to find the missing groups; as many on every rank."""
         ranks, size = self._accelerator.num_processes, self._group_size
         unit = ranks // math.gcd(ranks, size)  # so many groups are divided evenly
-        count = at_most if share == 0 else min(math.ceil(missing / share), at_most)
+        count = min(-(-missing * drawn // kept), at_most) if kept else at_most
         count = -(-count // unit) * unit
         rows = [row for row in self.prompts.take(count) for _ in range(size)]
         local = len(rows) // ranks
