@@ -4,11 +4,14 @@ from importlib.resources import files
 
 import pytest
 import torch
+import yaml
 from observe import keep_rollouts
 from peft import LoraConfig
-from toy import TASK, logged, make_trainer, prompts
+from toy import TASK, logged, make_trainer, parameters, prompts
 from transformers import AutoTokenizer, Qwen3Config, Qwen3ForSequenceClassification, TrainerCallback
+from trl import TrlParser
 
+from canon_trl import CANONConfig
 from canon_trl.advantages import canon_advantage
 
 
@@ -124,3 +127,104 @@ def test_lora(tmp_path):
     trainer.train()
     for name, value in trainer.model.named_parameters():
         assert torch.equal(value, before[name]) == ("lora_" not in name), name
+
+
+def gradient(folder, **options):
+    """Of the first step, which is on policy: every ratio is 1."""
+    trainer = make_trainer(folder, max_steps=1, max_grad_norm=0.0, **options)
+    gradients = []
+
+    class Watch(TrainerCallback):
+        def on_pre_optimizer_step(self, args, state, control, model=None, **kwargs):
+            gradients.append(torch.cat([weight.grad.flatten() for weight in model.parameters()]))
+
+    trainer.add_callback(Watch())
+    torch.manual_seed(3)
+    trainer.train()
+    return gradients[0]
+
+
+def test_cispo_on_policy_is_the_policy_gradient(tmp_path):
+    """Its cap is one of the ratio, not of what it exceeds 1 by: with 0.28 the gradient would be 0.28 of this."""
+    want = gradient(tmp_path, loss_type="dapo")  # divides by the same count
+    assert want.abs().max() > 0
+    torch.testing.assert_close(gradient(tmp_path, loss_type="cispo"), want, rtol=1e-4, atol=1e-7)
+    capped = gradient(tmp_path, loss_type="cispo", epsilon_high=0.28)  # whoever says so means it
+    torch.testing.assert_close(capped, 0.28 * want, rtol=1e-4, atol=1e-7)
+
+
+@pytest.mark.parametrize(
+    ("options", "want"),
+    [
+        ({}, 0.28),
+        ({"loss_type": "dapo"}, 0.28),
+        ({"loss_type": "cispo"}, 5.0),
+        ({"loss_type": "sapo"}, None),
+        ({"loss_type": "vespo"}, None),
+        ({"loss_type": "luspo", "importance_sampling_level": "sequence"}, None),
+        ({"loss_type": "grpo", "importance_sampling_level": "sequence"}, None),
+        ({"epsilon_high": 0.3}, 0.3),
+        ({"epsilon_high": None}, None),
+        ({"epsilon_high": None, "loss_type": "sapo"}, None),
+        ({"epsilon_high": None, "policy_loss": "kl_cov", "num_iterations": 2}, None),
+        ({"epsilon_high": 4.0, "loss_type": "cispo"}, 4.0),
+        ({"epsilon_high": None, "loss_type": "cispo"}, None),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("source", ["python", "yaml"])
+def test_the_upper_clip_is_that_of_the_loss(tmp_path, options, want, source):
+    options = {"output_dir": str(tmp_path), "bf16": False, "use_cpu": True, "report_to": []} | options
+    if source == "python":
+        made = CANONConfig(**options)
+    else:
+        recipe = tmp_path / "recipe.yaml"
+        recipe.write_text(yaml.safe_dump(options))
+        (made,) = TrlParser((CANONConfig,)).parse_args_and_config(["--config", str(recipe)])
+    assert made.epsilon_high == want
+
+
+@pytest.mark.parametrize(("given", "bound"), [({}, 0.28), ({"epsilon_high": None}, 0.2), ({"epsilon_high": 0.3}, 0.3)])
+def test_a_gate_clips_where_the_loss_does(tmp_path, given, bound):
+    trainer = make_trainer(tmp_path, policy_loss="clip_cov", num_iterations=2, max_steps=1, **given)
+    assert (trainer.args.make_policy_loss().epsilon_high, trainer.epsilon_high) == (bound, bound)
+    trainer.train()
+
+
+def test_no_limit_in_either_engines_words(tmp_path):
+    """vLLM calls it -1; transformers' generate would fail on that."""
+    runs = []
+    for top_k in (0, -1):
+        trainer = make_trainer(tmp_path, top_k=top_k, max_steps=1)
+        torch.manual_seed(3)
+        trainer.train()
+        runs.append(logged(trainer))
+    assert runs[0] == runs[1]
+
+
+def test_no_clipping_of_the_gradient(tmp_path):
+    runs = []
+    for norm in (0.0, None, -1.0):
+        trainer = make_trainer(tmp_path, max_grad_norm=norm, max_steps=2, learning_rate=0.1)
+        torch.manual_seed(3)
+        trainer.train()
+        runs.append(logged(trainer))
+    assert runs[0] == runs[1] == runs[2]
+
+
+@pytest.mark.parametrize(
+    "options", [{"learning_rate": 2.0, "optim": "sgd"}, {"weight_decay": 2.0}, {"adam_epsilon": 10.0}], ids=str
+)
+def test_numbers_of_the_optimiser_above_one(tmp_path, options):
+    trainer = make_trainer(tmp_path, max_steps=1, **options)
+    before = parameters(trainer)
+    trainer.train()
+    assert any(not torch.equal(before[name], value) for name, value in parameters(trainer).items())
+    (name, value), *_ = options.items()
+    group = trainer.optimizer.param_groups[0]
+    found = {
+        "learning_rate": group.get("initial_lr"),
+        "weight_decay": group["weight_decay"],
+        "adam_epsilon": group.get("eps"),
+    }
+    assert found[name] == value

@@ -10,7 +10,7 @@ from toy import OPTIONS, TASK, base_model, length_reward, make_trainer, prompts
 from transformers import AutoTokenizer
 from trl import GRPOConfig
 
-from canon_trl import CANONConfig, CANONTrainer, PluggableGRPOTrainer, requires_metrics
+from canon_trl import AStarPOConfig, CANONConfig, CANONTrainer, PluggableGRPOTrainer, requires_metrics
 from canon_trl.advantages import ESTIMATORS
 from canon_trl.metrics import METRICS
 from canon_trl.policy_losses import KLCov
@@ -121,6 +121,42 @@ def config(**options):
             },
             "gradient_accumulation_steps=2 micro-batches must come from one rollout of steps_per_generation=3",
         ),
+        (
+            {"policy_loss": "clip_cov", "top_entropy_quantile": 0.2},
+            "top_entropy_quantile=0.2 does not go with a policy_loss: most of the tokens that it selects",
+        ),
+        ({"policy_loss": "kl_cov", "top_entropy_quantile": 0.9}, "top_entropy_quantile=0.9 does not go with"),
+        *(
+            ({"generation_kwargs": {name: value}}, f"generation_kwargs has {name}={value!r}, which {where} says; set")
+            for name, value, where in [
+                ("temperature", 0.5, "the field temperature"),
+                ("top_p", 0.9, "the field top_p"),
+                ("top_k", 5, "the field top_k"),
+                ("min_p", 0.1, "the field min_p"),
+                ("repetition_penalty", 1.1, "the field repetition_penalty"),
+                ("cache_implementation", "static", "the field cache_implementation"),
+                ("seed", 1, "the field seed"),
+                ("max_new_tokens", 3, "the field max_completion_length"),
+                ("max_tokens", 3, "the field max_completion_length"),
+                ("max_length", 3, "the field max_completion_length"),
+                ("n", 2, "the field num_generations"),
+                ("num_return_sequences", 2, "the field num_generations"),
+                ("eos_token_id", 5, r"the tokenizer \(processing_class\)"),
+                ("pad_token_id", 5, r"the tokenizer \(processing_class\)"),
+                ("bos_token_id", 5, r"the tokenizer \(processing_class\)"),
+                ("do_sample", False, "TRL itself"),
+                ("logprobs", 1, "TRL itself"),
+                ("disable_compile", False, "TRL itself"),
+                ("return_dict_in_generate", True, "TRL itself"),
+            ]
+        ),
+        ({"generation_kwargs": '{"temperature": 0.5}'}, "generation_kwargs has temperature=0.5, which the field temp"),
+        ({"generation_kwargs": {"stop_strings": ["3"]}}, r"stop_strings=\['3'\], for which transformers needs a tok"),
+        (
+            {"generation_kwargs": {"structured_outputs": {"json": {}}}, "vllm_structured_outputs_regex": "a"},
+            "structured_outputs={'json': {}}, in whose place vllm_structured_outputs_regex='a' would be taken",
+        ),
+        ({"loss_type": "sapo", "epsilon_high": 0.3}, "epsilon_high=0.3 would be ignored with loss_type='sapo'"),
         ({"pad_to_multiple_of": 0}, "pad_to_multiple_of=0 must be a whole number of at least 1, 'auto' or None"),
         ({"max_steps": 0}, "max_steps=0 must be at least 1, or -1 for num_train_epochs"),
         ({"max_steps": -2}, "max_steps=-2 must be at least 1"),
@@ -585,6 +621,8 @@ def test_the_range_holds_for_bound_options(tmp_path):
     ("options", "loss_options", "message"),
     [
         ({"loss_type": "sapo"}, {"policy_loss": KLCov()}, "loss_type='sapo' does not go with a policy_loss"),
+        ({"top_entropy_quantile": 0.5}, {"policy_loss": KLCov()}, "top_entropy_quantile=0.5 does not go with a pol"),
+        ({"generation_kwargs": {"temperature": 0.5}}, {}, "generation_kwargs has temperature=0.5, which the field"),
         ({}, {"loss_function": print}, "beta=0.0 must be above 0 with a loss_function"),
         ({"beta": 0.1}, {"loss_function": print, "policy_loss": KLCov()}, "policy_loss would be ignored"),
     ],
@@ -594,6 +632,11 @@ def test_the_hook_itself_refuses_what_it_cannot_honour(options, loss_options, me
     shared = {"advantage_estimator": ESTIMATORS["dr_grpo"], "metrics": {}}
     with pytest.raises(ValueError, match=message):
         PluggableGRPOTrainer(NO_MODEL, TASK.reward, args, prompts(8), **shared, **loss_options)
+
+
+def test_astar_po_refuses_options_of_the_sampler_as_well():
+    with pytest.raises(ValueError, match=r"generation_kwargs has temperature=0.5, which the field"):
+        AStarPOConfig("out", generation_kwargs={"temperature": 0.5}, per_device_train_batch_size=4, bf16=False)
 
 
 @pytest.mark.parametrize(

@@ -595,12 +595,16 @@ def test_token_level_advantages_are_logged_over_the_tokens_of_the_model(tmp_path
 
 
 @pytest.mark.parametrize(
-    "generation_kwargs",
-    [{"guidance_scale": 1.5}, {"num_beams": 2}, {"cache_implementation": "static"}],
+    "options",
+    [
+        {"generation_kwargs": {"guidance_scale": 1.5}},
+        {"generation_kwargs": {"num_beams": 2}},
+        {"cache_implementation": "static"},
+    ],
     ids=str,
 )
-def test_entropy_is_scored_where_it_cannot_be_recorded(tmp_path, generation_kwargs):
-    trainer = make_trainer(tmp_path, generation_kwargs=generation_kwargs, **ONE_ROLLOUT)
+def test_entropy_is_scored_where_it_cannot_be_recorded(tmp_path, options):
+    trainer = make_trainer(tmp_path, **options, **ONE_ROLLOUT)
     assert not trainer._records_generation
 
 

@@ -105,14 +105,12 @@ def constant(completions, **kwargs):
     return [0.0] * len(completions)
 
 
-class Stop(TrainerCallback):
-    """Ends a run after so many optimiser steps, in the middle of a rollout."""
-
-    def __init__(self, after):
-        self.after = after
+class Interruption(TrainerCallback):
+    """Ends a run in the middle of a rollout, before its numbers are logged."""
 
     def on_step_end(self, args, state, control, **kwargs):
-        control.should_training_stop = state.global_step == self.after
+        if state.global_step == 3:
+            raise KeyboardInterrupt
 
 
 @pytest.mark.parametrize(
@@ -131,9 +129,10 @@ def test_a_second_run_is_that_of_a_new_trainer_with_the_same_weights(tmp_path, o
     """No rollout in flight, counter, moment of the optimiser or table row of the first run is left."""
     always = {"reward_funcs": [TASK.reward, constant]}
     options = {"max_steps": 4} | options
-    trainer = make_trainer(tmp_path / "both", trainer_options=always | {"callbacks": [Stop(3)]}, **options)
-    trainer.train()
-    trainer.remove_callback(Stop)
+    trainer = make_trainer(tmp_path / "both", trainer_options=always | {"callbacks": [Interruption()]}, **options)
+    with pytest.raises(KeyboardInterrupt):
+        trainer.train()
+    trainer.remove_callback(Interruption)
     anew = make_trainer(tmp_path / "anew", trainer_options=always, **options)
     anew.model.load_state_dict(trainer.model.state_dict())
     runs = []

@@ -52,13 +52,10 @@ BOUNDS: dict[str, str] = {
     "ref_model_mixup_alpha": "[0, 1]",
     "ref_model_sync_steps": "[1, inf)",
     # The optimiser and the run
-    "learning_rate": "[0, 1]",
-    "weight_decay": "[0, 1]",
+    **dict.fromkeys(("learning_rate", "weight_decay", "adam_epsilon"), "[0, 1e6]"),
     **dict.fromkeys(("adam_beta1", "adam_beta2"), "[0, 1)"),
-    "adam_epsilon": "[0, 1]",
-    "max_grad_norm": "[0, inf]",
-    "warmup_steps": "[0, inf)",
-    **dict.fromkeys(("num_train_epochs", "logging_steps", "reward_time_limit"), "(0, inf)"),
+    **dict.fromkeys(("warmup_steps", "logging_steps"), "[0, inf)"),
+    **dict.fromkeys(("num_train_epochs", "reward_time_limit"), "(0, inf)"),
     **dict.fromkeys(("seed", "data_seed"), "[0, 2147483647]"),
     # CANON, the other estimators and A*-PO
     **dict.fromkeys(("canon_mu", "canon_cosine_low", "canon_cosine_high"), "[0, 1]"),
@@ -91,6 +88,19 @@ READ_ONLY_WITH: dict[str, tuple[str, tuple]] = {
     **dict.fromkeys(("ref_model_mixup_alpha", "ref_model_sync_steps"), ("sync_ref_model", (True,))),
     **dict.fromkeys(("entropy_coef_min", "entropy_coef_max"), ("use_adaptive_entropy", (True,))),
     **dict.fromkeys(("entropy_coef_delta", "entropy_target"), ("use_adaptive_entropy", (True,))),
+}
+
+# Keys of `generation_kwargs` for what is said elsewhere, and where. The sampler would follow the key, and all others
+# the other place: the entropies, the loss, where a response ends.
+SAID_ELSEWHERE: dict[str, str] = {
+    **{
+        name: f"the field {name}"
+        for name in ("temperature", "top_p", "top_k", "min_p", "repetition_penalty", "cache_implementation", "seed")
+    },
+    **dict.fromkeys(("max_new_tokens", "max_tokens", "max_length"), "the field max_completion_length"),
+    **dict.fromkeys(("n", "num_return_sequences"), "the field num_generations"),
+    **dict.fromkeys(("eos_token_id", "pad_token_id", "bos_token_id"), "the tokenizer (processing_class)"),
+    **dict.fromkeys(("do_sample", "logprobs", "disable_compile", "return_dict_in_generate"), "TRL itself"),
 }
 
 # Ways of decoding in which one forward pass is not one sampled token a row, by the values that switch them off; a
@@ -140,21 +150,25 @@ def assignments(args: GRPOConfig, names: Iterable[str]) -> str:
 
 def check_config(args: GRPOConfig) -> None:
     """What TRL would let pass, to ignore it or to fail with it later. To be called before its own `__post_init__`."""
+    if args.top_k == -1:  # vLLM's name of 0
+        args.top_k = 0
+    if args.max_grad_norm is None:
+        args.max_grad_norm = 0.0  # which clips nothing
     defaults = {option.name: option.default for option in fields(args)}
+    trl_defaults = {option.name: option.default for option in fields(GRPOConfig)}
     values = {name: getattr(args, name) for name in defaults}
-    inherited = {option.name for option in fields(GRPOConfig)}
     # An inherited text may be more than it says: a path, a flag, an enumeration.
     types = {
         name: kind
         for name, kind in get_type_hints(type(args)).items()
-        if name not in inherited or str not in (kind, *get_args(kind))
+        if name not in trl_defaults or str not in (kind, *get_args(kind))
     }
     check_values(values, types)
     for name, allowed in CHOICES.items():
         if values[name] not in allowed:
             raise ValueError(f"{name}={values[name]!r} must be one of {allowed}")
     for name, (other, allowed) in READ_ONLY_WITH.items():
-        if values[name] != defaults[name] and values[other] not in allowed:
+        if values[name] not in (defaults[name], trl_defaults[name]) and values[other] not in allowed:
             raise ValueError(
                 f"{name}={values[name]!r} would be ignored with {other}={values[other]!r}; it is read with one of "
                 f"{allowed}"
@@ -174,6 +188,26 @@ def check_config(args: GRPOConfig) -> None:
         raise ImportError("use_liger_kernel=True needs liger-kernel, which is not installed")
     check_reward_weights(args.reward_weights)
     check_batches(args)
+
+
+def check_generation_kwargs(args: GRPOConfig) -> None:
+    """Refuse options of the sampler that are said elsewhere, or that TRL's call of it cannot honour."""
+    given = args.generation_kwargs or {}
+    for name in given:
+        if name in SAID_ELSEWHERE:
+            raise ValueError(
+                f"generation_kwargs has {name}={given[name]!r}, which {SAID_ELSEWHERE[name]} says; set it there alone"
+            )
+    if "stop_strings" in given:
+        raise ValueError(
+            f"generation_kwargs has stop_strings={given['stop_strings']!r}, for which transformers needs a tokenizer "
+            "that TRL does not hand over; with vLLM it is called stop"
+        )
+    if "structured_outputs" in given and args.vllm_structured_outputs_regex is not None:
+        raise ValueError(
+            f"generation_kwargs has structured_outputs={given['structured_outputs']!r}, in whose place "
+            f"vllm_structured_outputs_regex={args.vllm_structured_outputs_regex!r} would be taken; set only one"
+        )
 
 
 def check_batches(args: GRPOConfig) -> None:
@@ -228,8 +262,13 @@ def check_policy_loss(args: GRPOConfig, policy_loss: PolicyLoss) -> None:
                 f"{name}={value!r} does not go with a policy_loss, which is defined on PPO's loss per token; it must "
                 f"be one of {allowed}"
             )
+    if args.top_entropy_quantile < 1:
+        raise ValueError(
+            f"top_entropy_quantile={args.top_entropy_quantile!r} does not go with a policy_loss: most of the tokens "
+            "that it selects would be among those that have no loss; it must be 1.0"
+        )
     clip = {option.name: option.default for option in fields(args) if option.name in ("epsilon", "epsilon_high")}
-    changed = [name for name, default in clip.items() if getattr(args, name) != default]
+    changed = [name for name, default in clip.items() if getattr(args, name) not in (default, None)]
     if changed and not policy_loss.clips_ratios:
         raise ValueError(
             f"{assignments(args, changed)} would be ignored: {type(policy_loss).__name__} clips no ratio; leave "
@@ -272,7 +311,7 @@ def records_generation(entropy_source: str, args: GRPOConfig, trl_kwargs: Mappin
     Raises:
         ValueError: `entropy_source="generation"` where that does not hold.
     """
-    decoding = {"cache_implementation": args.cache_implementation} | (args.generation_kwargs or {})
+    decoding = (args.generation_kwargs or {}) | {"cache_implementation": args.cache_implementation}
     obstacles = [
         name
         for name, present in {

@@ -13,7 +13,7 @@ from canon_trl.metrics import METRICS, RANDOM, ResponseMetric, get_metric
 from canon_trl.policy_losses import POLICY_LOSSES, PolicyLoss, get_policy_loss
 from canon_trl.sampling import DynamicSampling
 from canon_trl.schedules import SCHEDULES
-from canon_trl.trainers.before_loading import assignments, check_config, check_policy_loss, check_values
+from canon_trl.trainers.before_loading import PPO_LOSSES, assignments, check_config, check_policy_loss, check_values
 from canon_trl.trainers.run_config import RunConfig
 from canon_trl.trainers.run_length import rollouts_in_run
 from canon_trl.trainers.shrunken_steps import check_shrink
@@ -23,6 +23,8 @@ logger = logging.getLogger(__name__)
 ENTROPY_SOURCES = ("auto", "generation", "forward")
 ACCURACY_SCHEDULES = ("inter_to_intra", "intra_to_inter")
 COSINE_SCHEDULES = ("cosine_inter_to_intra", "cosine_intra_to_inter")
+CLIP_HIGHER = 0.28  # a field that holds this very object was not set
+CISPO_CAP = 5.0
 OPTIONS = ("advantage_estimator_kwargs", "policy_loss_kwargs", "dynamic_sampling_kwargs")
 
 # The reference implementation's names for its estimators. Its `alpha` is canon_alpha, its `_lambda` is canon_mu.
@@ -119,7 +121,9 @@ class CANONConfig(RunConfig):
     > These parameters have default values different from [`~trl.GRPOConfig`]:
     > - `loss_type`: Defaults to `"dr_grpo"` instead of `"dapo"`.
     > - `scale_rewards`: Defaults to `"none"` instead of `"group"`.
-    > - `epsilon_high`: Defaults to `0.28` instead of `None`.
+    > - `epsilon_high`: Defaults to `0.28` instead of `None` where the loss clips the ratio of a token as PPO does
+    >   (`loss_type` `"grpo"`, `"bnpo"`, `"dapo"` or `"dr_grpo"`, `importance_sampling_level="token"`), and to `5.0`,
+    >   which TRL recommends, with `loss_type="cispo"`, whose ratios it caps. Elsewhere it is TRL's `None`.
     > - `num_generations`, `per_device_train_batch_size`, `per_device_eval_batch_size`: Default to `16` instead of `8`.
     """
 
@@ -132,7 +136,7 @@ class CANONConfig(RunConfig):
         metadata={"help": "TRL's scaling of advantages, which the estimator replaces: `none`, or `group` for grpo."},
     )
     epsilon_high: float | None = field(
-        default=0.28,
+        default=CLIP_HIGHER,
         metadata={"help": "Upper-bound epsilon value for clipping (clip-higher)."},
     )
     num_generations: int | None = field(
@@ -214,6 +218,8 @@ class CANONConfig(RunConfig):
     _VALID_DICT_FIELDS = [*GRPOConfig._VALID_DICT_FIELDS, *OPTIONS]
 
     def __post_init__(self) -> None:
+        if self.epsilon_high is CLIP_HIGHER:
+            self._settle_epsilon_high()
         check_config(self)
         self._check_groups()
         super().__post_init__()
@@ -260,6 +266,8 @@ class CANONConfig(RunConfig):
         if self.policy_loss is None:
             return None
         clip = {"epsilon_low": self.epsilon, "epsilon_high": self.epsilon_high}
+        if self.epsilon_high is None:  # then TRL clips at epsilon on both sides
+            clip["epsilon_high"] = self.epsilon
         return get_policy_loss(self.policy_loss, self.policy_loss_kwargs, **clip)
 
     def make_dynamic_sampling(self) -> DynamicSampling | None:
@@ -294,6 +302,13 @@ class CANONConfig(RunConfig):
             for option in fields(self)
             if option.name.startswith("canon_") and getattr(self, option.name) != option.default
         ]
+
+    def _settle_epsilon_high(self) -> None:
+        """Where it was not set: 0.28 is meant for the clipped ratio of a token, and elsewhere has another meaning."""
+        if self.loss_type == "cispo":
+            self.epsilon_high = CISPO_CAP
+        elif self.loss_type not in PPO_LOSSES or self.importance_sampling_level != "token":
+            self.epsilon_high = None
 
     def _check_groups(self) -> None:
         if self.num_generations is None or self.num_generations < 2:

@@ -53,6 +53,7 @@ from canon_trl.sampling import DynamicSampling, PromptStream
 from canon_trl.sampling.prompt_checks import fault_of_rows
 from canon_trl.trainers.before_loading import (
     check_dynamic_sampling,
+    check_generation_kwargs,
     check_loss_function,
     check_policy_loss,
     check_vllm,
@@ -194,6 +195,7 @@ class PluggableGRPOTrainer(GRPOTrainer):
         check_dynamic_sampling(dynamic_sampling is not None, trl_kwargs)
         check_shrink(dynamic_sampling, args)
         check_vllm(args)
+        check_generation_kwargs(args)
         self._records_generation = records_generation(entropy_source, args, trl_kwargs)
         self._advantage_estimator = advantage_estimator
         self._response_metrics = dict(metrics)

@@ -4,6 +4,8 @@ from dataclasses import dataclass, field
 
 from trl import GRPOConfig
 
+from canon_trl.trainers.before_loading import check_generation_kwargs
+
 # Fields, by how their names begin, that do not decide what is learnt: what is shown, kept, sent and evaluated, on
 # which machine, and how the same numbers are computed there, or what is nobody's business, such as a token.
 NOT_OF_THE_RUN = (
@@ -80,6 +82,10 @@ class RunConfig(GRPOConfig):
     resume_with_changes: bool = field(
         default=False, metadata={"help": "Resume a checkpoint that was made with other options, which are named."}
     )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_generation_kwargs(self)
 
 
 def decides_what_is_learnt(name: str) -> bool:
