@@ -4,10 +4,14 @@ A metric is a function of the rows that were sampled on this rank, B of them, ca
 can take what a reward function of TRL takes (`prompts`, `completions`, `completion_ids`, every column of the dataset)
 and, by naming them in its signature, these `(B, T)` tensors:
 
-    entropies    entropy in nats of the distribution that each token was sampled from (at the sampling temperature)
-    log_probs    the sampler's own log-probability of each sampled token
+    entropies    entropy in nats of the policy's distribution of each token, at the sampling temperature
+    log_probs    log-probability of each sampled token in that same distribution
     mask         True on the tokens that the model wrote; tools, environments and padding are False, the tokens of a
                  truncated completion are True also where training masks them
+
+The distribution is softmax(logits / temperature), whoever samples: what `top_k`, `top_p`, `min_p`, penalties or a
+setting of the model's own make of it afterwards has no part in either. So with `top_k=1`, where the sampler is certain
+of every token, they are not 0. A `rollout_func` that hands over `logprobs` says what they are.
 
 Naming `entropies` or `log_probs` may cost a forward pass, so the trainer prepares only what is named. A metric returns
 B finite numbers, as a list or a tensor. Of the keyword arguments it gets those that its signature names, or all of
@@ -43,7 +47,7 @@ def entropy(entropies: Tensor, mask: Tensor) -> Tensor:
 
 
 def surprisal(log_probs: Tensor, mask: Tensor) -> Tensor:
-    """Mean of -log p of the sampled tokens in nats: how unlikely the response was to its own sampler."""
+    """Mean of -log p of the sampled tokens in nats: how unlikely the response was to the policy that wrote it."""
     return mean_over_response(-log_probs, mask)
 
 

@@ -5,9 +5,18 @@ import math
 import pytest
 import torch
 from observe import count_forwards, keep_outputs, keep_rollouts, scored_entropy
-from toy import TASK, length_reward, logged, make_trainer, parameters, prompts
+from toy import (
+    TASK,
+    assert_same_parameters,
+    base_model,
+    length_reward,
+    logged,
+    make_trainer,
+    parameters,
+    prompts,
+)
 
-from canon_trl import requires_metrics
+from canon_trl import CANONTrainer, requires_metrics
 from canon_trl.advantages import canon_advantage, dr_grpo_advantage, split_by_metric
 from canon_trl.metrics import length, random_metric
 
@@ -402,13 +411,66 @@ def test_token_level_estimator(tmp_path):
     assert list(trainer._logs["advantages"]) == pytest.approx(mean, abs=1e-6)
 
 
+@pytest.mark.parametrize("left", [math.nan, math.inf])
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"num_iterations": 2}, {"policy_loss": "clip_cov", "policy_loss_kwargs": {"scope": "batch"}}],
+    ids=str,
+)
+def test_what_stands_on_padding_is_never_read(tmp_path, left, options):
+    """An estimator may leave anything there: loss, log and weights are those of zeros."""
+    runs = []
+    for filling in (0.0, left):
+
+        def filled(rollout, *, filling=filling):
+            padding = torch.arange(rollout.width) >= rollout.lengths.unsqueeze(-1)
+            assert padding.any()
+            return dr_grpo_advantage(rollout.rewards).unsqueeze(-1).masked_fill(padding, filling)
+
+        trainer = make_trainer(tmp_path, trainer_options={"advantage_estimator": filled}, max_steps=2, **options)
+        torch.manual_seed(5)
+        trainer.train()
+        runs.append((logged(trainer), list(trainer._logs["advantages"]), parameters(trainer)))
+    assert runs[0][:2] == runs[1][:2]
+    assert_same_parameters(runs[0][2], runs[1][2])
+
+
+def test_a_tools_tokens_need_no_advantage(tmp_path):
+    """Nor is it read: the tool's token is the last but one of each response."""
+
+    def none_for_the_tool(rollout):
+        advantages = torch.ones(*rollout.rewards.shape, rollout.width)
+        tool = (rollout.lengths - 1).unsqueeze(-1)  # of the model's tokens one comes after it
+        return advantages.scatter(2, tool, math.nan)
+
+    trainer = make_trainer(
+        tmp_path,
+        trainer_options={"advantage_estimator": none_for_the_tool, "rollout_func": rollout_with_tool},
+        **ONE_ROLLOUT,
+    )
+    trainer.train()
+    assert list(trainer._logs["advantages"]) == [1.0] * 8
+    assert math.isfinite(logged(trainer)[0]["loss"])
+
+
+def test_a_token_of_the_response_without_an_advantage_is_told(tmp_path):
+    def hole(rollout):
+        advantages = torch.ones(*rollout.rewards.shape, rollout.width)
+        advantages[1, 2, 0] = math.nan
+        return advantages
+
+    trainer = make_trainer(tmp_path, trainer_options={"advantage_estimator": hole}, max_steps=1)
+    with pytest.raises(ValueError, match="returned nan for completion 6; advantages must be finite"):
+        trainer.train()
+
+
 def digits(completions, **kwargs):
     """A metric of one's own: how many digits the response has."""
     return [sum(character.isdigit() for character in text) for text in completions]
 
 
 def longest_doubt(entropies, mask):
-    return (entropies * mask).max(dim=1).values
+    return entropies.masked_fill(~mask, 0.0).amax(dim=1)
 
 
 @pytest.mark.parametrize("metric", [digits, longest_doubt])
@@ -454,6 +516,74 @@ def rollout_with_tool(prompts, trainer):
         "logprobs": [[-float(row + 1)] * len(ids) for row, ids in enumerate(completion_ids)],
         "env_mask": [[1] * (len(ids) - 2) + [0, 1] for ids in completion_ids],
     }
+
+
+def without_log_probs(prompts, trainer):
+    return {name: part for name, part in rollout_with_tool(prompts, trainer).items() if name != "logprobs"} | {
+        "logprobs": None
+    }
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"top_k": 1},
+        {"top_p": 0.2},
+        {"min_p": 0.9},
+        {"repetition_penalty": 1.5},
+        {"generation_kwargs": {"num_beams": 1}},
+    ],
+    ids=str,
+)
+def test_log_probabilities_mean_one_thing_whoever_samples(tmp_path, options):
+    """A sampler that gives its own ones, as vLLM does, gives others than the policy's where it cuts tokens off."""
+    trainer = make_trainer(
+        tmp_path,
+        trainer_options={"advantage_estimator": reading_estimator, "rollout_func": rollout_with_tool},
+        **options,
+        **ONE_ROLLOUT,
+    )
+    rollouts, _ = keep_rollouts(trainer)
+    trainer.train()
+    scored = keep_rollouts(
+        again := make_trainer(
+            tmp_path,
+            trainer_options={"advantage_estimator": reading_estimator, "rollout_func": without_log_probs},
+            **ONE_ROLLOUT,
+        )
+    )[0]
+    again.train()
+    assert torch.equal(rollouts[0].metrics["surprisal"], scored[0].metrics["surprisal"])
+    assert 0 < scored[0].metrics["surprisal"].min() and scored[0].metrics["surprisal"].frac().all()
+
+
+def test_surprisal_is_the_policys_where_tokens_are_cut_off(tmp_path):
+    """Of the likeliest token of each step: the sampler is certain of it, the policy is not."""
+    trainer = make_trainer(
+        tmp_path, trainer_options={"advantage_estimator": reading_estimator}, top_k=1, **ONE_ROLLOUT
+    )
+    rollouts, _ = keep_rollouts(trainer)
+    outputs = keep_outputs(trainer)
+    trainer.train()
+    entropy, surprisal = scored_entropy(trainer, outputs[0])
+    assert surprisal.min() > 0.01
+    torch.testing.assert_close(rollouts[0].metrics["surprisal"].flatten(), surprisal, atol=2e-5, rtol=0)
+    torch.testing.assert_close(rollouts[0].metrics["entropy"].flatten(), entropy, atol=2e-5, rtol=0)
+
+
+def test_the_models_own_settings_do_not_reach_the_sampler(tmp_path):
+    """Those of its generation_config.json, of which generate takes what TRL leaves open."""
+    texts = []
+    for own in ({}, {"min_p": 0.99, "temperature": 0.1, "top_k": 1, "top_p": 0.1, "repetition_penalty": 9.0}):
+        model = base_model()
+        for name, value in own.items():
+            setattr(model.generation_config, name, value)
+        trainer = CANONTrainer(model, TASK.reward, make_trainer(tmp_path, **ONE_ROLLOUT).args, prompts())
+        outputs = keep_outputs(trainer)
+        torch.manual_seed(5)
+        trainer.train()
+        texts.append(outputs[0]["completion_ids"].tolist())
+    assert texts[0] == texts[1]
 
 
 @pytest.mark.parametrize("masked", [False, True])

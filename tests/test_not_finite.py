@@ -5,8 +5,12 @@ import re
 import pytest
 import torch
 from test_distributed import launch
-from toy import assert_same_parameters, make_trainer, parameters
+from toy import assert_same_parameters, logged, make_trainer, parameters
 from transformers import TrainerCallback
+from trl import GRPOConfig
+
+from canon_trl import PluggableGRPOTrainer
+from canon_trl.advantages import dr_grpo_advantage
 
 STEP = 1  # optimiser steps that go well
 
@@ -102,3 +106,48 @@ def test_gradients_before_they_change_a_weight(tmp_path):
 
 def test_what_fsdp2_shards_is_looked_at_where_it_lies(tmp_path):
     launch("cpu_two_processes.yaml", "sharded.py", tmp_path)
+
+
+def with_loss(folder, loss_function, **options):
+    estimator = {"advantage_estimator": lambda rollout: dr_grpo_advantage(rollout.rewards), "metrics": {}}
+    return make_trainer(
+        folder,
+        trainer_class=PluggableGRPOTrainer,
+        config_class=GRPOConfig,
+        trainer_options=estimator | {"loss_function": loss_function},
+        beta=0.1,
+        **options,
+    )
+
+
+@pytest.mark.parametrize("value", [torch.inf, -torch.inf, torch.nan])
+def test_a_loss_of_ones_own(tmp_path, value):
+    """Its gradient may be finite: the step would be taken, and the log would say 0."""
+
+    def loss(log_probs, ref_log_probs, advantages, mask):
+        return log_probs.masked_fill(~mask, 0.0).mean() + value
+
+    trainer = with_loss(tmp_path, loss)
+    before = parameters(trainer)
+    with pytest.raises(FloatingPointError, match=r"optimiser step 0: the loss is not finite\. Not finite: no single"):
+        trainer.train()
+    assert_same_parameters(parameters(trainer), before)
+
+
+def test_a_loss_of_ones_own_is_logged(tmp_path):
+    """And TRL's, which is not differentiated, stops nothing: here its ratios to a rollout's log-probabilities."""
+
+    def loss(log_probs, ref_log_probs, advantages, mask):
+        return 0 * log_probs.masked_fill(~mask, 0.0).sum() + 3.5
+
+    trainer = with_loss(tmp_path, loss, gradient_accumulation_steps=2, num_iterations=2)
+    generate = trainer._generate_and_score_completions
+
+    def spoiled(inputs):
+        output = generate(inputs)
+        output["old_per_token_logps"][:, 0] = -torch.inf
+        return output
+
+    trainer._generate_and_score_completions = spoiled
+    trainer.train()
+    assert [entry["loss"] for entry in logged(trainer)] == [3.5] * 3

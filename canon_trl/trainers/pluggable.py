@@ -58,6 +58,7 @@ from canon_trl.trainers.before_loading import (
     check_policy_loss,
     check_vllm,
     records_generation,
+    samples_the_policy,
     trl_scores,
 )
 from canon_trl.trainers.checkpoints import (
@@ -200,6 +201,7 @@ class PluggableGRPOTrainer(GRPOTrainer):
         self._advantage_estimator = advantage_estimator
         self._response_metrics = dict(metrics)
         self._trl_scores = trl_scores(args)
+        self._samples_the_policy = samples_the_policy(args)
         named = set().union(*(token_inputs(metric) for metric in metrics.values() if metric is not None))
         self._scored_inputs = named & {"entropies", "log_probs"}
         if policy_loss is not None:
@@ -227,6 +229,8 @@ class PluggableGRPOTrainer(GRPOTrainer):
             reward_funcs = list(reward_funcs)  # which is changed below, and the caller's may go to another trainer
         super().__init__(model, reward_funcs, args, train_dataset, eval_dataset, **trl_kwargs)
         self.reward_func_names = distinct_names(self.reward_func_names)
+        if not self.use_vllm and self.min_p is None and self.model.generation_config.min_p is not None:
+            self.generation_config.min_p = 0.0  # for None generate would take the model's own
         if accuracy_reward is not None and accuracy_reward not in self.reward_func_names:
             raise ValueError(
                 f"accuracy_reward={accuracy_reward!r} must be one of the reward functions {self.reward_func_names}"
@@ -294,7 +298,7 @@ class PluggableGRPOTrainer(GRPOTrainer):
             output["advantages"] = local[:, :width] if local.dim() == 2 else local
             if advantages.dim() == 3:  # logged as the mean over each response
                 mask = self._making.model_mask(width, local.device)
-                means = (output["advantages"] * mask).sum(dim=1) / mask.sum(dim=1).clamp(min=1)
+                means = output["advantages"].masked_fill(~mask, 0.0).sum(dim=1) / mask.sum(dim=1).clamp(min=1)
                 advantages = self.accelerator.gather(means).view_as(rollout.rewards)
             self._log_rollout(rollout, advantages)
             if self._gate is not None and self.model.training:
@@ -464,17 +468,21 @@ class PluggableGRPOTrainer(GRPOTrainer):
 
     def _compute_loss(self, model: Any, inputs: dict[str, Any]) -> Tensor:
         self._losing = inputs = dict(inputs)  # its advantages may be replaced between the scoring and the loss
+        if inputs["advantages"].dim() == 2:  # what stands on padding may be NaN, and TRL multiplies it by 0
+            inputs["advantages"] = inputs["advantages"].masked_fill(~trained_tokens(inputs), 0.0)
         try:
             loss = super()._compute_loss(model, inputs)
         finally:
             self._losing = None
-        self._check_loss(loss, inputs)
         accumulated = self.current_gradient_accumulation_steps if self.model.training else 1
         routing = self.router_aux_loss_coef * inputs["aux_loss"] / accumulated if self.aux_loss_enabled else 0.0
         if self._loss_function is not None:
             # TRL's own loss is left without a backward pass; what it logs stands.
             parts = (inputs["log_probs"], inputs["ref_per_token_logps"], inputs["advantages"], trained_tokens(inputs))
-            return self._loss_function(*parts) / accumulated + routing
+            loss = self._loss_function(*parts) / accumulated + routing
+        self._check_loss(loss, inputs)
+        if self._loss_function is not None:
+            return loss
         if self._shrunken_steps is not None and self.model.training:
             rows = inputs["completion_ids"]
             self._shrunken_steps.note(inputs.get("trained"), len(rows), rows.device)
@@ -508,7 +516,7 @@ class PluggableGRPOTrainer(GRPOTrainer):
     def _token_values(self, output: dict[str, Any]) -> dict[str, Tensor]:
         """Those of `entropies` and `log_probs` that the metrics read, `(B, T)`, from where they cost least."""
         values = {}
-        if "log_probs" in self._scored_inputs and "sampling_per_token_logps" in output:
+        if "log_probs" in self._scored_inputs and "sampling_per_token_logps" in output and self._samples_the_policy:
             values["log_probs"] = output["sampling_per_token_logps"]
         if not self._scored_inputs - values.keys():
             return values
