@@ -9,7 +9,7 @@ import threading
 
 import pytest
 import torch
-from datasets import Dataset
+from datasets import Dataset, DatasetDict
 from distributed.evaluation_across_ranks import run
 from peft import LoraConfig, PromptTuningConfig, get_peft_model
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -356,6 +356,16 @@ def test_bad_arguments(tmp_path):
     trainer = make_trainer(tmp_path)
     with pytest.raises(ValueError, match=r"dataset has 1 rows and the columns \['question'\]; it needs prompts"):
         EvaluationCallback(trainer, Dataset.from_dict({"question": ["?"]}), TASK.reward)
+    with pytest.raises(ValueError, match="dataset: the prompt of row 1 is None; mend it or leave the row out"):
+        EvaluationCallback(trainer, Dataset.from_dict({"prompt": ["1?", None]}), TASK.reward)
+    with pytest.raises(ValueError, match=r"dataset has the columns \['prompts'\], but reward functions get something"):
+        EvaluationCallback(trainer, Dataset.from_dict({"prompt": ["1?"], "prompts": ["1?"]}), TASK.reward)
+    with pytest.raises(
+        TypeError, match=r"a DatasetDict with the splits \['test'\], of which it may be one; it must be"
+    ):
+        EvaluationCallback(trainer, DatasetDict(test=prompts(4)), TASK.reward)
+    with pytest.raises(TypeError, match="dataset is a IterableDataset; it must be a Dataset"):
+        EvaluationCallback(trainer, prompts(4).to_iterable_dataset(), TASK.reward)
     with pytest.raises(TypeError, match="reward_funcs has 'judge'; only reward functions can score here"):
         EvaluationCallback(trainer, prompts(4), ["judge"])
     chat = Dataset.from_list([{"prompt": [{"role": "user", "content": "1+1?"}]}])

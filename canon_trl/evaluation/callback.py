@@ -20,6 +20,7 @@ from trl.models.utils import unwrap_model_for_generation
 
 from canon_trl.evaluation.responses import Judged, ResponseRecorder
 from canon_trl.sampling.chunks import chunk_records, num_chunks
+from canon_trl.sampling.prompt_checks import check_columns, check_prompts
 from canon_trl.sampling.samplers import TransformersSampler, check_distribution
 from canon_trl.sampling.scoring import Scorer
 
@@ -71,10 +72,12 @@ class EvaluationCallback(TrainerCallback):
         seed: of the sampling.
 
     Raises:
-        ValueError: an option is out of range; the dataset is empty or has no column `prompt`; the model is sharded by
-            FSDP, whose layers communicate, so that ranks cannot sample apart from each other; it is tuned by prompts
-            (PEFT), which only its own `generate` puts in; or the trainer has tools, environments or a `rollout_func`.
-        TypeError: a reward function is none; the trainer has no tokenizer but a processor; or the model takes no
+        ValueError: an option is out of range; the dataset is empty, or its prompts are missing or cannot be put into
+            words; the model is sharded by FSDP, whose layers communicate, so that ranks cannot sample apart from each
+            other; it is tuned by prompts (PEFT), which only its own `generate` puts in; or the trainer has tools,
+            environments or a `rollout_func`.
+        TypeError: a reward function is none; the dataset is none, or a stream, or several splits; the trainer has no
+            tokenizer but a processor; or the model takes no
             `position_ids`.
     """
 
@@ -121,10 +124,15 @@ class EvaluationCallback(TrainerCallback):
                 raise ValueError(f"{name} has {wrong}; each must lie between 1 and num_samples={num_samples}")
         if majority_ks and answer_of is None:
             raise ValueError(f"majority_ks={list(majority_ks)} needs answer_of")
+        if not isinstance(dataset, Dataset):
+            splits = f" with the splits {[*dataset]}, of which it may be one" if isinstance(dataset, dict) else ""
+            raise TypeError(f"dataset is a {type(dataset).__name__}{splits}; it must be a Dataset")
         if "prompt" not in dataset.column_names or len(dataset) == 0:
             raise ValueError(
                 f"dataset has {len(dataset)} rows and the columns {dataset.column_names}; it needs prompts in 'prompt'"
             )
+        check_columns(dataset.column_names, "dataset")
+        check_prompts(dataset, "dataset")
         tokenizer = trainer.processing_class
         if not isinstance(tokenizer, PreTrainedTokenizerBase):
             raise TypeError(f"the trainer has a {type(tokenizer).__name__}; only text is evaluated, with a tokenizer")

@@ -8,7 +8,6 @@ from datasets import Dataset, IterableDataset
 from torch import nn
 from transformers import AutoProcessor
 from trl import GRPOConfig
-from trl.trainer.utils import get_config_model_id
 
 from canon_trl.sampling.prompt_checks import check_columns, check_prompts, fault_of_rows
 from canon_trl.trainers.model_card import is_on_hub
@@ -90,18 +89,19 @@ def check_model_names(model: Any, reward_funcs: Any) -> None:
 
 
 def named_processing_class(model: Any, args: GRPOConfig) -> Any:
-    """What TRL will take, once it has loaded the model, where none is given; `None` where only the model tells."""
-    name = model if isinstance(model, str) else get_config_model_id(model.config)
+    """What comes with a model that is only named; `None` where nobody can tell before TRL has loaded both."""
+    if not isinstance(model, str):
+        return None
     revision = (args.model_init_kwargs or {}).get("revision")
     try:
-        return AutoProcessor.from_pretrained(name, revision=revision, trust_remote_code=args.trust_remote_code)
-    except OSError:  # an adapter, perhaps, without a tokenizer of its own
+        return AutoProcessor.from_pretrained(model, revision=revision, trust_remote_code=False)
+    except (OSError, ValueError):  # an adapter without a tokenizer of its own, or code that is not run here
         return None
 
 
 def check_chat_template(processing_class: Any, whose: str) -> None:
-    """Conversations need one; something else than `None` where a class does without."""
-    if getattr(processing_class, "chat_template", "") is None:
+    """Conversations need one; a class that has no such attribute does without."""
+    if processing_class is not None and getattr(processing_class, "chat_template", "") is None:
         raise ValueError(
             f"the prompts are conversations, and {whose} has no chat template; give the tokenizer one, such as "
             "tokenizer.chat_template = \"{{ messages[-1]['content'] }}\" for plain text, or make the prompts text"

@@ -191,8 +191,10 @@ class PluggableGRPOTrainer(GRPOTrainer):
         check_model_names(model, reward_funcs)
         templated = check_data(train_dataset, eval_dataset, args, trl_kwargs) and not trl_kwargs.get("rollout_func")
         if templated:
-            processing_class = trl_kwargs.get("processing_class") or named_processing_class(model, args)
-            check_chat_template(processing_class, "the tokenizer of the model")
+            given = trl_kwargs.get("processing_class")
+            check_chat_template(
+                named_processing_class(model, args) if given is None else given, "the tokenizer of the model"
+            )
         check_dynamic_sampling(dynamic_sampling is not None, trl_kwargs)
         check_shrink(dynamic_sampling, args)
         check_vllm(args)
