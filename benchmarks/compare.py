@@ -107,8 +107,11 @@ class Comparison:
             raise ValueError(f"baseline={self.baseline!r} must be one of the methods {list(self.methods)}")
         if len(set(self.seeds)) != len(self.seeds) or not self.seeds:
             raise ValueError(f"seeds={self.seeds} must be different numbers, at least one")
+        given = {1, *(self.evaluate.get("pass_at_k") or [self.evaluate.get("num_samples")])}
         for name in self.metrics:
             metric(name)
+            if name.startswith("pass@") and name not in {f"pass@{k}" for k in given}:
+                raise ValueError(f"metrics has {name!r}, which is not in evaluate.pass_at_k, so no run would have it")
         for name, method in self.methods.items():
             if (script := method.get("script", SCRIPTS[0])) not in SCRIPTS:
                 raise ValueError(f"methods.{name}.script={script!r} must be one of {list(SCRIPTS)}")

@@ -27,7 +27,7 @@ METRICS: dict[str, tuple[Callable[[Result], float | None], str]] = {
     "length (tokens)": (lambda run: run["evaluation"]["length"], ".1f"),
     "entropy (nats)": (lambda run: run["evaluation"]["entropy"], ".3f"),
     "tokens per right answer": (lambda run: run["evaluation"]["tokens_per_right_answer"], ".1f"),
-    "seconds": (lambda run: run["curve"][-1]["seconds"] + run["seconds_before"], ".0f"),
+    "seconds": (lambda run: run["curve"][-1]["seconds"] + run["seconds_before"] if run["curve"] else None, ".0f"),
 }
 
 
@@ -44,8 +44,10 @@ def metric(name: str) -> tuple[Callable[[Result], float | None], str]:
     return METRICS[name]
 
 
-def mean_on_the_way(curve: list[dict[str, float]]) -> float:
+def mean_on_the_way(curve: list[dict[str, float]]) -> float | None:
     """The mean height of the learning curve over the optimiser steps: how fast was learnt, in one number."""
+    if len(curve) < 2:
+        return None
     steps, accuracy = [point["step"] for point in curve], [point["accuracy"] for point in curve]
     return float(np.trapezoid(accuracy, steps) / (steps[-1] - steps[0]))
 
@@ -189,18 +191,24 @@ def draw_band(axes: Axes, x: Sequence[int], heights: np.ndarray, method: str, **
     axes.fill_between(x, mean - spread, mean + spread, color=line.get_color(), alpha=0.12, linewidth=0)
 
 
+def shared_points(seeds: dict[int, Result]) -> list[list[dict[str, float]]]:
+    """The curves of a method's runs at the steps that all of them have: one may have ended early."""
+    steps = set.intersection(*({point["step"] for point in run["curve"]} for run in seeds.values()))
+    return [[point for point in run["curve"] if point["step"] in steps] for run in seeds.values()]
+
+
 def draw_learning_curves(axes: Axes, runs: dict[str, dict[int, Result]]) -> None:
     for method, seeds in runs.items():
-        heights = np.array([[point["accuracy"] for point in run["curve"]] for run in seeds.values()])
-        steps = [point["step"] for point in next(iter(seeds.values()))["curve"]]
-        draw_band(axes, steps, heights, method)
+        points = shared_points(seeds)
+        heights = np.array([[point["accuracy"] for point in curve] for curve in points])
+        draw_band(axes, [point["step"] for point in points[0]], heights, method)
     axes.set_xlabel("optimiser step")
     axes.set_ylabel("held-out accuracy, mean ± sd of the seeds")
 
 
 def draw_time_curves(axes: Axes, runs: dict[str, dict[int, Result]]) -> None:
     for method, seeds in runs.items():
-        points = [run["curve"] for run in seeds.values()]
+        points = shared_points(seeds)
         before = statistics.fmean(run["seconds_before"] for run in seeds.values())
         seconds = before + np.mean([[point["seconds"] for point in curve] for curve in points], axis=0)
         accuracy = np.mean([[point["accuracy"] for point in curve] for curve in points], axis=0)

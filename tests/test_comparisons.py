@@ -14,6 +14,7 @@ import pytest
 import yaml
 from hypothesis import given
 from hypothesis import strategies as st
+from matplotlib.figure import Figure
 from scipy import stats
 
 from canon_trl.evaluation import paired_difference
@@ -159,10 +160,15 @@ class TestReport:
         collapsed["evaluation"] |= {"tokens_per_right_answer": None, "avg": 0.0}
         for point in collapsed["curve"]:
             point |= {"accuracy": 0.0, "entropy": 0.0}
+        collapsed["curve"].pop()  # it had ended by then
         dead = [json.loads(json.dumps(collapsed | {"method": "dead", "seed": seed})) for seed in (1, 2)]
         results = [*self.RESULTS, result("collapsed", 1, 0.5, 20.0), collapsed, *dead]
         metrics, baselines = ["accuracy", "tokens per right answer"], {"other": "base", "collapsed": "base"}
         compare_report.write_report(tmp_path, results, metrics=metrics, baselines=baselines, command="COMMAND")
+        figure = Figure()
+        compare_report.draw_learning_curves(figure.subplots(), compare_report.by_method(results, "arithmetic"))
+        lines = {line.get_label(): line.get_xydata().tolist() for line in figure.axes[0].lines}
+        assert lines["collapsed (2)"] == [[0, 0.1], [10, 0.2]] and len(lines["base (2)"]) == 3
         methods = json.loads((tmp_path / "report.json").read_text())["arithmetic"]["methods"]
         assert methods["collapsed"]["tokens per right answer"] == {"mean": 40.0, "sd": None, "values": [40.0, None]}
         assert methods["collapsed"]["accuracy"]["mean"] == 0.25
@@ -174,7 +180,8 @@ class TestReport:
         # 10 / 0.5 and 10 / 0.7 tokens, and 5 / 0.6 and 7 / 0.8 and 7 / 0.9
         assert rows["base"][4] == "17.1 ± 4.0" and rows["other"][4] == "8.3 ± 0.5"
         assert "the mean is that of the others, which are counted, and there is no difference" in text
-        assert all((tmp_path / f"{name}.png").exists() for name in ("learning_curves", "entropy_law", "pass_at_k"))
+        pictures = {path.stem for path in tmp_path.glob("*.png")}
+        assert pictures == compare_report.PICTURES.keys() - {compare_report.TIMED}
 
     def test_differences_without_an_interval(self, tmp_path):
         """One pair, or the same difference in all: in brackets, and null in JSON."""
@@ -369,6 +376,7 @@ class TestHarness:
         ({"baseline": "grpo"}, "baseline='grpo' must be one of the methods"),
         ({"seeds": [1, 1]}, r"seeds=\[1, 1\] must be different numbers"),
         ({"metrics": ["speed"]}, "metrics has 'speed'"),
+        ({"metrics": ["pass@64"]}, "metrics has 'pass@64', which is not in evaluate.pass_at_k, so no run would have"),
         ({"sedes": [1]}, r"has \['sedes'\]; it may have"),
         ({"methods": {"dr_grpo": {"script": "train"}}}, "methods.dr_grpo.script='train' must be one of"),
         ({"methods": {"dr_grpo": {}, "dr, grpo": {}, "dr grpo": {}}}, "would share the folder 'dr_grpo'"),

@@ -2,6 +2,8 @@
 
 import functools
 import json
+import sys
+from types import SimpleNamespace
 
 import estimate_values
 import evaluate
@@ -10,12 +12,13 @@ import pytest
 import torch
 from datasets import Dataset
 from observe import keep_outputs
+from sampling import SamplingArguments, make_sampler
 from toy import OPTIONS, TASK, base_model, byte_tokenizer, make_trainer
 from transformers import AutoTokenizer, GenerationConfig, Qwen3Config, Qwen3ForCausalLM
 
 from canon_trl import CANONConfig, CANONTrainer
 from canon_trl.evaluation import EvaluationCallback
-from canon_trl.sampling.samplers import TransformersSampler
+from canon_trl.sampling.samplers import Response, TransformersSampler
 
 TEMPLATE = """{% for m in messages %}{{ m['content'] }}
 {% endfor %}{% if add_generation_prompt %}<bot>
@@ -263,6 +266,30 @@ def test_a_response_ends_where_it_does_in_training(chatter, tmp_path):
     for texts in (written, recorded):
         assert sum(text.endswith(tuple(stops)) for text in texts) > 2
         assert not any(letter in text[:-1] for text in texts for letter in stops)
+
+
+class Engine:
+    """Stands in for vLLM's, which the tests here do not have: keeps what it is asked for."""
+
+    def generate(self, prompts, parameters, use_tqdm):
+        self.prompts = [prompt["prompt_token_ids"] for prompt in prompts]
+        self.parameters = parameters
+        written = SimpleNamespace(token_ids=[1, 2], cumulative_logprob=-3.0, finish_reason="stop")
+        return [SimpleNamespace(outputs=[written]) for _ in prompts]
+
+
+def test_vllm_is_given_the_same_prompts_and_ends(chatter, monkeypatch):
+    monkeypatch.setitem(sys.modules, "vllm", SimpleNamespace(SamplingParams=SimpleNamespace))
+    tokenizer, engine = AutoTokenizer.from_pretrained(chatter), Engine()
+    own = {"min_p": 0.1, "repetition_penalty": 1.2, "stop_strings": ["###"], "chat_template_kwargs": NOT_THINKING}
+    options = SamplingArguments(num_samples=1, **own)
+    options.use_vllm = True
+    sample = make_sampler(options, engine, tokenizer, entropies=True)
+    assert sample(DATA["prompt"][:], 0) == [[Response([1, 2], False, 1.5)]] * 3
+    assert [tokenizer.decode(ids) for ids in engine.prompts] == [f"{text}\n<bot>\n<answer>" for text in QUESTIONS]
+    for each in engine.parameters:
+        assert (each.min_p, each.repetition_penalty, each.stop, each.detokenize) == (0.1, 1.2, ["###"], True)
+        assert (each.top_k, each.temperature, each.logprobs, each.max_tokens) == (-1, 1.0, 0, 256)
 
 
 def answer(question: str) -> str:
