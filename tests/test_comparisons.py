@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
@@ -223,6 +224,7 @@ def test_every_comparison_parses_down_to_the_options_of_its_runs(path, tmp_path)
         absent = {"use_cpu": True, "bf16": False, "output_dir": str(tmp_path)}
         config = compare.write_yaml(tmp_path / "options.yaml", settings["training"] | absent)
         recipe.parse(["--config", str(config)], *kinds, embedded=config)
+        (tmp_path / "model").mkdir(exist_ok=True)
         options = compare.evaluation_options(settings, model=tmp_path / "model", folder=tmp_path / "evaluation")
         config = compare.write_yaml(tmp_path / "evaluation.yaml", options)
         (benchmark,), _, _ = evaluate.read_benchmarks(["--config", str(config)])
@@ -287,6 +289,20 @@ def test_values_and_evaluations_read_the_prompts_of_training(tmp_path, monkeypat
     settings = comparison.settings_of(comparison.runs()[0])
     options = compare.evaluation_options(settings, model=tmp_path / "model", folder=tmp_path / "evaluation")
     assert options["chat_template_kwargs"] == {"enable_thinking": False} and "temperature" not in options
+
+
+def test_no_option_of_the_data_or_its_rewards_is_lost_between_training_and_evaluation():
+    """What recipes and sampling have in common with training, but for the policy that is sampled from."""
+    import recipe
+    from sampling import SamplingArguments
+
+    from canon_trl import CANONConfig
+
+    sampling, training = ({each.name for each in fields(kind)} for kind in (SamplingArguments, CANONConfig))
+    of_training = {"dataset_streaming", "dataset_train_split", "ignore_bias_buffers", "task_train_prompts"}
+    of_the_policy = {"temperature", "top_p", "top_k", "min_p", "repetition_penalty", "use_vllm", "seed"}
+    shared = {each.name for each in fields(recipe.RecipeArguments)} - of_training | sampling & training - of_the_policy
+    assert shared == {*compare.OF_THE_DATA}
 
 
 class TestHarness:
