@@ -724,6 +724,26 @@ def test_token_level_advantages_are_logged_over_the_tokens_of_the_model(tmp_path
     assert list(trainer._logs["advantages"]) == pytest.approx(want, rel=1e-6)
 
 
+def test_a_response_without_a_token_of_the_model_has_the_advantage_0(tmp_path):
+    """All that was written is a tool's: there is nothing to average over."""
+
+    def by_the_tool_alone(prompts, trainer):
+        written = rollout_with_tool(prompts, trainer)
+        written["env_mask"][0] = [0] * len(written["env_mask"][0])
+        return written
+
+    def ones(rollout):
+        return torch.ones(*rollout.rewards.shape, rollout.width)
+
+    trainer = make_trainer(
+        tmp_path,
+        trainer_options={"advantage_estimator": ones, "rollout_func": by_the_tool_alone},
+        **ONE_ROLLOUT,
+    )
+    trainer.train()
+    assert list(trainer._logs["advantages"]) == [0.0] + [1.0] * 7
+
+
 @pytest.mark.parametrize(
     "options",
     [

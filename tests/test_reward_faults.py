@@ -252,6 +252,18 @@ def test_a_constant_reward_is_counted_and_named_once(tmp_path, caplog):
     assert "reward function 'right_for_a_while' gave 0.25 to every response of the last 10 rollouts" in warnings[1]
 
 
+def test_rollouts_of_an_evaluation_are_not_counted(tmp_path):
+    def constant(completions, **kwargs):
+        return [1.0] * len(completions)
+
+    options = {"reward_funcs": constant, "eval_dataset": TASK.dataset("test", 8)}
+    trainer = make_trainer(tmp_path, trainer_options=options, eval_strategy="steps", eval_steps=1)
+    trainer.train()
+    counts = [entry["rewards/constant/constant_rollouts"] for entry in logged(trainer)]
+    assert counts == [1, 2, 3]
+    assert not any("eval_rewards/constant/constant_rollouts" in entry for entry in trainer.state.log_history)
+
+
 def test_the_count_of_constant_rewards_is_resumed(tmp_path):
     def constant(completions, **kwargs):
         return [1.0] * len(completions)
