@@ -4,10 +4,12 @@ import os
 import signal
 import sys
 import time
+from collections.abc import Iterator
 from typing import Any
 
 import torch
-from toy import TASK, make_trainer
+from datasets import IterableDataset
+from toy import TASK, make_trainer, prompts
 from transformers import TrainerCallback
 
 SECOND = os.environ["RANK"] == "1"
@@ -31,6 +33,12 @@ def breaks(mask: torch.Tensor) -> torch.Tensor:
     return mask.sum(dim=1)
 
 
+def with_a_missing_prompt() -> Iterator[dict[str, Any]]:
+    """Of the second rollout's four, prompts 4 to 7, the second rank gets the last two."""
+    for index, row in enumerate(prompts(16)):
+        yield row | {"prompt": None} if index == 6 else row
+
+
 class SpoilAWeight(TrainerCallback):
     """After the ranks have been given the same weights."""
 
@@ -43,7 +51,11 @@ def run(folder: str, fault: str) -> None:
     options: dict[str, Any] = {"reward_funcs": {"raises": raises, "hangs": hangs}.get(fault, TASK.reward)}
     if fault == "metric":
         options["canon_metric"] = breaks
-    trainer = make_trainer(folder, trainer_options=options, reward_time_limit=2.0 if fault == "hangs" else None)
+    changed: dict[str, Any] = {"reward_time_limit": 2.0 if fault == "hangs" else None}
+    if fault == "prompt":
+        options["train_dataset"] = IterableDataset.from_generator(with_a_missing_prompt)
+        changed["shuffle_dataset"] = False
+    trainer = make_trainer(folder, trainer_options=options, **changed)
     if fault == "killed" and SECOND:
         trainer._estimate_advantages = lambda rollout: os.kill(os.getpid(), signal.SIGKILL)
     if fault == "not finite" and SECOND:
