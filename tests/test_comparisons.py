@@ -213,6 +213,7 @@ def test_every_comparison_parses_down_to_the_options_of_its_runs(path, tmp_path)
     from canon_trl import AStarPOConfig, CANONConfig
 
     comparison = compare.Comparison.load(path)
+    (tmp_path / "model").mkdir()  # a run's, when it is evaluated
     assert len(comparison.seeds) >= 5
     assert {run.seed for run in comparison.runs()} == set(comparison.seeds)
     for run in comparison.runs():
