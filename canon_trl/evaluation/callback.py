@@ -37,7 +37,7 @@ class EvaluationCallback(TrainerCallback):
     `test_`.
 
     The model reads a prompt as it does in training, through the trainer's tokenizer, chat template and
-    `chat_template_kwargs`, and a response ends where it does there, at the same tokens and `stop_strings`. What tokens
+    `chat_template_kwargs`, and a response ends where it does there, at the same tokens and texts (vLLM's `stop`). What tokens
     are drawn from is a matter of the evaluation: see `temperature` and what follows.
 
     Training goes on as it would without: tokens are drawn from generators of their own, the same at every evaluation,
@@ -255,9 +255,8 @@ class EvaluationCallback(TrainerCallback):
 
 
 def stop_strings(args: Any) -> list[str] | None:
-    """The texts that end a response in training, as transformers or vLLM name them."""
-    given = args.generation_kwargs or {}
-    texts = given.get("stop_strings") or given.get("stop")
+    """The texts that end a response in training, which only vLLM can have there."""
+    texts = (args.generation_kwargs or {}).get("stop")
     return [texts] if isinstance(texts, str) else texts
 
 
