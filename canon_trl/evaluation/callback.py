@@ -37,8 +37,8 @@ class EvaluationCallback(TrainerCallback):
     `test_`.
 
     The model reads a prompt as it does in training, through the trainer's tokenizer, chat template and
-    `chat_template_kwargs`, and a response ends where it does there, at the same tokens and texts (vLLM's `stop`). What tokens
-    are drawn from is a matter of the evaluation: see `temperature` and what follows.
+    `chat_template_kwargs`, and a response ends where it does there, at the same tokens and texts (vLLM's `stop`).
+    What tokens are drawn from is a matter of the evaluation: see `temperature` and what follows.
 
     Training goes on as it would without: tokens are drawn from generators of their own, the same at every evaluation,
     and the metrics that the trainer gathers for its next log entry stay where they are. Only reward functions that
