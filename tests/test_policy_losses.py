@@ -465,27 +465,36 @@ def test_tokens_of_a_tool_or_without_a_log_probability_are_not_chosen_from(tmp_p
     assert entry["policy_loss/frac_gated"] == pytest.approx(1 / 15 if unknown else 2 / 23)
 
 
-@pytest.mark.parametrize("scope", ["micro_batch", "batch", None])
-def test_each_step_draws_anew_among_the_same_candidates(tmp_path, scope):
-    """The same responses on a model that stays as it is: the gradient differs by what Clip-Cov cuts."""
+def gated_gradients(folder, scope, *, resume=None, **options):
+    """The norms of a run's gradients: the same responses on a model that stays as it is, but for what is cut."""
     gate = {"policy_loss": "clip_cov", "policy_loss_kwargs": {"low": -5.0, "ratio": 0.3, "scope": scope}}
     trainer = make_trainer(
-        tmp_path,
-        trainer_options={
-            "reward_funcs": first_is_right,
-            "rollout_func": with_a_tool,
-            "train_dataset": prompts(2),
-        },
+        folder,
+        trainer_options={"reward_funcs": first_is_right, "rollout_func": with_a_tool, "train_dataset": prompts(2)},
         advantage_estimator="dr_grpo",
         shuffle_dataset=False,
         learning_rate=0.0,
-        max_steps=4,
         **(gate if scope else {}),
+        **options,
     )
-    trainer.train()
-    norms = [entry["grad_norm"] for entry in logged(trainer)]
+    trainer.train(resume_from_checkpoint=resume)
+    return [entry["grad_norm"] for entry in logged(trainer)]
+
+
+@pytest.mark.parametrize("scope", ["micro_batch", "batch", None])
+def test_each_step_and_seed_draws_anew_among_the_same_candidates(tmp_path, scope):
+    norms = [norm for seed in (1, 2) for norm in gated_gradients(tmp_path, scope, seed=seed, max_steps=3)]
     apart = min(abs(a / b - 1) for a, b in combinations(norms, 2))
-    assert apart > 1e-3 if scope else apart < 1e-5
+    assert apart > 1e-4 if scope else apart < 1e-5
+
+
+@pytest.mark.parametrize("scope", ["micro_batch", "batch"])
+def test_draws_go_on_where_a_rollout_is_sampled_anew(tmp_path, scope):
+    options = {"max_steps": 4, "save_strategy": "steps", "save_steps": 2}
+    norms = gated_gradients(tmp_path, scope, **options)
+    (tmp_path / "checkpoint-2" / "rollout_state_0.pt").unlink()
+    resumed = gated_gradients(tmp_path, scope, resume=str(tmp_path / "checkpoint-2"), **options)
+    assert resumed == pytest.approx(norms, rel=1e-5)
 
 
 @pytest.mark.parametrize("name", OPTIONS)
