@@ -158,6 +158,7 @@ def config(**options):
         ),
         ({"loss_type": "sapo", "epsilon_high": 0.3}, "epsilon_high=0.3 would be ignored with loss_type='sapo'"),
         ({"pad_to_multiple_of": 0}, "pad_to_multiple_of=0 must be a whole number of at least 1, 'auto' or None"),
+        ({"max_completion_length": None}, "max_completion_length=None must be a number with loss_type='dr_grpo', wh"),
         ({"max_steps": 0}, "max_steps=0 must be at least 1, or -1 for num_train_epochs"),
         ({"max_steps": -2}, "max_steps=-2 must be at least 1"),
         ({"sync_ref_model": True}, "sync_ref_model=True needs a reference model, which beta=0.0 does without"),

@@ -182,6 +182,8 @@ def check_config(args: GRPOConfig) -> None:
         )
     if args.max_steps == 0 or args.max_steps < -1:
         raise ValueError(f"max_steps={args.max_steps!r} must be at least 1, or -1 for num_train_epochs")
+    if args.max_completion_length is None and args.loss_type == "dr_grpo":
+        raise ValueError("max_completion_length=None must be a number with loss_type='dr_grpo', which divides by it")
     if args.sync_ref_model and not args.beta:
         raise ValueError(f"sync_ref_model=True needs a reference model, which beta={args.beta!r} does without")
     if args.use_liger_kernel and find_spec("liger_kernel") is None:
