@@ -107,6 +107,19 @@ def test_surprisal_is_the_samplers_own(smollm2, tmp_path):
     assert torch.equal(rollouts[0].lengths.flatten(), mask.sum(1))
 
 
+def test_surprisal_is_the_policys_where_vllm_cuts_tokens_off(smollm2, tmp_path):
+    """The sampler is certain of the likeliest token, the policy is not; as with transformers."""
+    trainer = make(smollm2, tmp_path, {"advantage_estimator": reading_estimator}, top_k=1)
+    rollouts, _ = keep_rollouts(trainer)
+    outputs = keep_outputs(trainer)
+    trainer.train()
+    mask = outputs[0]["completion_mask"]
+    assert (outputs[0]["sampling_per_token_logps"] * mask).abs().max() < 1e-4
+    want = -(outputs[0]["old_per_token_logps"] * mask).sum(1) / mask.sum(1)
+    torch.testing.assert_close(rollouts[0].metrics["surprisal"].flatten(), want, atol=1e-6, rtol=1e-6)
+    assert want.min() > 0.01
+
+
 def test_without_importance_sampling_correction_a_pass_is_run(smollm2, tmp_path):
     trainer = make(smollm2, tmp_path, vllm_importance_sampling_correction=False)
     rollouts, _ = keep_rollouts(trainer)
