@@ -335,19 +335,26 @@ def test_responses_of_all_rollouts_of_an_optimiser_step_weigh_the_same(tmp_path,
     assert entry["grad_norm"] == pytest.approx(expected["grad_norm"], rel=1e-4)
 
 
-def test_an_entropy_bonus_is_refused_beside_shrink_whatever_the_config(tmp_path):
+@pytest.mark.parametrize(
+    ("bonus", "message"),
+    [
+        ({"entropy_coef": 0.1}, "entropy_coef=0.1 and use_adaptive_entropy=False"),
+        ({"use_adaptive_entropy": True}, "entropy_coef=0.0 and use_adaptive_entropy=True"),
+    ],
+)
+def test_an_entropy_bonus_is_refused_beside_shrink_whatever_the_config(tmp_path, bonus, message):
     def make(exhausted):
         return PluggableGRPOTrainer(
             str(TASK.model_path),
             TASK.reward,
-            GRPOConfig(str(tmp_path), **OPTIONS, entropy_coef=0.1),
+            GRPOConfig(str(tmp_path), **OPTIONS, **bonus),
             prompts(),
             advantage_estimator=lambda rollout: rollout.rewards,
             metrics={},
             dynamic_sampling=DynamicSampling(exhausted=exhausted),
         )
 
-    with pytest.raises(ValueError, match=r"entropy_coef=0.1 .* cannot leave places out; set dynamic_sampling_kwargs"):
+    with pytest.raises(ValueError, match=rf"{message}: .* cannot leave places out; set dynamic_sampling_kwargs"):
         make("shrink")
     make("keep")
 

@@ -340,6 +340,19 @@ def test_numbers_by_hand():
 
 
 @pytest.mark.parametrize(
+    ("reward", "unknown"),
+    [
+        (1.0, {"length_wrong", "median_length_wrong"}),
+        (0.0, {"length_right", "median_length_right", "tokens_per_right_answer"}),
+    ],
+)
+def test_a_mean_over_nothing_is_none(reward, unknown):
+    record = {"rewards": [reward], "lengths": [4], "truncated": [False], "entropies": [0.5]}
+    numbers = Judged.of([record], threshold=1.0).describe()
+    assert {name for name, value in numbers.items() if value is None} == unknown
+
+
+@pytest.mark.parametrize(
     "weights", [[0.7, 0.2, 0.1], [0.6, 0.3, 0.1], [0.1] * 10, [1 / 3, 1 / 3, 1 / 3], [0.9, 0.2, -0.1]]
 )
 def test_a_response_with_all_of_its_rewards_is_right(weights):
