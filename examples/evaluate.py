@@ -17,7 +17,16 @@ from typing import Any
 
 from datasets import Dataset
 from huggingface_hub import HfApi, ModelCard
-from recipe import CONFIGS, RecipeArguments, check, load_held_out, name_model, parse_unchecked, reward_functions
+from recipe import (
+    CONFIGS,
+    RecipeArguments,
+    check,
+    check_nothing_ignored,
+    load_held_out,
+    name_model,
+    parse_unchecked,
+    reward_functions,
+)
 from sampling import (
     CARD,
     SamplingArguments,
@@ -152,6 +161,7 @@ def read_benchmarks(argv: list[str]) -> tuple[list[Benchmark], EvaluationArgumen
         if of_training.name in OF_TRAINING and value != of_training.default:
             raise ValueError(f"{of_training.name}={value!r} would be ignored: nothing is trained")
     if options.benchmarks is None:
+        check_nothing_ignored(recipe)
         name = recipe.task or Path(recipe.held_out[0] or "").stem
         benchmarks = [Benchmark(name, recipe, options)]
     else:

@@ -155,6 +155,10 @@ def check(recipe: RecipeArguments, model: ModelConfig) -> None:
     for name in ("dataset_config", "eval_dataset_config", "system_prompt"):
         if getattr(recipe, name) in ("None", "none"):
             raise ValueError(f"{name}={getattr(recipe, name)!r} is a text; leave it out, or write null in YAML")
+    if recipe.eval_dataset_config is not None and recipe.eval_dataset_name is None:
+        raise ValueError(
+            f"eval_dataset_config={recipe.eval_dataset_config!r} is of an eval_dataset_name, which is None"
+        )
     for name in ("dataset_name", "eval_dataset_name"):
         check_data_name(getattr(recipe, name), name)
     check_model_name(model.model_name_or_path, "model_name_or_path")
@@ -221,7 +225,7 @@ def load_data(
     if recipe.eval_dataset_name is not None and not wants_eval:
         raise ValueError(
             f"eval_dataset_name={recipe.eval_dataset_name!r} would be ignored: no held-out prompts are wanted; set "
-            "eval_strategy, or leave it out"
+            "eval_strategy (or include_test), or leave it out"
         )
     splits = read_splits(recipe, recipe.dataset_name, recipe.dataset_config)
     train = prepare(splits, recipe.dataset_train_split, recipe.dataset_name, recipe)
@@ -258,10 +262,9 @@ def prepare(
     splits: DatasetDict | IterableDatasetDict, split: str, name: str, recipe: RecipeArguments
 ) -> Dataset | IterableDataset:
     if split not in splits:
-        raise ValueError(
-            f"{name} has no split {split!r}; it has {list(splits)}. Held-out prompts that are elsewhere are named by "
-            "eval_dataset_name"
-        )
+        elsewhere = "; eval_dataset_name names held-out prompts that are elsewhere"
+        remedy = elsewhere if split == recipe.dataset_test_split else ""
+        raise ValueError(f"{name} has no split {split!r}; it has {list(splits)}{remedy}")
     data = splits[split]
     columns = data.column_names or [*next(iter(data), {})]
     for option in ("prompt_column", "answer_column"):
@@ -270,23 +273,25 @@ def prepare(
             raise ValueError(f"{option}={column!r} is not in {name}; its columns are {columns}")
     check_columns(columns, name)
 
-    def prompt_of(row: dict[str, Any], index: int) -> dict[str, Any]:
-        prompt = row[recipe.prompt_column]
+    def messages(prompt: Any, row: int) -> list[dict[str, Any]]:
         if fault := fault_of(prompt):
-            raise ValueError(f"{name}: the prompt of row {index} {fault}; mend it or leave the row out")
+            raise ValueError(f"{name}: the prompt of row {row} {fault}; mend it or leave the row out")
         if isinstance(prompt, str):
             prompt = [{"role": "user", "content": prompt}]
         if recipe.system_prompt and prompt[0]["role"] != "system":
             prompt = [{"role": "system", "content": recipe.system_prompt}, *prompt]
-        return {"prompt": prompt}
+        return prompt
 
-    def add_solution(row: dict[str, Any]) -> dict[str, Any]:
-        return {"solution": solution_of(row[recipe.answer_column], recipe.answer_template)}
+    def add_prompts(rows: dict[str, list], places: list[int]) -> dict[str, list]:
+        return {"prompt": [messages(*each) for each in zip(rows[recipe.prompt_column], places, strict=True)]}
 
-    data = data.map(prompt_of, with_indices=True)
+    def add_solutions(rows: dict[str, list]) -> dict[str, list]:
+        return {"solution": [solution_of(answer, recipe.answer_template) for answer in rows[recipe.answer_column]]}
+
+    data = data.map(add_prompts, with_indices=True, batched=True)
     # Said, since the first answers may all be missing, which tells no type.
     features = data.features and Features({**data.features, "solution": Value("string")})
-    data = data.map(add_solution, features=features)
+    data = data.map(add_solutions, batched=True, features=features)
     if isinstance(data, Dataset):
         tell_missing_answers(data, name, recipe)
     return data

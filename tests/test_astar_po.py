@@ -87,6 +87,7 @@ def test_unscored_responses_of_the_reference():
         ({"prompt": ["a"], "rewards": [[1.0, float("inf")]]}, r"the rewards of prompt 0 are \[1.0, inf\]; they must"),
         ({"prompt": ["a"], "eval_0": ["right"]}, r"the rewards of prompt 0 are \('right',\); they must be"),
         ({"prompt": [], "rewards": []}, "train_dataset is empty"),
+        ({"prompt": ["a", None], "rewards": [[0.0], [1.0]]}, "train_dataset: the prompt of row 1 is None"),
         (
             {"prompt": ["a", "b"], "rewards": [[0.0], [0.0]]},
             "solved none of its 2 prompts; nothing is left",

@@ -11,6 +11,7 @@ from canon_trl.papers import PAPERS
 from canon_trl.policy_losses.astar_po import astar_po_loss
 from canon_trl.rollout import Rollout
 from canon_trl.sampling.optimal_values import VALUE, with_optimal_values
+from canon_trl.sampling.prompt_checks import check_prompts
 from canon_trl.trainers.astar_po_config import AStarPOConfig
 from canon_trl.trainers.before_loading import check_reward_weights
 from canon_trl.trainers.data_checks import named_datasets
@@ -71,6 +72,8 @@ class AStarPOTrainer(PluggableGRPOTrainer):
                 raise TypeError(
                     f"{name} is a {type(dataset).__name__}; A*-PO needs a Dataset, whose every prompt has a V*"
                 )
+            if "prompt" in dataset.column_names:
+                check_prompts(dataset, name)  # by their rows here, before any is left out
         train_dataset = valued(train_dataset, args, "train_dataset", filtered=args.filter_all_incorrect)
         if isinstance(eval_dataset, dict):
             eval_dataset = {name: valued(part, args, f"eval_dataset {name!r}") for name, part in eval_dataset.items()}
