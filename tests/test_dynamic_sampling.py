@@ -5,7 +5,7 @@ import math
 
 import pytest
 import torch
-from datasets import Dataset, IterableDataset
+from datasets import Dataset
 from observe import count_forwards, keep_outputs, keep_rollouts, scored_entropy
 from toy import (
     OPTIONS,
@@ -21,7 +21,7 @@ from toy import (
 from trl import GRPOConfig
 
 from canon_trl import CANONConfig, CANONTrainer, PluggableGRPOTrainer
-from canon_trl.sampling import DynamicSampling, PromptStream, group_verdicts
+from canon_trl.sampling import DynamicSampling, group_verdicts
 from canon_trl.trainers.shrunken_steps import check_shrink
 
 NAN = float("nan")
@@ -35,37 +35,6 @@ def test_verdicts():
     # without a band the spread alone decides, whatever measures accuracy
     for accuracy in (rewards, torch.full_like(rewards, NAN), rewards - 3):
         assert group_verdicts(rewards, accuracy)[1].all()
-
-
-@pytest.mark.parametrize("streamed", [False, True])
-@pytest.mark.parametrize("shuffle", [False, True])
-def test_fresh_prompts_come_in_passes_and_go_on_from_anywhere(shuffle, streamed):
-    rows = Dataset.from_dict({"prompt": [str(index) for index in range(5)]})
-    rows = rows.to_iterable_dataset() if streamed else rows
-
-    def stream(seed=3):
-        return PromptStream(rows, seed=seed, shuffle=shuffle)
-
-    whole = stream()
-    taken = [row["prompt"] for row in whole.take(12)]
-    assert whole.drawn == 12
-    assert sorted(taken[:5]) == sorted(taken[5:10]) == list("01234")
-    if shuffle:
-        assert taken[:5] != taken[5:10]
-        assert [row["prompt"] for row in stream(seed=4).take(12)] != taken
-    else:
-        assert taken[:5] == list("01234")
-    for start in (1, 5, 7):
-        later = stream()
-        later.drawn = start
-        assert [row["prompt"] for row in later.take(12 - start)] == taken[start:]
-        assert later.drawn == 12
-
-
-def test_an_empty_stream_is_an_error():
-    empty = IterableDataset.from_generator(lambda: iter(()))
-    with pytest.raises(ValueError, match="train_dataset is an empty stream"):
-        PromptStream(empty, seed=0).take(1)
 
 
 def always_spread(completions, **kwargs):

@@ -6,12 +6,10 @@ more of them there are, the noisier the step. Such groups are replaced by groups
 full.
 """
 
-from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import torch
-from datasets import Dataset, IterableDataset
 from torch import Tensor
 
 from canon_trl.advantages.groups import group_mean, has_spread, is_scored
@@ -68,65 +66,3 @@ class DynamicSampling:
             raise ValueError(f"lower={self.lower!r} and upper={self.upper!r} must satisfy 0 <= lower <= upper <= 1")
         if self.exhausted not in ("shrink", "keep", "error"):
             raise ValueError(f"exhausted={self.exhausted!r} must be 'shrink', 'keep' or 'error'")
-
-
-class PromptStream:
-    """Fresh prompts: one pass over the dataset after another, each in an order of its own.
-
-    The order is a function of the seed and the pass, so that `drawn`, the number of prompts drawn so far, is all there
-    is to save; set it to go on from there.
-
-    Args:
-        dataset: rows with a prompt; a stream is shuffled as far as its buffer goes.
-        seed: of the orders.
-        shuffle: whether to shuffle at all.
-    """
-
-    def __init__(self, dataset: Dataset | IterableDataset, *, seed: int, shuffle: bool = True) -> None:
-        self._dataset = dataset
-        self._seed = seed
-        self._shuffle = shuffle
-        self._rows: Iterator[dict[str, Any]] | None = None
-        self._drawn = 0
-
-    @property
-    def drawn(self) -> int:
-        """Prompts drawn so far."""
-        return self._drawn
-
-    @drawn.setter
-    def drawn(self, count: int) -> None:
-        self._drawn, self._rows = count, self._from(count)
-
-    def take(self, count: int) -> list[dict[str, Any]]:
-        """The next `count` rows."""
-        if self._rows is None:
-            self._rows = self._from(self._drawn)
-        self._drawn += count
-        return [next(self._rows) for _ in range(count)]
-
-    def _from(self, start: int) -> Iterator[dict[str, Any]]:
-        if isinstance(self._dataset, IterableDataset):
-            yield from self._stream_from(start)
-        size = len(self._dataset)
-        while True:
-            passes, position = divmod(start, size)
-            # An order of its own, unlike that of the sampler with the same seed.
-            generator = torch.Generator().manual_seed((self._seed * 1_000_003 + passes + 1) % 2**63)
-            order = torch.randperm(size, generator=generator).tolist() if self._shuffle else range(size)
-            for index in order[position:]:
-                yield self._dataset[index]
-                start += 1
-
-    def _stream_from(self, start: int) -> Iterator[dict[str, Any]]:
-        seen, passes = 0, 0
-        while True:
-            before = seen
-            stream = self._dataset.shuffle(seed=self._seed + passes + 1) if self._shuffle else self._dataset
-            for row in stream:
-                if seen >= start:
-                    yield row
-                seen += 1
-            if seen == before:
-                raise ValueError("train_dataset is an empty stream: there is no fresh prompt to sample")
-            passes += 1

@@ -6,21 +6,22 @@ from pathlib import Path
 from typing import Any
 
 from accelerate.logging import get_logger
+from accelerate.utils import gather_object
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_callback import TrainerState
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from trl import GRPOConfig
 
 from canon_trl.sampling.chunks import whole_file
+from canon_trl.trainers.epoch_ends import epoch_had_ended
+from canon_trl.trainers.failures import SharedFailures
+from canon_trl.trainers.rollout_files import rollout_file
 from canon_trl.trainers.run_config import decides_what_is_learnt
 
 logger = get_logger(__name__)  # which speaks on the main process alone: every rank finds the same
 
 # Written last into a checkpoint: there where everything else is. It has the options that the checkpoint was made with.
 RUN_OPTIONS = "run_options.json"
-
-# Every rank's part of a rollout in flight, written first: there in all checkpoints of this package's trainers.
-ROLLOUT_STATE = "rollout_state_{rank}.pt"
 
 
 def options_of_run(args: GRPOConfig, **others: Any) -> dict[str, Any]:
@@ -37,7 +38,7 @@ def mark_whole(checkpoint: Path, options: dict[str, Any]) -> None:
 
 def is_whole(checkpoint: Path) -> bool:
     """Whether all of it was written; of another trainer's, whether there is the file that it writes last."""
-    if (checkpoint / ROLLOUT_STATE.format(rank=0)).exists():
+    if rollout_file(checkpoint, 0).exists():
         return (checkpoint / RUN_OPTIONS).exists()
     return (checkpoint / TRAINER_STATE_NAME).is_file()
 
@@ -102,6 +103,11 @@ def find_checkpoint(
                 f"resume_from_checkpoint={asked!r} is not whole: its writing was cut off, or it is no checkpoint; "
                 f"{folder} has {names(whole)}"
             )
+    if not has_optimizer(checkpoint):
+        raise ValueError(
+            f"{checkpoint} has the weights alone, as with save_only_model=True, and no state of the optimiser to "
+            "resume from; to begin with these weights, give it as the model, with another output_dir"
+        )
     if changed := changed_options(checkpoint, options):
         if not allow_changes:
             raise ValueError(
@@ -112,6 +118,39 @@ def find_checkpoint(
     return str(checkpoint)
 
 
+def has_optimizer(checkpoint: Path) -> bool:
+    """Whether there is a state of the optimiser: transformers' `optimizer*`, or DeepSpeed's, which `latest` names."""
+    return any(checkpoint.glob("optimizer*")) or (checkpoint / "latest").exists()
+
+
+def find_together(
+    asked: str | bool | None,
+    folder: Path,
+    options: dict[str, Any],
+    *,
+    allow_changes: bool,
+    failures: SharedFailures,
+) -> str | None:
+    """As [`find_checkpoint`], on all ranks alike.
+
+    Raises:
+        ValueError: on every rank; also where they find different ones, because they look into different folders.
+    """
+    found = error = None
+    try:
+        found = find_checkpoint(asked, folder, options, allow_changes=allow_changes)
+    except ValueError as reason:
+        error = reason
+    failures.share(error)
+    names_found = gather_object([Path(found).name if found is not None else "none"])
+    if len(set(names_found)) > 1:
+        raise ValueError(
+            f"the ranks find different checkpoints to resume from, in the order of their ranks: {names_found}; "
+            f"output_dir={str(folder)!r} must be a folder that all of them share"
+        )
+    return found
+
+
 def passes_and_batches(checkpoint: str, batches_per_step: int) -> tuple[int, int]:
     """How often a stream had been gone through when the checkpoint was written, and the batches of the pass begun.
 
@@ -120,6 +159,8 @@ def passes_and_batches(checkpoint: str, batches_per_step: int) -> tuple[int, int
     """
     there = TrainerState.load_from_json(str(Path(checkpoint, TRAINER_STATE_NAME)))
     passes, share = divmod(there.epoch or 0.0, 1)
+    if epoch_had_ended(there):
+        return int(passes) + 1, 0
     return int(passes), round(share * there.max_steps * batches_per_step)
 
 

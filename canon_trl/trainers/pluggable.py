@@ -17,6 +17,8 @@ still happens, and copies none. What it relies on in TRL 1.16, checked by `tests
                                                 what else outlives a run
     reward_funcs, reward_func_names             functions are called in place, in this order
     _save_checkpoint, _load_optimizer_and_scheduler, _get_train_sampler, _get_grad_norm, _get_output_dir
+    _tr_loss, _total_loss_scalar, _globalstep_last_logged, _load_rng_state
+                                                the loss since it was last logged; what is called right before training
     _init_training_state(max_steps, ...)        (epoch, batches of it) to begin at; a stream's epoch holds all steps
     _name, _tag_names, _paper                   what the model card says
     push_in_progress, _push_from_checkpoint, _finish_current_push
@@ -61,14 +63,7 @@ from canon_trl.trainers.before_loading import (
     samples_the_policy,
     trl_scores,
 )
-from canon_trl.trainers.checkpoints import (
-    ROLLOUT_STATE,
-    RUN_OPTIONS,
-    find_checkpoint,
-    mark_whole,
-    options_of_run,
-    passes_and_batches,
-)
+from canon_trl.trainers.checkpoints import RUN_OPTIONS, find_together, mark_whole, options_of_run, passes_and_batches
 from canon_trl.trainers.constant_rewards import ConstantRewards
 from canon_trl.trainers.data_checks import (
     check_chat_template,
@@ -77,6 +72,7 @@ from canon_trl.trainers.data_checks import (
     check_reward_templates,
     named_processing_class,
 )
+from canon_trl.trainers.epoch_ends import EpochEnds
 from canon_trl.trainers.failures import SharedFailures, guarded_reward
 from canon_trl.trainers.finite import all_finite, local_part, plain_number, raise_unless
 from canon_trl.trainers.generation_recorder import GenerationRecorder
@@ -91,8 +87,10 @@ from canon_trl.trainers.model_card import (
     logged_results,
     own_options,
 )
+from canon_trl.trainers.reference_state import REFERENCE, check_reference, load_reference, save_reference
 from canon_trl.trainers.reward_names import check_accuracy_reward, distinct_names
 from canon_trl.trainers.rollout_checks import check_numbers, snapped, used_advantages
+from canon_trl.trainers.rollout_files import ROLLOUT_STATE, load_rollout, rollout_file, warn_of_missing_random_states
 from canon_trl.trainers.rollout_parts import GENERATED, RewardsAreKnown, RolloutParts, ScoringPass, plain
 from canon_trl.trainers.run_length import micro_batches, rollouts_in_run
 from canon_trl.trainers.shrunken_steps import (
@@ -245,6 +243,10 @@ class PluggableGRPOTrainer(GRPOTrainer):
             if not isinstance(function, nn.Module):
                 self.reward_funcs[index] = guarded_reward(function, name, self._failures, reward_time_limit)
         self._constant_rewards = ConstantRewards(self.reward_func_names)
+        self._loss_to_log: tuple[float, int] | None = None  # summed before a resume, and since which step
+        self.add_callback(EpochEnds())
+        if args.sync_ref_model:
+            check_reference(self.accelerator)
         self._resume_with_changes = resume_with_changes
         self._gate: TokenGate | None = None
         if policy_loss is not None:
@@ -758,12 +760,18 @@ class PluggableGRPOTrainer(GRPOTrainer):
 
         Every call is a run of its own, which has nothing but the weights of the one before it.
         """
-        found = find_checkpoint(
+        found = find_together(
             resume_from_checkpoint,
             Path(self.args.output_dir),
             self._run_options(),
             allow_changes=self._resume_with_changes,
+            failures=self._failures,
         )
+        if found is not None and self.args.sync_ref_model and not Path(found, REFERENCE).exists():
+            message = f"{found} has no {REFERENCE}, from which sync_ref_model=True would restore the reference model"
+            if not self._resume_with_changes:
+                raise ValueError(f"{message}; to go on with the initial one, set resume_with_changes=True")
+            logger.warning("%s: it is the initial one", message)
         if self._has_trained:
             self._forget_the_last_run()
         self._has_trained = True
@@ -782,7 +790,7 @@ class PluggableGRPOTrainer(GRPOTrainer):
         if self._gate is not None:
             self._gate = TokenGate(self._gate.policy_loss, self.accelerator, self.args.seed)
         if self._collector is not None:
-            self._collector.prompts.drawn = 0
+            self._collector.prompts.restart()
         if self._shrunken_steps is not None:
             self._shrunken_steps = ShrunkenSteps(self.loss_type, self.accelerator)
         self.optimizer = self._given_optimizer
@@ -820,7 +828,10 @@ class PluggableGRPOTrainer(GRPOTrainer):
             self.accelerator.wait_for_everyone()
             if not self.args.save_only_model:
                 checkpoint.mkdir(parents=True, exist_ok=True)
-                torch.save(self._rollout_state(), self._rollout_state_path(checkpoint))
+                torch.save(self._rollout_state(), rollout_file(checkpoint, self.accelerator.process_index))
+                if self.args.sync_ref_model:
+                    reference = self.accelerator.unwrap_model(self.ref_model)
+                    save_reference(reference, checkpoint, writes=self.args.should_save)
             super()._save_checkpoint(model, trial)
         except Exception as error:  # on a full disk OSError, RuntimeError of torch, or SafetensorError
             error.add_note(
@@ -841,13 +852,27 @@ class PluggableGRPOTrainer(GRPOTrainer):
         super()._load_optimizer_and_scheduler(checkpoint)
         if checkpoint is not None:
             self._restore_prompt_order()
-            path = self._rollout_state_path(checkpoint)
-            state = torch.load(path, map_location="cpu", weights_only=True) if os.path.exists(path) else None
+            state, missing = load_rollout(checkpoint, self._failures)
             self._restore_fresh_prompts(state)
-            self._restore_rollout(state, path)
+            self._restore_rollout(state, missing)
+            if self.args.sync_ref_model and Path(checkpoint, REFERENCE).exists():
+                load_reference(self.accelerator.unwrap_model(self.ref_model), Path(checkpoint))
 
-    def _rollout_state_path(self, checkpoint: str | Path) -> str:
-        return os.path.join(checkpoint, ROLLOUT_STATE.format(rank=self.accelerator.process_index))
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        """Called once on resume, right before the first training step."""
+        error = None
+        if checkpoint is not None:
+            warn_of_missing_random_states(checkpoint, self.accelerator)
+        try:
+            super()._load_rng_state(checkpoint)
+        except Exception as cause:  # a file that is torn, perhaps on one rank only
+            error = cause
+        self._failures.share(error)
+        if self._loss_to_log is not None:
+            summed, self._globalstep_last_logged = self._loss_to_log
+            self._tr_loss += summed
+            self._total_loss_scalar -= summed  # what `train` reports is of its own steps
+            self._loss_to_log = None
 
     def _rollout_state(self) -> dict[str, Any]:
         """Tensors, numbers and text only, so that it can be loaded without running code from the file."""
@@ -862,9 +887,11 @@ class PluggableGRPOTrainer(GRPOTrainer):
             "sampling": self._sampling(),
             "step": self._step,
             "width": self._gate.width if self._gate is not None else 0,
-            "fresh_prompts": self._collector.prompts.drawn if self._collector is not None else 0,
+            "fresh_prompts": plain(self._collector.prompts.state_dict()) if self._collector is not None else None,
             "in_flight": self._buffered_inputs if self._step % self._generate_every else None,
             "metrics": dict(self._metrics["train"]),
+            "loss_to_log": (self._tr_loss.item(), self._globalstep_last_logged),
+            "reward_weights": (self.args.reward_weights, self.reward_weights.tolist()),
             "constant_rollouts": self._constant_rewards.in_a_row,
             "table": plain(texts),
             "table_columns": plain(columns),
@@ -881,17 +908,18 @@ class PluggableGRPOTrainer(GRPOTrainer):
             "policy_loss": repr(self._gate.policy_loss) if self._gate is not None else "",
         }
 
-    def _restore_rollout(self, state: dict[str, Any] | None, path: str) -> None:
+    def _restore_rollout(self, state: dict[str, Any] | None, missing: list[int]) -> None:
         self._steps_not_restored = micro_batches(
             self.state.global_step,
             an_epoch=self._epoch_length,
             accumulation=self.args.gradient_accumulation_steps,
         )
-        if state is None:
+        if state is None or missing:
             logger.warning(
-                "%s is missing, as in a checkpoint of another trainer or of fewer processes: a rollout in flight is "
-                "sampled anew",
-                path,
+                "%s is missing for the ranks %s, as in a checkpoint of another trainer or of fewer processes: a "
+                "rollout in flight is sampled anew",
+                ROLLOUT_STATE,
+                missing,
             )
             return
         if state["sampling"] != self._sampling():
@@ -907,6 +935,10 @@ class PluggableGRPOTrainer(GRPOTrainer):
         self._constant_rewards.in_a_row = state["constant_rollouts"]
         self._buffered_inputs = send_to_device(state["in_flight"], self.accelerator.device)
         self._metrics["train"].update(state["metrics"])
+        self._loss_to_log = state["loss_to_log"]
+        given, weights = state["reward_weights"]
+        if given == self.args.reward_weights:  # a callback may have changed them since
+            self.reward_weights = torch.tensor(weights)
         for name, rows in state["table"].items():
             self._logs[name].extend(rows)
         for name, columns in state["table_columns"].items():
@@ -914,15 +946,16 @@ class PluggableGRPOTrainer(GRPOTrainer):
                 self._logs[name][column].extend(rows)
 
     def _restore_fresh_prompts(self, state: dict[str, Any] | None) -> None:
-        """The main process tells all how many there were, so that ranks that were not there before agree."""
+        """The main process tells all where they are, so that ranks that were not there before agree."""
         if self._collector is not None:
-            drawn = [state["fresh_prompts"] if state is not None else 0]
-            self._collector.prompts.drawn = broadcast_object_list(drawn)[0]
+            (place,) = broadcast_object_list([state["fresh_prompts"] if state is not None else None])
+            if place is not None:
+                self._collector.prompts.load_state_dict(place)
 
     def _restore_prompt_order(self) -> None:
         """TRL's sampler draws one permutation an epoch and forgets on resume how many it has drawn."""
         if not isinstance(self.train_dataset, IterableDataset):  # a stream is shuffled by its epoch
-            for _ in range(int(self.state.epoch)):
+            for _ in range(int(self.state.epoch)):  # no checkpoint is written between an epoch's last step and its end
                 next(iter(self._prompt_sampler))
 
     # --- The model card and the Hub ---

@@ -74,7 +74,14 @@ class RunConfig(GRPOConfig):
         resume_with_changes (`bool`, *optional*, defaults to `False`):
             Whether a checkpoint that was made with other options is resumed, with a warning that names them, instead
             of being refused.
+        restore_callback_states_from_checkpoint (`bool`, *optional*, defaults to `True`):
+            Whether callbacks that keep a state in checkpoints, such as the patience of `EarlyStoppingCallback`, get it
+            back on resume; transformers' own default is `False`.
     """
+
+    restore_callback_states_from_checkpoint: bool = field(
+        default=True, metadata={"help": "Give callbacks that keep a state in checkpoints it back on resume."}
+    )
 
     reward_time_limit: float | None = field(
         default=None, metadata={"help": "Seconds that a call of a reward function may take. Default: no limit."}

@@ -15,6 +15,7 @@ METHODS = {
     "canon": {},
     "kl_cov": {"policy_loss": "kl_cov", "policy_loss_kwargs": {"fraction": 0.2}, "dynamic_sampling": True},
     "astar_po": {"num_generations": 1},
+    "sync_ref_model": {"beta": 0.05, "sync_ref_model": True, "ref_model_sync_steps": 1},
 }
 
 
@@ -31,6 +32,9 @@ def train(folder: Path, method: str, name: str, resume: str | None = None) -> Tr
     trainer.train(resume_from_checkpoint=resume)
     assert trainer.state.global_step == 3
     trainer.save_model(str(folder / name))
+    if trainer.accelerator.is_main_process and method == "sync_ref_model":
+        kl = [entry["kl"] for entry in trainer.state.log_history if "kl" in entry]
+        (folder / f"kl_{name}.json").write_text(json.dumps(kl))
     return trainer
 
 

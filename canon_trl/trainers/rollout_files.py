@@ -1,0 +1,52 @@
+"""The files in a checkpoint of which every rank has one of its own: they are used on all ranks, or on none."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.logging import get_logger
+from accelerate.utils import gather_object
+
+from canon_trl.trainers.failures import SharedFailures
+
+logger = get_logger(__name__)  # which speaks on the main process alone: every rank finds the same
+
+# Every rank's part of a rollout in flight, written first: there in all checkpoints of this package's trainers.
+ROLLOUT_STATE = "rollout_state_{rank}.pt"
+
+
+def rollout_file(checkpoint: str | Path, rank: int) -> Path:
+    return Path(checkpoint, ROLLOUT_STATE.format(rank=rank))
+
+
+def load_rollout(checkpoint: str, failures: SharedFailures) -> tuple[dict[str, Any] | None, list[int]]:
+    """This rank's part of a rollout in flight, and the ranks that have none; called on all ranks alike.
+
+    Raises:
+        Exception: on every rank, what reading a file raised on one: it is torn, or has an object that may run code.
+    """
+    path = rollout_file(checkpoint, failures.accelerator.process_index)
+    state = error = None
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True) if path.exists() else None
+    except Exception as cause:  # of torch, pickle or zipfile, whatever the bytes look like
+        error = cause
+        error.add_note(
+            f"{path} cannot be read; resume from an earlier checkpoint, or remove the file to have a rollout in "
+            "flight sampled anew"
+        )
+    failures.share(error)
+    missing = [rank for rank, there in enumerate(gather_object([state is not None])) if not there]
+    return state, missing
+
+
+def warn_of_missing_random_states(checkpoint: str, accelerator: Accelerator) -> None:
+    """Which ranks go on with other random numbers than they would have drawn; called on all ranks alike."""
+    name = "rng_state.pth" if accelerator.num_processes == 1 else f"rng_state_{accelerator.process_index}.pth"
+    there = gather_object([Path(checkpoint, name).exists()])
+    if not all(there):
+        missing = [rank for rank, found in enumerate(there) if not found]
+        logger.warning(
+            "%s has no random state for the ranks %s: they will sample other responses", checkpoint, missing
+        )

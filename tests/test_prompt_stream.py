@@ -1,0 +1,130 @@
+"""Fresh prompts come in passes, go on from anywhere, and read no more of a stream than they must."""
+
+from collections import Counter
+
+import pytest
+import torch
+from datasets import Dataset, IterableDataset, concatenate_datasets, interleave_datasets, load_dataset
+
+from canon_trl.sampling import PromptStream, prompt_stream
+from canon_trl.trainers.rollout_parts import plain
+
+
+def rows(size, first=0):
+    return Dataset.from_dict({"prompt": [str(index) for index in range(first, first + size)]})
+
+
+def numbered(shards, size, read):
+    """A stream of shards of that many rows; `read` counts those that are read."""
+
+    def generate(shard):
+        for number in shard:
+            for row in range(size):
+                read["rows"] += 1
+                yield {"prompt": str(number * size + row)}
+
+    return IterableDataset.from_generator(generate, gen_kwargs={"shard": list(range(shards))})
+
+
+def drawn(stream, count):
+    return [row["prompt"] for row in stream.take(count)]
+
+
+@pytest.mark.parametrize("streamed", [False, True])
+@pytest.mark.parametrize("shuffle", [False, True])
+def test_they_come_in_passes(shuffle, streamed):
+    stream = PromptStream(rows(5).to_iterable_dataset() if streamed else rows(5), seed=3, shuffle=shuffle)
+    taken = drawn(stream, 12)
+    assert stream.drawn == 12
+    assert sorted(taken[:5]) == sorted(taken[5:10]) == list("01234")
+    if shuffle:
+        assert taken[:5] != taken[5:10]
+    else:
+        assert taken == list("012340123401")
+    stream.restart()
+    assert drawn(stream, 12) == taken
+
+
+def parquet(tmp_path):
+    for part in range(3):
+        rows(7, first=7 * part).to_parquet(tmp_path / f"{part}.parquet")
+    files = [str(tmp_path / f"{part}.parquet") for part in range(3)]
+    return load_dataset("parquet", data_files=files, streaming=True, split="train", cache_dir=str(tmp_path / "cache"))
+
+
+SOURCES = {
+    "dataset": lambda tmp_path: rows(20),
+    "stream": lambda tmp_path: rows(20).to_iterable_dataset(num_shards=3),
+    "generator": lambda tmp_path: numbered(4, 5, Counter()),
+    "parquet": parquet,
+    "mapped and filtered": lambda tmp_path: (
+        numbered(4, 5, Counter())
+        .filter(lambda row: int(row["prompt"]) % 3 > 0)
+        .map(lambda row: {"twice": row["prompt"]})
+    ),
+    "mapped in batches": lambda tmp_path: parquet(tmp_path).map(
+        lambda batch: {"prompt": [f"{text}!" for text in batch["prompt"]]}, batched=True, batch_size=4
+    ),
+    "interleaved": lambda tmp_path: interleave_datasets(
+        [numbered(2, 5, Counter()), rows(9, first=50).to_iterable_dataset()], probabilities=[0.5, 0.5], seed=4
+    ),
+    "one after another": lambda tmp_path: concatenate_datasets([numbered(2, 5, Counter()), numbered(2, 3, Counter())]),
+    "skipped and taken": lambda tmp_path: numbered(4, 5, Counter()).skip(3).take(11),
+    "shuffled before": lambda tmp_path: numbered(4, 5, Counter()).shuffle(seed=1, buffer_size=6),
+}
+
+
+@pytest.mark.parametrize("source", SOURCES)
+@pytest.mark.parametrize("shuffle", [False, True])
+def test_they_go_on_from_anywhere(tmp_path, monkeypatch, source, shuffle):
+    """Also after a checkpoint's file, and while somebody else goes through the same stream."""
+    monkeypatch.setattr(prompt_stream, "BLOCK", 4)
+    data = SOURCES[source](tmp_path)
+    other = iter(data.repeat(5)) if isinstance(data, IterableDataset) else None
+    whole = PromptStream(data, seed=3, shuffle=shuffle)
+    taken, places = [], []
+    for _ in range(50):
+        torch.save(plain(whole.state_dict()), tmp_path / "place")
+        places.append(torch.load(tmp_path / "place", weights_only=True))
+        taken += drawn(whole, 1)
+        if other is not None:
+            next(other)
+    assert len(set(taken)) >= 5
+    for start in range(0, 50, 3):
+        later = PromptStream(data, seed=3, shuffle=shuffle)
+        later.load_state_dict(places[start])
+        assert later.drawn == start
+        assert drawn(later, 50 - start) == taken[start:], start
+
+
+def test_blocks_are_read_once_and_shards_before_them_not_at_all():
+    read = Counter()
+    whole = PromptStream(numbered(60, 1000, read), seed=0)
+    assert len(set(drawn(whole, 50_000))) == 50_000
+    assert read["rows"] == 50_000
+    place = whole.state_dict()
+    following = drawn(whole, 1)
+    read.clear()
+    later = PromptStream(numbered(60, 1000, read), seed=0)
+    later.load_state_dict(place)
+    assert drawn(later, 1) == following
+    assert read["rows"] <= 2 * prompt_stream.BLOCK  # the shard that it stood at the end of, and a block
+
+
+def test_of_a_stream_with_a_buffer_one_pass_is_read_again():
+    read = Counter()
+    whole = PromptStream(numbered(4, 1000, read).shuffle(seed=1, buffer_size=100), seed=0)
+    whole.take(10_500)
+    place = whole.state_dict()
+    following = drawn(whole, 1)
+    read.clear()
+    later = PromptStream(numbered(4, 1000, read).shuffle(seed=1, buffer_size=100), seed=0)
+    later.load_state_dict(place)
+    assert drawn(later, 1) == following
+    assert read["rows"] <= 3200  # 2,500 of the third pass, to the end of their block, and the buffer
+
+
+def test_an_empty_stream_is_an_error():
+    empty = IterableDataset.from_generator(lambda: iter(()))
+    with pytest.raises(ValueError, match="train_dataset is an empty stream"):
+        PromptStream(empty, seed=0).take(1)
