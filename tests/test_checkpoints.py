@@ -1,9 +1,12 @@
 """Which checkpoint a run is resumed from, and which it refuses."""
 
 import logging
+import os
 import re
 import resource
 import shutil
+import signal
+import time
 from itertools import count
 from pathlib import Path
 
@@ -224,3 +227,50 @@ def test_a_checkpoint_is_pushed_once_it_is_whole(tmp_path, caplog):
         trainer.train()
     assert Pushes.whole == [True, True, True]
     assert "a checkpoint was not uploaded, training goes on" in caplog.text
+
+
+def test_weights_alone_are_nothing_to_resume_from(tmp_path):
+    train(tmp_path, save_only_model=True)
+    with pytest.raises(ValueError, match="checkpoint-3 has the weights alone, as with save_only_model=True"):
+        train(tmp_path, resume=True, save_only_model=True)
+
+
+def test_a_reference_that_follows_the_policy_must_be_there(tmp_path, caplog):
+    options = {"beta": 0.1, "sync_ref_model": True, "ref_model_sync_steps": 1}
+    train(tmp_path, **options)
+    (tmp_path / "checkpoint-2" / "reference.safetensors").unlink()
+    with pytest.raises(ValueError, match=r"checkpoint-2 has no reference.safetensors, from which sync_ref_model=True"):
+        train(tmp_path, resume=str(tmp_path / "checkpoint-2"), **options)
+    with caplog.at_level(logging.WARNING, logger="canon_trl"):
+        train(tmp_path, resume=str(tmp_path / "checkpoint-2"), resume_with_changes=True, **options)
+    assert "sync_ref_model=True would restore the reference model: it is the initial one" in caplog.text
+
+
+def test_a_random_state_that_is_missing_is_told(folder, caplog):
+    (folder / "checkpoint-2" / "rng_state.pth").unlink()
+    with caplog.at_level(logging.WARNING, logger="canon_trl"):
+        train(folder, resume=str(folder / "checkpoint-2"))
+    assert "checkpoint-2 has no random state of the ranks [0]: they sample other responses" in caplog.text
+
+
+def test_a_job_that_is_told_to_end_leaves_a_checkpoint_to_go_on_from(tmp_path):
+    """SIGTERM while a rollout is scored: what transformers writes three seconds later, before the optimiser's step."""
+    calls = []
+
+    def told_to_end(completions, **kwargs):
+        calls.append(len(completions))
+        if len(calls) == 2 and tmp_path.name == "told":
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(4)
+        return length_reward(completions)
+
+    options = {"max_steps": 5, "enable_jit_checkpoint": True, "save_strategy": "no", "logging_steps": 2}
+    options |= {"gradient_accumulation_steps": 2, "trainer_options": {"reward_funcs": told_to_end}}
+    whole = train(tmp_path / "whole", **options)
+    calls.clear()
+    tmp_path = tmp_path / "told"
+    train(tmp_path, **options)
+    assert [path.name for path in checkpoints_of(tmp_path)] == ["checkpoint-2"]
+    resumed = train(tmp_path, resume=True, **options)
+    assert_same_parameters(parameters(resumed), parameters(whole))
+    assert logged(resumed) == logged(whole)

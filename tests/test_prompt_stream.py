@@ -33,16 +33,19 @@ def drawn(stream, count):
 @pytest.mark.parametrize("streamed", [False, True])
 @pytest.mark.parametrize("shuffle", [False, True])
 def test_they_come_in_passes(shuffle, streamed):
-    stream = PromptStream(rows(5).to_iterable_dataset() if streamed else rows(5), seed=3, shuffle=shuffle)
+    data = rows(5).to_iterable_dataset() if streamed else rows(5)
+    stream = PromptStream(data, seed=3, shuffle=shuffle)
     taken = drawn(stream, 12)
     assert stream.drawn == 12
     assert sorted(taken[:5]) == sorted(taken[5:10]) == list("01234")
     if shuffle:
         assert taken[:5] != taken[5:10]
+        assert drawn(PromptStream(data, seed=4), 12) != taken
     else:
         assert taken == list("012340123401")
-    stream.restart()
-    assert drawn(stream, 12) == taken
+    for start in (0, 5, 7):
+        stream.drawn = start
+        assert drawn(stream, 12 - start) == taken[start:]
 
 
 def parquet(tmp_path):

@@ -43,8 +43,13 @@ class PromptStream:
 
     @property
     def drawn(self) -> int:
-        """Prompts drawn so far."""
+        """Prompts drawn so far; to set it goes to there by the count alone, for which a stream is read from the start."""
         return self._drawn
+
+    @drawn.setter
+    def drawn(self, count: int) -> None:
+        self.restart()
+        self.take(count)
 
     def state_dict(self) -> dict[str, Any]:
         """Where to go on from: for [`load_state_dict`], in Python's own types."""

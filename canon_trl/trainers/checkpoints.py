@@ -15,13 +15,15 @@ from trl import GRPOConfig
 from canon_trl.sampling.chunks import whole_file
 from canon_trl.trainers.epoch_ends import epoch_had_ended
 from canon_trl.trainers.failures import SharedFailures
-from canon_trl.trainers.rollout_files import rollout_file
 from canon_trl.trainers.run_config import decides_what_is_learnt
 
 logger = get_logger(__name__)  # which speaks on the main process alone: every rank finds the same
 
 # Written last into a checkpoint: there where everything else is. It has the options that the checkpoint was made with.
 RUN_OPTIONS = "run_options.json"
+
+# Every rank's part of a rollout in flight, written first: there in all checkpoints of this package's trainers.
+ROLLOUT_STATE = "rollout_state_{rank}.pt"
 
 
 def options_of_run(args: GRPOConfig, **others: Any) -> dict[str, Any]:
@@ -38,7 +40,7 @@ def mark_whole(checkpoint: Path, options: dict[str, Any]) -> None:
 
 def is_whole(checkpoint: Path) -> bool:
     """Whether all of it was written; of another trainer's, whether there is the file that it writes last."""
-    if rollout_file(checkpoint, 0).exists():
+    if (checkpoint / ROLLOUT_STATE.format(rank=0)).exists():
         return (checkpoint / RUN_OPTIONS).exists()
     return (checkpoint / TRAINER_STATE_NAME).is_file()
 

@@ -39,6 +39,7 @@ from accelerate.utils import broadcast_object_list, send_to_device
 from datasets import IterableDataset
 from peft import PeftModel
 from torch import Tensor, nn
+from transformers.trainer_callback import ExportableState
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, TrainOutput, rotate_checkpoints
 from trl import GRPOConfig, GRPOTrainer
 from trl.models.utils import disable_gradient_checkpointing
@@ -63,7 +64,14 @@ from canon_trl.trainers.before_loading import (
     samples_the_policy,
     trl_scores,
 )
-from canon_trl.trainers.checkpoints import RUN_OPTIONS, find_together, mark_whole, options_of_run, passes_and_batches
+from canon_trl.trainers.checkpoints import (
+    ROLLOUT_STATE,
+    RUN_OPTIONS,
+    find_together,
+    mark_whole,
+    options_of_run,
+    passes_and_batches,
+)
 from canon_trl.trainers.constant_rewards import ConstantRewards
 from canon_trl.trainers.data_checks import (
     check_chat_template,
@@ -77,6 +85,7 @@ from canon_trl.trainers.failures import SharedFailures, guarded_reward
 from canon_trl.trainers.finite import all_finite, local_part, plain_number, raise_unless
 from canon_trl.trainers.generation_recorder import GenerationRecorder
 from canon_trl.trainers.group_collector import GroupCollector, SampledBatch, SampledResponse
+from canon_trl.trainers.jit_checkpoint import write_at_step_begin
 from canon_trl.trainers.model_card import (
     TrainingFacts,
     changed_options,
@@ -90,7 +99,7 @@ from canon_trl.trainers.model_card import (
 from canon_trl.trainers.reference_state import REFERENCE, check_reference, load_reference, save_reference
 from canon_trl.trainers.reward_names import check_accuracy_reward, distinct_names
 from canon_trl.trainers.rollout_checks import check_numbers, snapped, used_advantages
-from canon_trl.trainers.rollout_files import ROLLOUT_STATE, load_rollout, rollout_file, warn_of_missing_random_states
+from canon_trl.trainers.rollout_files import load_rollout, rollout_file, warn_of_missing_random_states
 from canon_trl.trainers.rollout_parts import GENERATED, RewardsAreKnown, RolloutParts, ScoringPass, plain
 from canon_trl.trainers.run_length import micro_batches, rollouts_in_run
 from canon_trl.trainers.shrunken_steps import (
@@ -245,6 +254,8 @@ class PluggableGRPOTrainer(GRPOTrainer):
         self._constant_rewards = ConstantRewards(self.reward_func_names)
         self._loss_to_log: tuple[float, int] | None = None  # summed before a resume, and since which step
         self.add_callback(EpochEnds())
+        if args.enable_jit_checkpoint:
+            write_at_step_begin(self)
         if args.sync_ref_model:
             check_reference(self.accelerator)
         self._resume_with_changes = resume_with_changes
@@ -802,6 +813,9 @@ class PluggableGRPOTrainer(GRPOTrainer):
         begun = super()._init_training_state(max_steps, steps_per_epoch, epochs, checkpoint, trial)
         if checkpoint is None:
             return begun
+        for callback in self.callback_handler.callbacks:  # transformers can save the state of none that is new to it
+            if isinstance(callback, ExportableState):
+                self.state.stateful_callbacks.setdefault(type(callback).__name__, callback.state())
         if self.state.global_step >= max_steps:  # from where transformers would train one step more
             return epochs, 0
         if not isinstance(self.train_dataset, IterableDataset) or self.args.ignore_data_skip:
@@ -867,6 +881,7 @@ class PluggableGRPOTrainer(GRPOTrainer):
             super()._load_rng_state(checkpoint)
         except Exception as cause:  # a file that is torn, perhaps on one rank only
             error = cause
+            error.add_note(f"a random state of {checkpoint} cannot be read; resume from an earlier checkpoint")
         self._failures.share(error)
         if self._loss_to_log is not None:
             summed, self._globalstep_last_logged = self._loss_to_log

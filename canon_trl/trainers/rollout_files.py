@@ -8,12 +8,10 @@ from accelerate import Accelerator
 from accelerate.logging import get_logger
 from accelerate.utils import gather_object
 
+from canon_trl.trainers.checkpoints import ROLLOUT_STATE
 from canon_trl.trainers.failures import SharedFailures
 
 logger = get_logger(__name__)  # which speaks on the main process alone: every rank finds the same
-
-# Every rank's part of a rollout in flight, written first: there in all checkpoints of this package's trainers.
-ROLLOUT_STATE = "rollout_state_{rank}.pt"
 
 
 def rollout_file(checkpoint: str | Path, rank: int) -> Path:
@@ -47,6 +45,4 @@ def warn_of_missing_random_states(checkpoint: str, accelerator: Accelerator) -> 
     there = gather_object([Path(checkpoint, name).exists()])
     if not all(there):
         missing = [rank for rank, found in enumerate(there) if not found]
-        logger.warning(
-            "%s has no random state for the ranks %s: they will sample other responses", checkpoint, missing
-        )
+        logger.warning("%s has no random state of the ranks %s: they sample other responses", checkpoint, missing)
