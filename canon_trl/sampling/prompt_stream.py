@@ -43,7 +43,7 @@ class PromptStream:
 
     @property
     def drawn(self) -> int:
-        """Prompts drawn so far; to set it goes to there by the count alone, for which a stream is read from the start."""
+        """Prompts drawn so far. Setting it goes there by the count alone: a stream is read from the start."""
         return self._drawn
 
     @drawn.setter

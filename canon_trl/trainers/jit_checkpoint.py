@@ -41,7 +41,7 @@ class CheckpointAtStepBegin(JITCheckpointCallback):
 
 def write_at_step_begin(trainer: Trainer) -> None:
     """Let this callback take the place of transformers'."""
-    given = trainer.pop_callback(JITCheckpointCallback)
+    given: Any = trainer.pop_callback(JITCheckpointCallback)
     callback = CheckpointAtStepBegin()
     callback.trainer, callback.jit_manager = trainer, given.jit_manager
     trainer.add_callback(callback)

@@ -51,6 +51,6 @@ def gathered(parameter: Tensor, *, changed: bool = False) -> AbstractContextMana
     """Where the whole of a parameter is at hand that DeepSpeed's ZeRO-3 shards; `changed` puts back what was done."""
     if not hasattr(parameter, "ds_id"):
         return nullcontext()
-    from deepspeed.zero import GatheredParameters  # type: ignore[import-untyped]
+    import deepspeed  # type: ignore[import-untyped]
 
-    return GatheredParameters([parameter], modifier_rank=0 if changed else None)
+    return deepspeed.zero.GatheredParameters([parameter], modifier_rank=0 if changed else None)
