@@ -1,5 +1,6 @@
 """A run that is resumed from any checkpoint continues bit for bit as if it had never stopped."""
 
+import random
 import shutil
 
 import numpy
@@ -201,6 +202,19 @@ def test_a_run_that_has_ended_stays_as_it_is(tmp_path, stream):
     assert logged(resumed) == logged(ended)
 
 
+def test_random_numbers_of_python_and_numpy(tmp_path):
+    def by_chance(completions, **kwargs):
+        return [random.random() + numpy.random.rand() for _ in completions]
+
+    options = {"trainer_options": {"reward_funcs": by_chance}, "max_completion_length": 4}
+    whole = train(tmp_path, steps=3, **options)
+    random.seed(5)
+    numpy.random.seed(5)
+    resumed = train(tmp_path, steps=3, resume=str(tmp_path / "checkpoint-1"), **options)
+    assert_same_parameters(parameters(resumed), parameters(whole))
+    assert logged(resumed) == logged(whole)
+
+
 class Falls(TrainerCallback):
     """Takes the second reward's weight down at every step, from where it finds it."""
 
@@ -252,6 +266,7 @@ def test_an_evaluation_at_an_epochs_end_comes_once(tmp_path, stream, save):
     rows = prompts(4)  # two rollouts an epoch
     data = {"train_dataset": rows.to_iterable_dataset() if stream else rows, "eval_dataset": prompts(2)}
     options = {"eval_strategy": "epoch", "save_strategy": save, "trainer_options": data, "max_completion_length": 4}
+    options |= {"metric_for_best_model": "reward", "greater_is_better": True}
     whole = train(tmp_path, steps=5, **options)
     for at in (2, 3, 4) if save == "steps" else (2, 4):
         torch.manual_seed(at)
@@ -259,6 +274,8 @@ def test_an_evaluation_at_an_epochs_end_comes_once(tmp_path, stream, save):
         assert_same_parameters(parameters(resumed), parameters(whole))
         assert logged(resumed) == logged(whole), at
         assert evaluations(resumed) == evaluations(whole), at
+        best = [(t.state.best_metric, t.state.best_global_step) for t in (whole, resumed)]
+        assert best[0] == best[1] and best[0][0] is not None
 
 
 def test_a_stream_whose_pass_ends_within_an_optimiser_step(tmp_path):

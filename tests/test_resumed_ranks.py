@@ -1,4 +1,4 @@
-"""What ranks make of a checkpoint of which one of them misses its part: the same, and soon; and a moved reference."""
+"""Ranks that resume: all make the same of a part that is missing or torn; a stream, and a sharded reference."""
 
 import json
 import os
@@ -32,6 +32,11 @@ def test_a_rank_whose_part_is_missing_makes_all_sample_anew(ends):
     both, printed = ends
     assert both[0]["missing"] == both[1]["missing"] == both[0]["whole"] == [1, 2, 3]
     assert "rollout_state_{rank}.pt is missing for the ranks [1]" in printed
+
+
+def test_a_stream_goes_on_in_its_second_pass(ends):
+    for rank in ends[0]:
+        assert rank["stream"] == [1.4, 1.4]  # the pass begun, and two of the five steps of the run
 
 
 NOTES = {

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from toy import assert_same_parameters, leave, logged, make_trainer, parameters
+from toy import assert_same_parameters, leave, logged, make_trainer, parameters, prompts
 
 OPTIONS = {"max_steps": 3, "num_iterations": 2, "save_strategy": "steps", "save_steps": 1}
 
@@ -39,6 +39,15 @@ CASES = {
 def resumed(checkpoint: Path, folder: Path) -> Any:
     trainer = make_trainer(folder, **OPTIONS)
     trainer.train(resume_from_checkpoint=str(checkpoint))
+    return trainer
+
+
+def stream(folder: Path, resume: str | None = None) -> Any:
+    """Three rollouts a pass."""
+    options = {"max_steps": 5, "num_iterations": 1, "max_completion_length": 4}
+    data = {"train_dataset": prompts(12).to_iterable_dataset()}
+    trainer = make_trainer(folder, trainer_options=data, **(OPTIONS | options))
+    trainer.train(resume_from_checkpoint=resume)
     return trainer
 
 
@@ -71,6 +80,10 @@ def main(folder: Path) -> None:
         make_trainer(own, **OPTIONS).train(resume_from_checkpoint=True)
     except ValueError as error:
         ends["own folders"] = str(error)
+    whole = stream(folder / "stream")
+    later = stream(folder / "stream", resume=str(folder / "stream" / "checkpoint-4"))
+    assert_same_parameters(parameters(later), parameters(whole))
+    ends["stream"] = [whole.state.epoch, later.state.epoch]
     (folder / f"ends_{accelerator.process_index}.json").write_text(json.dumps(ends))
 
 
