@@ -96,7 +96,7 @@ from canon_trl.trainers.model_card import (
     logged_results,
     own_options,
 )
-from canon_trl.trainers.reference_state import REFERENCE, check_reference, load_reference, save_reference
+from canon_trl.trainers.reference_state import check_reference, check_saved_reference, load_reference, save_reference
 from canon_trl.trainers.reward_names import check_accuracy_reward, distinct_names
 from canon_trl.trainers.rollout_checks import check_numbers, snapped, used_advantages
 from canon_trl.trainers.rollout_files import load_rollout, rollout_file, warn_of_missing_random_states
@@ -778,11 +778,8 @@ class PluggableGRPOTrainer(GRPOTrainer):
             allow_changes=self._resume_with_changes,
             failures=self._failures,
         )
-        if found is not None and self.args.sync_ref_model and not Path(found, REFERENCE).exists():
-            message = f"{found} has no {REFERENCE}, from which sync_ref_model=True would restore the reference model"
-            if not self._resume_with_changes:
-                raise ValueError(f"{message}; to go on with the initial one, set resume_with_changes=True")
-            logger.warning("%s: it is the initial one", message)
+        if found is not None and self.args.sync_ref_model:
+            check_saved_reference(Path(found), allow_changes=self._resume_with_changes)
         if self._has_trained:
             self._forget_the_last_run()
         self._has_trained = True
@@ -844,8 +841,7 @@ class PluggableGRPOTrainer(GRPOTrainer):
                 checkpoint.mkdir(parents=True, exist_ok=True)
                 torch.save(self._rollout_state(), rollout_file(checkpoint, self.accelerator.process_index))
                 if self.args.sync_ref_model:
-                    reference = self.accelerator.unwrap_model(self.ref_model)
-                    save_reference(reference, checkpoint, writes=self.args.should_save)
+                    save_reference(self._reference(), checkpoint, writes=self.args.should_save)
             super()._save_checkpoint(model, trial)
         except Exception as error:  # on a full disk OSError, RuntimeError of torch, or SafetensorError
             error.add_note(
@@ -869,8 +865,11 @@ class PluggableGRPOTrainer(GRPOTrainer):
             state, missing = load_rollout(checkpoint, self._failures)
             self._restore_fresh_prompts(state)
             self._restore_rollout(state, missing)
-            if self.args.sync_ref_model and Path(checkpoint, REFERENCE).exists():
-                load_reference(self.accelerator.unwrap_model(self.ref_model), Path(checkpoint))
+            if self.args.sync_ref_model:
+                load_reference(self._reference(), Path(checkpoint))
+
+    def _reference(self) -> nn.Module:
+        return self.accelerator.unwrap_model(self.ref_model)
 
     def _load_rng_state(self, checkpoint: str | None) -> None:
         """Called once on resume, right before the first training step."""

@@ -5,10 +5,13 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator
+from accelerate.logging import get_logger
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, distribute_tensor
+
+logger = get_logger(__name__)  # which speaks on the main process alone: every rank finds the same
 
 REFERENCE = "reference.safetensors"
 
@@ -21,6 +24,16 @@ def check_reference(accelerator: Accelerator) -> None:
             "sync_ref_model=True does not go with FSDP1, which flattens the reference model's parameters, so that no "
             "checkpoint could restore them; use FSDP2 (fsdp_version: 2), ZeRO or DDP"
         )
+
+
+def check_saved_reference(checkpoint: Path, *, allow_changes: bool) -> None:
+    """Refuse a checkpoint without it, unless the initial reference model will do."""
+    if (checkpoint / REFERENCE).exists():
+        return
+    message = f"{checkpoint} has no {REFERENCE}, from which sync_ref_model=True would restore the reference model"
+    if not allow_changes:
+        raise ValueError(f"{message}; to go on with the initial one, set resume_with_changes=True")
+    logger.warning("%s: it is the initial one", message)
 
 
 def save_reference(model: nn.Module, checkpoint: Path, *, writes: bool) -> None:
@@ -37,7 +50,9 @@ def save_reference(model: nn.Module, checkpoint: Path, *, writes: bool) -> None:
 
 @torch.no_grad()
 def load_reference(model: nn.Module, checkpoint: Path) -> None:
-    """Put the weights that were saved into the model, on any number of ranks."""
+    """Put the weights that were saved, if any were, into the model, on any number of ranks."""
+    if not (checkpoint / REFERENCE).exists():
+        return
     with safe_open(checkpoint / REFERENCE, framework="pt") as file:
         for name, parameter in model.named_parameters():
             kept = file.get_tensor(name)
