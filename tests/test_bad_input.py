@@ -7,7 +7,7 @@ from importlib.util import find_spec
 import pytest
 from datasets import Dataset, DatasetDict, IterableDataset, IterableDatasetDict
 from toy import OPTIONS, TASK, base_model, length_reward, make_trainer, prompts
-from transformers import AutoTokenizer
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
 from trl import GRPOConfig
 
 from canon_trl import AStarPOConfig, CANONConfig, CANONTrainer, PluggableGRPOTrainer, requires_metrics
@@ -471,6 +471,20 @@ def test_conversations_need_a_chat_template(tmp_path, name, given):
 def test_a_loaded_model_needs_a_chat_template_as_well():
     with pytest.raises(ValueError, match="the tokenizer of the model has no chat template"):
         CANONTrainer(base_model(), TASK.reward, config(), CONVERSATIONS)
+
+
+def test_a_reward_model_needs_a_chat_template_as_well():
+    model_tokenizer, judge_tokenizer = (AutoTokenizer.from_pretrained(TASK.model_path) for _ in range(2))
+    model_tokenizer.chat_template = "{{ messages[-1]['content'] }}"
+    judge = AutoModelForSequenceClassification.from_pretrained(TASK.model_path, num_labels=1)
+    classes = {"processing_class": model_tokenizer, "reward_processing_classes": [judge_tokenizer]}
+    with pytest.raises(ValueError, match="the tokenizer of the reward model 'arithmetic_model' has no chat template"):
+        CANONTrainer(base_model(), [judge], config(), CONVERSATIONS, **classes)
+
+
+def test_a_model_without_a_tokenizer_is_left_to_trl():
+    with pytest.raises(OSError):
+        build({"train_dataset": CONVERSATIONS})
 
 
 @pytest.mark.parametrize("name", ["/no/such/folder", "./outputs/canon", "outputs/canon/checkpoint-80", "../model"])

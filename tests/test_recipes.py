@@ -188,6 +188,16 @@ def test_values_of_prompts_that_cannot_be_judged_are_left_out(tmp_path, capsys):
     )
 
 
+def test_values_of_no_prompt_at_all(tmp_path):
+    rows = [row | {"answer": None} for row in TASK.dataset("train", 2).to_list()]
+    flags = ["--dataset_name", write_rows(tmp_path, rows, "jsonl"), "--reward_funcs", f"{__name__}:judged"]
+    flags += ["--model_name_or_path", chat_model(tmp_path / "model"), "--output_dir", str(tmp_path / "values")]
+    with pytest.raises(
+        ValueError, match="train: no response to any of the 2 prompts was scored: every reward is None"
+    ):
+        estimate_values.main([*flags, "--num_samples", "2", "--include_test", "false"])
+
+
 def test_prompts_without_an_answer_are_not_evaluated(tmp_path):
     rows = TASK.dataset("test", 6).to_list()
     rows[2]["answer"] = None
@@ -330,6 +340,12 @@ def test_astar_po_needs_values_with_a_task_and_only_then(flags):
     rest = ["--model_name_or_path", "m", "--reward_funcs", "accuracy_reward", "--use_cpu", "true"]
     with pytest.raises(ValueError, match="an embedded task needs the folder of its values, and a dataset_name brings"):
         train_astar_po.main([*flags, *rest])
+
+
+def test_values_that_are_nowhere(tmp_path):
+    flags = ["--task", "arithmetic", "--values", str(tmp_path / "none"), "--use_cpu", "true", "--bf16", "false"]
+    with pytest.raises(ValueError, match=r"none': there is no such folder; estimate_values\.py writes it"):
+        train_astar_po.main(flags)
 
 
 def test_no_arguments_is_the_embedded_task():
