@@ -56,13 +56,9 @@ from canon_trl.sampling import DynamicSampling, PromptStream
 from canon_trl.sampling.prompt_checks import fault_of_rows
 from canon_trl.trainers.before_loading import (
     check_dynamic_sampling,
-    check_generation_kwargs,
     check_loss_function,
     check_policy_loss,
     check_vllm,
-    records_generation,
-    samples_the_policy,
-    trl_scores,
 )
 from canon_trl.trainers.checkpoints import (
     ROLLOUT_STATE,
@@ -102,6 +98,12 @@ from canon_trl.trainers.rollout_checks import check_numbers, snapped, used_advan
 from canon_trl.trainers.rollout_files import load_rollout, rollout_file, warn_of_missing_random_states
 from canon_trl.trainers.rollout_parts import GENERATED, RewardsAreKnown, RolloutParts, ScoringPass, plain
 from canon_trl.trainers.run_length import micro_batches, rollouts_in_run
+from canon_trl.trainers.sampler_options import (
+    check_generation_kwargs,
+    records_generation,
+    samples_the_policy,
+    trl_scores,
+)
 from canon_trl.trainers.shrunken_steps import (
     PER_TOKEN,
     ShrunkenSteps,
