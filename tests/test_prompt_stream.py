@@ -48,6 +48,12 @@ def test_they_come_in_passes(shuffle, streamed):
         assert drawn(stream, 12 - start) == taken[start:]
 
 
+def test_they_have_an_order_of_their_own():
+    """Not that of the sampler, which would bring the prompts of the first rollouts again."""
+    sampled = torch.randperm(20, generator=torch.Generator().manual_seed(0)).tolist()
+    assert [int(prompt) for prompt in drawn(PromptStream(rows(20), seed=0), 20)] != sampled
+
+
 def parquet(tmp_path):
     for part in range(3):
         rows(7, first=7 * part).to_parquet(tmp_path / f"{part}.parquet")
