@@ -231,8 +231,17 @@ def test_a_checkpoint_is_pushed_once_it_is_whole(tmp_path, caplog):
 
 def test_weights_alone_are_nothing_to_resume_from(tmp_path):
     train(tmp_path, save_only_model=True)
-    with pytest.raises(ValueError, match="checkpoint-3 has the weights alone, as with save_only_model=True"):
+    with pytest.raises(
+        ValueError, match=r"checkpoint-3 has no state of the optimiser and .* as with save_only_model=T"
+    ):
         train(tmp_path, resume=True, save_only_model=True)
+
+
+@pytest.mark.parametrize("name", ["optimizer.pt", "scheduler.pt"])
+def test_an_optimiser_that_is_missing_is_not_begun_anew(folder, name):
+    (folder / "checkpoint-3" / name).unlink()
+    with pytest.raises(ValueError, match="checkpoint-3 has no state of the optimiser and the learning rate"):
+        train(folder, resume=True)
 
 
 def test_a_reference_that_follows_the_policy_must_be_there(tmp_path, caplog):

@@ -7,7 +7,7 @@ from typing import Any
 
 from accelerate.logging import get_logger
 from accelerate.utils import gather_object
-from transformers.trainer import TRAINER_STATE_NAME
+from transformers.trainer import SCHEDULER_NAME, TRAINER_STATE_NAME
 from transformers.trainer_callback import TrainerState
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from trl import GRPOConfig
@@ -107,8 +107,8 @@ def find_checkpoint(
             )
     if not has_optimizer(checkpoint):
         raise ValueError(
-            f"{checkpoint} has the weights alone, as with save_only_model=True, and no state of the optimiser to "
-            "resume from; to begin with these weights, give it as the model, with another output_dir"
+            f"{checkpoint} has no state of the optimiser and the learning rate to resume from, as with "
+            "save_only_model=True; to begin with its weights, give it as the model, with another output_dir"
         )
     if changed := changed_options(checkpoint, options):
         if not allow_changes:
@@ -121,8 +121,12 @@ def find_checkpoint(
 
 
 def has_optimizer(checkpoint: Path) -> bool:
-    """Whether there is a state of the optimiser: transformers' `optimizer*`, or DeepSpeed's, which `latest` names."""
-    return any(checkpoint.glob("optimizer*")) or (checkpoint / "latest").exists()
+    """Whether the optimiser and the learning rate have a state there, without which transformers begins new ones.
+
+    Those of transformers are `optimizer*` and `scheduler.pt`; DeepSpeed's are where `latest` says.
+    """
+    own = any(checkpoint.glob("optimizer*")) and (checkpoint / SCHEDULER_NAME).exists()
+    return own or (checkpoint / "latest").exists()
 
 
 def find_together(

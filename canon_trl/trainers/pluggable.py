@@ -930,6 +930,7 @@ class PluggableGRPOTrainer(GRPOTrainer):
             an_epoch=self._epoch_length,
             accumulation=self.args.gradient_accumulation_steps,
         )
+        self._loss_to_log = None
         if state is None or missing:
             logger.warning(
                 "%s is missing for the ranks %s, as in a checkpoint of another trainer or of fewer processes: a "
