@@ -46,6 +46,8 @@ def check_data(train_dataset: Any, eval_dataset: Any, args: GRPOConfig, trl_kwar
 
 def named_datasets(train_dataset: Any, eval_dataset: Any) -> Iterator[tuple[str, Dataset | IterableDataset]]:
     """The datasets by the names of the arguments that they came in."""
+    if train_dataset is None:
+        raise ValueError("`train_dataset` is required, and it is None")
     if isinstance(train_dataset, dict):
         raise TypeError(
             f"train_dataset is a {type(train_dataset).__name__} with the splits {[*train_dataset]}; it must be one of "
@@ -72,8 +74,6 @@ def check_size(dataset: Dataset | IterableDataset, seen: int, needed: int, args:
         )
     if size == 0:
         raise ValueError(f"{name} is empty")
-    if name == "train_dataset" and isinstance(dataset, IterableDataset) and args.max_steps < 1:
-        raise ValueError(f"max_steps={args.max_steps!r} must be at least 1 with a stream, whose length nobody knows")
 
 
 def check_model_name(name: Any, field: str) -> None:
