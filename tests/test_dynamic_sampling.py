@@ -2,6 +2,7 @@
 
 import logging
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -22,7 +23,7 @@ from trl import GRPOConfig
 
 from canon_trl import CANONConfig, CANONTrainer, PluggableGRPOTrainer
 from canon_trl.sampling import DynamicSampling, group_verdicts
-from canon_trl.trainers.shrunken_steps import check_shrink
+from canon_trl.trainers.shrunken_steps import check_shrink, one_rollout_a_step
 
 NAN = float("nan")
 
@@ -302,6 +303,25 @@ def test_responses_of_all_rollouts_of_an_optimiser_step_weigh_the_same(tmp_path,
         torch.testing.assert_close(shrunken[name] - start[name], value - start[name], atol=1e-7, rtol=1e-4)
     assert entry["loss"] == pytest.approx(expected["loss"], abs=1e-6)
     assert entry["grad_norm"] == pytest.approx(expected["grad_norm"], rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("a_step", "a_rollout", "iterations", "one"),
+    [
+        (1, 1, 1, True),
+        (2, 4, 1, True),
+        (2, 1, 1, False),
+        (2, 1, 2, True),
+        (4, 2, 2, True),
+        (4, 2, 3, False),  # the second step ends in the next rollout
+        (2, 3, 2, False),  # the second step takes the last part and the first one again
+        (3, 2, 3, False),  # the first step takes the first part twice
+    ],
+)
+def test_which_steps_are_of_one_rollout(a_step, a_rollout, iterations, one):
+    names = ("gradient_accumulation_steps", "steps_per_generation", "num_iterations")
+    args = SimpleNamespace(**dict(zip(names, (a_step, a_rollout, iterations), strict=True)))
+    assert one_rollout_a_step(args) == one
 
 
 @pytest.mark.parametrize(
