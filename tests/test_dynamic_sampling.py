@@ -255,8 +255,8 @@ def test_a_shrunken_batch_is_trained_on_like_one_of_that_size(tmp_path, loss_typ
     small = moved(TAUGHT, 8, 1)
     start = parameters(make_trainer(tmp_path))
     assert any(not torch.equal(start[name], value) for name, value in small.items())
-    for name, value in small.items():
-        torch.testing.assert_close(shrunken[name] - start[name], value - start[name], atol=1e-7, rtol=1e-4)
+    for name, value in small.items():  # weights near 1 are rounded to 1.2e-7
+        torch.testing.assert_close(shrunken[name] - start[name], value - start[name], atol=1e-6, rtol=1e-4)
 
 
 THREE_OF_FOUR = Dataset.from_dict({"prompt": ["2+3*4=", "3+3*4=", "4-1*2=", "6-1*2="]})  # all but the second teach
@@ -300,7 +300,7 @@ def test_responses_of_all_rollouts_of_an_optimiser_step_weigh_the_same(tmp_path,
     small, expected = run(THREE_OF_FOUR.select([0, 2, 3]), 12)
     start = parameters(make_trainer(tmp_path))
     for name, value in small.items():
-        torch.testing.assert_close(shrunken[name] - start[name], value - start[name], atol=1e-7, rtol=1e-4)
+        torch.testing.assert_close(shrunken[name] - start[name], value - start[name], atol=1e-6, rtol=1e-4)
     assert entry["loss"] == pytest.approx(expected["loss"], abs=1e-6)
     assert entry["grad_norm"] == pytest.approx(expected["grad_norm"], rel=1e-4)
 
