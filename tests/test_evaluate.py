@@ -339,6 +339,20 @@ def test_numbers_by_hand():
         Judged.of(records[2:], threshold=1.0)
 
 
+@pytest.mark.parametrize("answer_of", [None, str.upper])
+@pytest.mark.parametrize("keep_text", [False, True])
+def test_texts_and_answers_are_kept_where_they_are_asked_for(answer_of, keep_text):
+    class Letters:
+        def batch_decode(self, ids, skip_special_tokens):
+            return ["abc"[row[0]] for row in ids]
+
+    score = Scorer([lambda completions, **kwargs: [1.0] * len(completions)], Letters())
+    responses = [[Response([1], False, 0.5), Response([2], False, 0.5)]]
+    (record,) = ResponseRecorder(score, answer_of, keep_text)([{"prompt": "?"}], responses)
+    assert record.get("responses") == (["b", "c"] if keep_text else None)
+    assert record.get("answers") == (["B", "C"] if answer_of else None)
+
+
 @pytest.mark.parametrize(
     ("reward", "unknown"),
     [

@@ -94,6 +94,10 @@ def test_other_settings_are_refused(tmp_path):
     run(tmp_path, temperature=1.0, seed=1)
     with pytest.raises(ValueError, match=r"was begun with temperature=1.0, not 0.5; name another output_dir"):
         ChunkLog(tmp_path, {"temperature": 0.5, "seed": 1})
+    with pytest.raises(ValueError, match=r"was begun with top_k=None, not 5"):
+        ChunkLog(tmp_path, {"temperature": 1.0, "seed": 1, "top_k": 5})
+    with pytest.raises(ValueError, match=r"was begun with seed=1, not None"):
+        ChunkLog(tmp_path, {"temperature": 1.0})
 
 
 def test_an_unfinished_log_is_not_taken_for_whole(tmp_path):
