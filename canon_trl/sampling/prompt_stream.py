@@ -17,7 +17,7 @@ class PromptStream:
     """Fresh prompts: one pass over the dataset after another, each in an order of its own.
 
     The order is a function of the seed and the pass. Of a dataset it is a permutation. A stream's shards come in
-    another order in every pass, and their rows are shuffled in blocks of [`BLOCK`]: so a place in a stream is a number
+    another order in every pass, and their rows are shuffled in blocks of 1,000: so a place in a stream is a number
     of rows in a block, and where the stream was when the block began, which `datasets` goes back to without reading
     the shards before it. A stream that has itself a shuffle buffer cannot be gone back to; of one its pass is read
     again.
@@ -52,7 +52,7 @@ class PromptStream:
         self.take(count)
 
     def state_dict(self) -> dict[str, Any]:
-        """Where to go on from: for [`load_state_dict`], in Python's own types."""
+        """Where to go on from: for `load_state_dict`, in Python's own types."""
         return {
             "drawn": self._drawn,
             "passes": self._passes,  # of a stream, as what follows
