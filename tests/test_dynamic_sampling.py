@@ -218,6 +218,28 @@ def by_a_tool_too(prompts, trainer):
     return written | {"env_mask": masks}
 
 
+def one_sgd_step(folder, dataset, write, **options):
+    """The parameters after a step of plain gradient descent on given responses, and what it logged."""
+    trainer = make_trainer(
+        folder,
+        trainer_options={
+            "train_dataset": dataset,
+            "reward_funcs": lambda prompts, **kwargs: graded(prompts, prompts, lambda *args: None),
+            "rollout_func": write,
+        },
+        advantage_estimator="dr_grpo",
+        shuffle_dataset=False,
+        optim="sgd",
+        learning_rate=1.0,
+        max_steps=1,
+        lr_scheduler_type="constant",
+        max_grad_norm=1e9,
+        **options,
+    )
+    trainer.train()
+    return parameters(trainer), logged(trainer)[0]
+
+
 @pytest.mark.parametrize("write", [fixed_responses, by_a_tool_too])
 @pytest.mark.parametrize(
     ("loss_type", "parts"),
@@ -228,27 +250,8 @@ def test_a_shrunken_batch_is_trained_on_like_one_of_that_size(tmp_path, loss_typ
     """The gradient is that of a batch of the kept groups alone, whatever the loss divides by."""
 
     def moved(dataset, size, parts, **options):
-        trainer = make_trainer(
-            tmp_path,
-            trainer_options={
-                "train_dataset": dataset,
-                "reward_funcs": lambda prompts, **kwargs: graded(prompts, prompts, lambda *args: None),
-                "rollout_func": write,
-            },
-            advantage_estimator="dr_grpo",
-            loss_type=loss_type,
-            per_device_train_batch_size=size // parts,
-            gradient_accumulation_steps=parts,
-            shuffle_dataset=False,
-            optim="sgd",
-            learning_rate=1.0,
-            max_steps=1,
-            lr_scheduler_type="constant",
-            max_grad_norm=1e9,
-            **options,
-        )
-        trainer.train()
-        return parameters(trainer)
+        sizes = {"per_device_train_batch_size": size // parts, "gradient_accumulation_steps": parts}
+        return one_sgd_step(tmp_path, dataset, write, loss_type=loss_type, **sizes, **options)[0]
 
     once = {"dynamic_sampling": True, "dynamic_sampling_kwargs": {"max_rounds": 1}}
     shrunken = moved(MIXED, 16, parts, **once)
@@ -268,26 +271,8 @@ def test_responses_of_all_rollouts_of_an_optimiser_step_weigh_the_same(tmp_path,
     """Two rollouts a step, of which the first is half empty: 12 of 16 places are trained on, each with 1/12."""
 
     def run(dataset, size, **options):
-        trainer = make_trainer(
-            tmp_path,
-            trainer_options={
-                "train_dataset": dataset,
-                "reward_funcs": lambda prompts, **kwargs: graded(prompts, prompts, lambda *args: None),
-                "rollout_func": fixed_responses,
-            },
-            advantage_estimator="dr_grpo",
-            loss_type=loss_type,
-            per_device_train_batch_size=size,
-            shuffle_dataset=False,
-            optim="sgd",
-            learning_rate=1.0,
-            max_steps=1,
-            lr_scheduler_type="constant",
-            max_grad_norm=1e9,
-            **options,
-        )
-        trainer.train()
-        return parameters(trainer), logged(trainer)[0]
+        sizes = {"per_device_train_batch_size": size}
+        return one_sgd_step(tmp_path, dataset, fixed_responses, loss_type=loss_type, **sizes, **options)
 
     shrunken, entry = run(
         THREE_OF_FOUR,

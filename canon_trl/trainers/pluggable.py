@@ -292,7 +292,6 @@ class PluggableGRPOTrainer(GRPOTrainer):
 
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
         self._check_weights()
-        self._check_rows(inputs)
         collected = None
         if self._collector is not None and self.model.training:
             collected = self._collector.collect(inputs, self._sample_batch, reward_weights=self.reward_weights)
@@ -300,6 +299,8 @@ class PluggableGRPOTrainer(GRPOTrainer):
             columns = {column for response in collected.responses for column in response.columns}
             for column in columns:  # of which a round or a rank may lack one
                 self._pending_extra_logs[column].extend(r.columns.get(column) for r in collected.responses)
+        else:
+            self._check_rows(inputs)
         self._making = RolloutParts(replayed=collected)
         try:
             output = super()._generate_and_score_completions(inputs)

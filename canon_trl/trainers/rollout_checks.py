@@ -18,8 +18,7 @@ def snapped(rewards: Tensor, reward_range: RewardRange) -> Tensor:
 
 
 def in_range(rewards: Tensor, reward_range: RewardRange) -> Tensor:
-    """Where rewards lie in the range, or are NaN; up to the rounding of a sum."""
-    rewards = snapped(rewards, reward_range)
+    """Where rewards, [`snapped`] before, lie in the range or are NaN."""
     inside = (rewards >= 0) & (rewards <= 1) if reward_range == "[0, 1]" else (rewards == 0) | (rewards == 1)
     return inside | rewards.isnan()
 
