@@ -3,8 +3,9 @@
 from importlib.metadata import version
 
 from canon_trl.advantages import requires_metrics
+from canon_trl.config import AStarPOConfig, CANONConfig
 from canon_trl.rollout import Rollout
-from canon_trl.trainers import AStarPOConfig, AStarPOTrainer, CANONConfig, CANONTrainer, PluggableGRPOTrainer
+from canon_trl.trainers import AStarPOTrainer, CANONTrainer, PluggableGRPOTrainer
 
 __version__ = version("canon-trl")
 

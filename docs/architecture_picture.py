@@ -19,6 +19,7 @@ PICTURE = DOCS / "images" / "architecture.svg"
 PARTS = {
     "canon_trl": (3.0, 4.4, "the public names"),
     "trainers": (1.6, 3.3, "CANON, A*-PO, and the hook\nin TRL's trainer"),
+    "config": (1.0, 2.2, "options, and what\nthey refuse"),
     "evaluation": (4.2, 3.2, "pass@k, intervals,\nwhile training"),
     "sampling": (3.85, 2.1, "dynamic sampling,\nresponses, V*"),
     "advantages": (2.0, 1.05, "rewards (P, G)\nto advantages"),
@@ -34,7 +35,8 @@ PARTS = {
     "tasks": (4.2, 4.4, "embedded tasks\nwith their models"),
 }
 USES_TRL, USES_TRANSFORMERS, TORCH_ONLY = "#f3c9a5", "#f5e6b8", "#cfe0f3"
-COLOURS = dict.fromkeys(("canon_trl", "trainers", "evaluation", "sampling"), USES_TRL) | {"tasks": USES_TRANSFORMERS}
+ON_TRL = ("canon_trl", "config", "trainers", "evaluation", "sampling")
+COLOURS = dict.fromkeys(ON_TRL, USES_TRL) | {"tasks": USES_TRANSFORMERS}
 LEGEND = {
     USES_TRL: "stands on TRL",
     USES_TRANSFORMERS: "transformers and datasets, not TRL",

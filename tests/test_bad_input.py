@@ -12,9 +12,9 @@ from trl import GRPOConfig
 
 from canon_trl import AStarPOConfig, CANONConfig, CANONTrainer, PluggableGRPOTrainer, requires_metrics
 from canon_trl.advantages import ESTIMATORS
+from canon_trl.config.canon import PRESETS
 from canon_trl.metrics import METRICS
 from canon_trl.policy_losses import KLCov
-from canon_trl.trainers.canon_config import PRESETS
 
 NO_MODEL = "a-model-that-does-not-exist"
 

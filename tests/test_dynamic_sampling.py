@@ -22,8 +22,8 @@ from toy import (
 from trl import GRPOConfig
 
 from canon_trl import CANONConfig, CANONTrainer, PluggableGRPOTrainer
+from canon_trl.config.checks import check_shrink, one_rollout_a_step
 from canon_trl.sampling import DynamicSampling, group_verdicts
-from canon_trl.trainers.shrunken_steps import check_shrink, one_rollout_a_step
 
 NAN = float("nan")
 

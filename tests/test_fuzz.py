@@ -14,9 +14,9 @@ from transformers import PreTrainedModel
 
 from canon_trl import AStarPOConfig, AStarPOTrainer
 from canon_trl.advantages import ESTIMATORS, reward_range
+from canon_trl.config.checks import BOUNDS, check_values, lies_in
 from canon_trl.metrics import METRICS, RANDOM
 from canon_trl.schedules import SCHEDULES
-from canon_trl.trainers.before_loading import BOUNDS, check_values, lies_in
 
 SMALL = {"max_steps": 2, "per_device_train_batch_size": 4, "per_device_eval_batch_size": 4, "max_completion_length": 4}
 SMALL |= {"logging_steps": 1, "seed": 1}

@@ -13,8 +13,8 @@ from trl import GRPOConfig
 from trl.trainer import grpo_trainer
 
 from canon_trl import AStarPOConfig, AStarPOTrainer, CANONConfig
+from canon_trl.config.canon import PRESETS
 from canon_trl.evaluation import EvaluationCallback
-from canon_trl.trainers.canon_config import PRESETS
 
 ROOT = Path(__file__).parents[1]
 

@@ -15,8 +15,8 @@ from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]  # not marked as exported
 from trl import GRPOConfig
 
+from canon_trl.config.run import decides_what_is_learnt
 from canon_trl.papers import PAPERS, package_citation
-from canon_trl.trainers.run_config import decides_what_is_learnt
 
 TASK = "text-generation"
 CITATIONS = "## Citations"

@@ -47,6 +47,22 @@ from trl.trainer.utils import nanstd, strip_images_from_messages
 
 from canon_trl.advantages import AdvantageEstimator, RewardRange, dr_grpo_advantage
 from canon_trl.advantages.groups import has_spread
+from canon_trl.config.checks import (
+    PER_TOKEN,
+    check_dynamic_sampling,
+    check_loss_function,
+    check_policy_loss,
+    check_shrink,
+    check_vllm,
+    one_rollout_a_step,
+)
+from canon_trl.config.run_length import micro_batches, rollouts_in_run
+from canon_trl.config.sampler import (
+    check_generation_kwargs,
+    records_generation,
+    samples_the_policy,
+    trl_scores,
+)
 from canon_trl.evaluation.training_curves import save_history
 from canon_trl.hub import failure_told, upload_command
 from canon_trl.metrics import ResponseMetric, measure, random_metric, token_inputs
@@ -54,12 +70,6 @@ from canon_trl.policy_losses import POLICY_LOSSES, PolicyLoss
 from canon_trl.rollout import ResponseMetrics, Rollout, weighted_reward
 from canon_trl.sampling import DynamicSampling, PromptStream
 from canon_trl.sampling.prompt_checks import fault_of_rows
-from canon_trl.trainers.before_loading import (
-    check_dynamic_sampling,
-    check_loss_function,
-    check_policy_loss,
-    check_vllm,
-)
 from canon_trl.trainers.checkpoints import (
     ROLLOUT_STATE,
     RUN_OPTIONS,
@@ -97,20 +107,7 @@ from canon_trl.trainers.reward_names import check_accuracy_reward, distinct_name
 from canon_trl.trainers.rollout_checks import check_numbers, snapped, used_advantages
 from canon_trl.trainers.rollout_files import load_rollout, rollout_file, warn_of_missing_random_states
 from canon_trl.trainers.rollout_parts import GENERATED, RewardsAreKnown, RolloutParts, ScoringPass, plain
-from canon_trl.trainers.run_length import micro_batches, rollouts_in_run
-from canon_trl.trainers.sampler_options import (
-    check_generation_kwargs,
-    records_generation,
-    samples_the_policy,
-    trl_scores,
-)
-from canon_trl.trainers.shrunken_steps import (
-    PER_TOKEN,
-    ShrunkenSteps,
-    check_shrink,
-    one_rollout_a_step,
-    places_over_trained,
-)
+from canon_trl.trainers.shrunken_steps import ShrunkenSteps, places_over_trained
 from canon_trl.trainers.token_gate import TokenGate, trained_tokens
 
 logger = logging.getLogger(__name__)

@@ -5,40 +5,8 @@ from collections.abc import Iterable
 import torch
 from accelerate import Accelerator
 from torch import Tensor
-from trl import GRPOConfig
 
-from canon_trl.sampling import DynamicSampling
-
-PER_TOKEN = ("dapo", "cispo", "vespo")  # losses that are divided by the tokens that are trained on
-
-
-def check_shrink(options: DynamicSampling | None, args: GRPOConfig) -> None:
-    """Refuse `exhausted="shrink"` where places cannot be left out of the loss.
-
-    Raises:
-        ValueError: there is an entropy bonus, or DeepSpeed steps on gradients of several rollouts.
-    """
-    if options is None or options.exhausted != "shrink":
-        return
-    instead = "set dynamic_sampling_kwargs={'exhausted': 'keep'} or 'error'"
-    if args.entropy_coef or args.use_adaptive_entropy:
-        raise ValueError(
-            f"entropy_coef={args.entropy_coef} and use_adaptive_entropy={args.use_adaptive_entropy}: TRL's entropy "
-            f"bonus is a mean per micro-batch, which cannot leave places out; {instead}"
-        )
-    if args.deepspeed_plugin is not None and args.loss_type not in PER_TOKEN and not one_rollout_a_step(args):
-        raise ValueError(
-            f"gradient_accumulation_steps={args.gradient_accumulation_steps} takes micro-batches of several rollouts "
-            f"of steps_per_generation={args.steps_per_generation}: how much a step must be scaled up for the places "
-            "left out is known after its last rollout, and DeepSpeed gives no access to the gradients by then; make "
-            f"steps_per_generation a multiple of gradient_accumulation_steps, or {instead}"
-        )
-
-
-def one_rollout_a_step(args: GRPOConfig) -> bool:
-    """Whether all micro-batches of each optimiser step come from one rollout, as many of each of its parts."""
-    a_step, a_rollout = args.gradient_accumulation_steps, args.steps_per_generation
-    return a_rollout % a_step == 0 or (a_step % a_rollout == 0 and a_rollout * args.num_iterations % a_step == 0)
+from canon_trl.config.checks import PER_TOKEN
 
 
 def places_over_trained(trained: Iterable[Tensor], loss_type: str, accelerator: Accelerator) -> Tensor | float:

@@ -1,31 +1,21 @@
 """Configuration of [`~canon_trl.CANONTrainer`]."""
 
 import logging
-import math
 from dataclasses import dataclass, field, fields
 from functools import partial
-from typing import Any, get_type_hints
+from typing import Any
 
-from trl import GRPOConfig
-
-from canon_trl.advantages import OnRollout, check_options, get_estimator
+from canon_trl.config.checks import PPO_LOSSES, assignments
+from canon_trl.config.stages import StagesConfig
 from canon_trl.metrics import METRICS, RANDOM, ResponseMetric, get_metric
-from canon_trl.policy_losses import POLICY_LOSSES, PolicyLoss, get_policy_loss
-from canon_trl.sampling import DynamicSampling
 from canon_trl.schedules import SCHEDULES
-from canon_trl.trainers.before_loading import PPO_LOSSES, assignments, check_config, check_policy_loss, check_values
-from canon_trl.trainers.run_config import RunConfig
-from canon_trl.trainers.run_length import rollouts_in_run
-from canon_trl.trainers.shrunken_steps import check_shrink
 
 logger = logging.getLogger(__name__)
 
-ENTROPY_SOURCES = ("auto", "generation", "forward")
 ACCURACY_SCHEDULES = ("inter_to_intra", "intra_to_inter")
 COSINE_SCHEDULES = ("cosine_inter_to_intra", "cosine_intra_to_inter")
 CLIP_HIGHER = 0.28  # a field that holds this very object was not set
 CISPO_CAP = 5.0
-OPTIONS = ("advantage_estimator_kwargs", "policy_loss_kwargs", "dynamic_sampling_kwargs")
 
 # The reference implementation's names for its estimators. Its `alpha` is canon_alpha, its `_lambda` is canon_mu.
 PRESETS: dict[str, dict[str, Any]] = {
@@ -46,43 +36,15 @@ PRESETS: dict[str, dict[str, Any]] = {
 
 
 @dataclass
-class CANONConfig(RunConfig):
+class CANONConfig(StagesConfig):
     r"""
     Configuration class for the [`CANONTrainer`].
 
-    It has every field of [`~trl.GRPOConfig`] and [`~canon_trl.trainers.RunConfig`], and those below. An option that
-    the chosen estimator, metric or schedule does not honour is refused, never ignored.
+    It has every field of [`~trl.GRPOConfig`], [`~canon_trl.config.RunConfig`] and
+    [`~canon_trl.config.StagesConfig`], and those below. An option that the chosen estimator, metric or schedule does
+    not honour is refused, never ignored.
 
     Args:
-        > Parameters that choose the advantage
-
-        advantage_estimator (`str`, *optional*, defaults to `"canon"`):
-            A name in `canon_trl.advantages.ESTIMATORS` (`"canon"`, `"grpo"`, `"dr_grpo"`, `"rloo"`,
-            `"reinforce_pp_baseline"`, `"opo"`, `"a_grae"`, `"psr"`, `"nsr"`, `"w_reinforce"`) or an import path
-            `"package.module:function"` to a function of a [`~canon_trl.rollout.Rollout`] that returns `(P, G)`, or
-            `(P, G, T)` with an advantage for each token.
-        advantage_estimator_kwargs (`dict`, *optional*):
-            Options of the estimator, such as `{"eps": 1e-4}` for `"grpo"`. CANON's own are the `canon_*` fields.
-        accuracy_reward (`str`, *optional*):
-            Name of the reward function that measures accuracy in [0, 1]. Default: the first one. It feeds
-            `Rollout.accuracy` and with it the accuracy schedules.
-
-        > Parameters that choose the policy loss
-
-        policy_loss (`str`, *optional*):
-            A name in `canon_trl.policy_losses.POLICY_LOSSES`: `"clip_cov"` or `"kl_cov"`. Default: TRL's loss as it
-            is.
-        policy_loss_kwargs (`dict`, *optional*):
-            Its options, such as `{"ratio": 2e-4, "scope": "batch"}` for `"clip_cov"`, `{"fraction": 0.002, "coef":
-            1.0}` for `"kl_cov"`.
-
-        > Parameters that choose the groups that are trained on
-
-        dynamic_sampling (`bool`, *optional*, defaults to `False`):
-            Whether groups without spread, or outside a band of accuracy, are replaced by groups of fresh prompts.
-        dynamic_sampling_kwargs (`dict`, *optional*):
-            Its options `max_rounds`, `lower`, `upper` and `exhausted`, see [`~canon_trl.sampling.DynamicSampling`].
-
         > Parameters that control CANON
 
         canon_metric (`str`, *optional*, defaults to `"entropy"`):
@@ -109,16 +71,9 @@ class CANONConfig(RunConfig):
         canon_cosine_high (`float`, *optional*):
             Highest value of the curve. Default, as in the reference: 1 and 0.6.
 
-        > Parameters that control the cost
-
-        entropy_source (`str`, *optional*, defaults to `"auto"`):
-            Where the entropies and log-probabilities of a metric come from if TRL scores the rollout in no pass of its
-            own (it does with vLLM and importance-sampling correction, and with several updates a rollout).
-            `"generation"`: recorded from the logits that are sampled from; `"forward"`: a forward pass of their own;
-            `"auto"`: the first where it is possible, else the second.
-
     > [!NOTE]
-    > These parameters have default values different from [`~trl.GRPOConfig`]:
+    > These parameters have default values different from those of the classes that they come from:
+    > - `advantage_estimator`: Defaults to `"canon"` instead of `"grpo"`.
     > - `loss_type`: Defaults to `"dr_grpo"` instead of `"dapo"`.
     > - `scale_rewards`: Defaults to `"none"` instead of `"group"`.
     > - `epsilon_high`: Defaults to `0.28` instead of `None` where the loss clips the ratio of a token as PPO does
@@ -153,25 +108,6 @@ class CANONConfig(RunConfig):
     advantage_estimator: str = field(
         default="canon",
         metadata={"help": "Name of the advantage estimator, or an import path `package.module:function`."},
-    )
-    advantage_estimator_kwargs: dict[str, Any] | str | None = field(
-        default=None, metadata={"help": "Options of the advantage estimator."}
-    )
-    accuracy_reward: str | None = field(
-        default=None,
-        metadata={"help": "Name of the reward function that measures accuracy in [0, 1]. Default: the first one."},
-    )
-    policy_loss: str | None = field(
-        default=None, metadata={"help": "What single tokens weigh in the loss: `clip_cov` or `kl_cov`."}
-    )
-    policy_loss_kwargs: dict[str, Any] | str | None = field(
-        default=None, metadata={"help": "Options of the policy loss."}
-    )
-    dynamic_sampling: bool = field(
-        default=False, metadata={"help": "Replace groups that teach nothing by groups of fresh prompts."}
-    )
-    dynamic_sampling_kwargs: dict[str, Any] | str | None = field(
-        default=None, metadata={"help": "Options of dynamic sampling: max_rounds, lower, upper, exhausted."}
     )
     canon_metric: str = field(
         default="entropy",
@@ -208,25 +144,11 @@ class CANONConfig(RunConfig):
     canon_cosine_high: float | None = field(
         default=None, metadata={"help": "Highest value of the cosine curve. Default: the reference's 1 or 0.6."}
     )
-    entropy_source: str = field(
-        default="auto",
-        metadata={
-            "help": "Where token entropies come from if TRL runs no scoring pass: `generation`, `forward` or `auto`."
-        },
-    )
-
-    _VALID_DICT_FIELDS = [*GRPOConfig._VALID_DICT_FIELDS, *OPTIONS]
 
     def __post_init__(self) -> None:
         if self.epsilon_high is CLIP_HIGHER:
             self._settle_epsilon_high()
-        check_config(self)
-        self._check_groups()
         super().__post_init__()
-        self._check_options()
-        self._check_estimator()
-        self._check_policy_loss()
-        self._check_dynamic_sampling()
         self._check_canon()
 
     @classmethod
@@ -261,39 +183,9 @@ class CANONConfig(RunConfig):
             )
         return partial(schedule)
 
-    def make_policy_loss(self) -> PolicyLoss | None:
-        """The policy loss with its options bound."""
-        if self.policy_loss is None:
-            return None
-        clip = {"epsilon_low": self.epsilon, "epsilon_high": self.epsilon_high}
-        if self.epsilon_high is None:  # then TRL clips at epsilon on both sides
-            clip["epsilon_high"] = self.epsilon
-        return get_policy_loss(self.policy_loss, self.policy_loss_kwargs, **clip)
-
-    def make_dynamic_sampling(self) -> DynamicSampling | None:
-        """The options of dynamic sampling, or `None` without it."""
-        return DynamicSampling(**self.dynamic_sampling_kwargs) if self.dynamic_sampling else None
-
     def alpha_group(self, metric: ResponseMetric | None) -> str:
         """The half whose rewards alpha multiplies; where it is not set, that of the metric in use."""
         return self.canon_alpha_group or ("higher" if metric is METRICS["length"] else "lower")
-
-    def rollouts(self, prompts: int | None = None) -> int:
-        """Rollouts of the whole run.
-
-        Args:
-            prompts: of the dataset; `None` for a stream, which has no length, and then `max_steps` must be set. No
-                dataset makes more of them: an epoch may end with an optimiser step on less than a whole
-                accumulation.
-        """
-        a_rollout = self.steps_per_generation * self.num_iterations
-        accumulation = self.gradient_accumulation_steps
-        an_epoch, steps = self.max_steps * accumulation, self.max_steps
-        if prompts is not None:
-            an_epoch = prompts * self.num_generations // self.generation_batch_size * a_rollout
-            if self.max_steps < 0:
-                steps = math.ceil(self.num_train_epochs * -(-an_epoch // accumulation))
-        return rollouts_in_run(steps, an_epoch=an_epoch, accumulation=accumulation, a_rollout=a_rollout)
 
     def changed_canon_fields(self) -> list[str]:
         """The `canon_*` fields that differ from their defaults."""
@@ -310,84 +202,20 @@ class CANONConfig(RunConfig):
         elif self.loss_type not in PPO_LOSSES or self.importance_sampling_level != "token":
             self.epsilon_high = None
 
-    def _check_groups(self) -> None:
-        if self.num_generations is None or self.num_generations < 2:
-            raise ValueError(
-                f"num_generations={self.num_generations!r} must be at least 2: an advantage compares the responses to "
-                "one prompt"
-            )
-
-    def _check_options(self) -> None:
-        for name in OPTIONS:
-            options = getattr(self, name)
-            if options is None:
-                setattr(self, name, {})
-            elif not isinstance(options, dict) or not all(isinstance(option, str) for option in options):
-                raise ValueError(f"{name}={options!r} must be a dict of options by name, or JSON of one")
-
-    def _check_estimator(self) -> None:
-        estimator = get_estimator(self.advantage_estimator)
-        if self.multi_objective_aggregation != "sum_then_normalize":
-            raise ValueError(
-                f"multi_objective_aggregation={self.multi_objective_aggregation!r} is an advantage estimator of TRL's "
-                "own, which advantage_estimator replaces; it must be 'sum_then_normalize'"
-            )
-        allowed_scaling = ("none", "group") if self.advantage_estimator == "grpo" else ("none",)
-        if self.scale_rewards not in allowed_scaling:
-            raise ValueError(
-                f"scale_rewards={self.scale_rewards!r} is TRL's own scaling of advantages, which "
-                f"advantage_estimator={self.advantage_estimator!r} replaces; it must be one of {allowed_scaling}"
-            )
+    def _check_estimator_options(self) -> None:
         if self.advantage_estimator == "canon":
             if self.advantage_estimator_kwargs:
                 raise ValueError(
                     f"advantage_estimator_kwargs={self.advantage_estimator_kwargs} must be empty for 'canon': its "
                     "options are the canon_* fields"
                 )
-        else:
-            check_options(estimator, self.advantage_estimator_kwargs, field="advantage_estimator_kwargs")
-            if isinstance(estimator, OnRollout):
-                types = get_type_hints(estimator.function)
-                check_values(self.advantage_estimator_kwargs, types, where="advantage_estimator_kwargs: ")
-            if changed := self.changed_canon_fields():
-                raise ValueError(
-                    f"{assignments(self, changed)}: options of CANON, which advantage_estimator="
-                    f"{self.advantage_estimator!r} does not use; leave them at their defaults"
-                )
-        if self.entropy_source not in ENTROPY_SOURCES:
-            raise ValueError(f"entropy_source={self.entropy_source!r} must be one of {ENTROPY_SOURCES}")
-
-    def _check_policy_loss(self) -> None:
-        if self.policy_loss is None and self.policy_loss_kwargs:
-            raise ValueError(f"policy_loss_kwargs={self.policy_loss_kwargs} would be ignored: policy_loss is None")
-        if self.policy_loss in POLICY_LOSSES:
-            types = get_type_hints(POLICY_LOSSES[self.policy_loss])
-            check_values(self.policy_loss_kwargs, types, where="policy_loss_kwargs: ")
-        policy_loss = self.make_policy_loss()
-        if policy_loss is None:
             return
-        check_policy_loss(self, policy_loss)
-        a_step, a_rollout = self.gradient_accumulation_steps, self.steps_per_generation
-        if self.policy_loss == "kl_cov" and a_step % (a_rollout * self.num_iterations) == 0:
-            logger.warning(
-                "policy_loss='kl_cov' with one update a rollout is the plain policy gradient: its penalty on the "
-                "change since the rollout has no slope where nothing has changed; set steps_per_generation or "
-                "num_iterations for several updates a rollout"
+        super()._check_estimator_options()
+        if changed := self.changed_canon_fields():
+            raise ValueError(
+                f"{assignments(self, changed)}: options of CANON, which advantage_estimator="
+                f"{self.advantage_estimator!r} does not use; leave them at their defaults"
             )
-
-    def _check_dynamic_sampling(self) -> None:
-        options = self.dynamic_sampling_kwargs
-        if not self.dynamic_sampling and options:
-            raise ValueError(f"dynamic_sampling_kwargs={options} would be ignored: dynamic_sampling is False")
-        known = [option.name for option in fields(DynamicSampling)]
-        if unknown := sorted(set(options) - set(known)):
-            raise ValueError(f"dynamic_sampling_kwargs has {unknown}; it takes {known}")
-        check_values(options, get_type_hints(DynamicSampling), where="dynamic_sampling_kwargs: ")
-        try:
-            made = self.make_dynamic_sampling()
-        except ValueError as error:
-            raise ValueError(f"dynamic_sampling_kwargs: {error}") from None
-        check_shrink(made, self)
 
     def _check_canon(self) -> None:
         if self.canon_metric != RANDOM:

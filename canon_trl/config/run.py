@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 
 from trl import GRPOConfig
 
-from canon_trl.trainers.sampler_options import check_generation_kwargs
+from canon_trl.config.sampler import check_generation_kwargs
 
 # Fields, by how their names begin, that do not decide what is learnt: what is shown, kept, sent and evaluated, on
 # which machine, and how the same numbers are computed there, or what is nobody's business, such as a token.

@@ -6,8 +6,8 @@ from typing import Any
 
 from trl import GRPOConfig
 
-from canon_trl.trainers.before_loading import assignments, check_config
-from canon_trl.trainers.run_config import RunConfig
+from canon_trl.config.checks import assignments, check_config
+from canon_trl.config.run import RunConfig
 
 # Options of GRPO's loss and advantage, which A*-PO does without.
 NOT_OF_ASTAR_PO = (
@@ -31,7 +31,7 @@ class AStarPOConfig(RunConfig):
     r"""
     Configuration class for the [`AStarPOTrainer`].
 
-    It has the fields of [`~trl.GRPOConfig`] and [`~canon_trl.trainers.RunConfig`], and those below. Options of GRPO's
+    It has the fields of [`~trl.GRPOConfig`] and [`~canon_trl.config.RunConfig`], and those below. Options of GRPO's
     loss and advantage are refused.
 
     Args:
