@@ -1,42 +1,9 @@
 """The papers of the methods, and how they and this package are cited."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from importlib.metadata import version
 
-
-@dataclass(frozen=True)
-class Paper:
-    """A paper on arXiv.
-
-    Args:
-        key: of the BibTeX entry.
-        title, authors: as the paper has them; authors as BibTeX reads them, joined by `and`.
-        id: on arXiv; https://huggingface.co/papers/<id> shows it.
-    """
-
-    key: str
-    title: str
-    authors: str
-    id: str
-
-    @property
-    def citation(self) -> str:
-        """The BibTeX entry, in the form of those that TRL has for its methods."""
-        return (
-            f"@article{{{self.key},\n"
-            f"    title   = {{{{{self.title}}}}},\n"
-            f"    author  = {{{self.authors}}},\n"
-            f"    year    = {2000 + int(self.id[:2])},\n"
-            f"    eprint  = {{arXiv:{self.id}}},\n"
-            "}"
-        )
-
-    @property
-    def for_trl(self) -> dict[str, str]:
-        """What a trainer of TRL has as its paper."""
-        return {"title": self.title, "id": self.id, "citation": self.citation}
-
+from canon_trl.paper import Paper
 
 _NEGATIVE_REINFORCEMENT = Paper(
     key="zhu2025surprising",
