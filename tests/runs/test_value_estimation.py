@@ -30,7 +30,7 @@ from canon_trl.sampling.chunks import ChunkLog, collect_records, missing_chunks,
 from canon_trl.sampling.samplers import Response, TransformersSampler
 from canon_trl.sampling.scoring import Scorer
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 DATA = Dataset.from_dict({"prompt": [str(index) for index in range(10)]})
 
 

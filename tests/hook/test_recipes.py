@@ -21,7 +21,7 @@ from trl.rewards import accuracy_reward
 from canon_trl import AStarPOConfig, CANONConfig
 from canon_trl.policy_losses import ClipCov, KLCov
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 ALL = sorted((ROOT / "examples" / "configs").glob("*.yaml"))
 EVALUATIONS = [path for path in ALL if "evaluate" in path.stem]
 RECIPES = [path for path in ALL if path not in EVALUATIONS]

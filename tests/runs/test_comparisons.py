@@ -20,7 +20,7 @@ from scipy import stats
 
 from canon_trl.evaluation import paired_difference
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 COMPARISONS = sorted((ROOT / "benchmarks" / "comparisons").glob("*.yaml"))
 PUBLISHED = [path.parent for path in sorted((ROOT / "docs" / "comparisons").glob("*/report.json"))]
 sys.path.insert(0, str(ROOT / "benchmarks"))

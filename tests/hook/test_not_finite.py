@@ -4,7 +4,7 @@ import re
 
 import pytest
 import torch
-from test_distributed import launch
+from launching import launch
 from toy import assert_same_parameters, logged, make_trainer, parameters
 from transformers import TrainerCallback
 from trl import GRPOConfig

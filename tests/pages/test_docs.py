@@ -32,7 +32,7 @@ from trl import TrlParser
 
 from canon_trl import AStarPOConfig, CANONConfig
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 MARKDOWN = MarkdownIt("commonmark").enable("table")
 MARK = re.compile(r"<!-- not run: (.+) -->\s*")

@@ -16,7 +16,7 @@ from canon_trl import AStarPOConfig, AStarPOTrainer, CANONConfig
 from canon_trl.config.canon import PRESETS
 from canon_trl.evaluation import EvaluationCallback
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 
 
 def sections(page: str, level: int) -> dict[str, str]:

@@ -12,7 +12,7 @@ from trl import GRPOConfig, GRPOTrainer
 
 from canon_trl import PluggableGRPOTrainer
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "architecture.md").read_text()
 PICTURE = ROOT / "docs" / "images" / "architecture.svg"
 MODULES = sorted((ROOT / "canon_trl").rglob("*.py"))

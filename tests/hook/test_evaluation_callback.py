@@ -11,9 +11,9 @@ import pytest
 import torch
 from datasets import Dataset, DatasetDict
 from distributed.evaluation_across_ranks import run
+from launching import launch, with_tests
 from peft import LoraConfig, PromptTuningConfig, get_peft_model
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from test_distributed import launch, with_tests
 from toy import (
     TASK,
     assert_same_but_for_rounding,

@@ -6,7 +6,7 @@ import subprocess
 import sys
 
 import pytest
-from test_distributed import TESTS, with_tests
+from launching import TESTS, with_tests
 from toy import assert_same_parameters
 from transformers import AutoModelForCausalLM
 

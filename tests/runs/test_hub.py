@@ -24,7 +24,7 @@ from canon_trl.papers import PAPERS, package_citation
 from canon_trl.policy_losses import POLICY_LOSSES
 from canon_trl.trainers.model_card import changed_options, logged_results
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 TRAIN = ["--task", "arithmetic", "--task_train_prompts", "32", "--task_eval_prompts", "8", "--use_cpu", "true"]
 TRAIN += ["--bf16", "false", "--max_steps", "2", "--num_generations", "4", "--per_device_train_batch_size", "8"]
 TRAIN += ["--max_completion_length", "8", "--learning_rate", "1e-3", "--report_to", "none", "--save_strategy", "no"]

@@ -27,7 +27,7 @@ from canon_trl.evaluation.responses import Judged, ResponseRecorder, is_right, s
 from canon_trl.sampling.samplers import Response
 from canon_trl.sampling.scoring import Scorer
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 FLAGS = ["--task", "arithmetic", "--task_eval_prompts", "24", "--num_samples", "8", "--pass_at_k", "1", "4", "8"]
 FLAGS += ["--max_completion_length", "30", "--chunk_prompts", "2", "--save_responses", "true"]
 

@@ -20,7 +20,7 @@ import train_canon
 import yaml
 from toy import TASK, make_trainer
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 FOLDERS = ("canon_trl", "examples", "benchmarks", "docs", ".ci")
 
 UNPICKLERS = {"dill", "cloudpickle", "joblib", "marshal", "shelve"}

@@ -18,7 +18,7 @@ from trl.scripts.vllm_serve import ScriptArguments as VLLMServeArguments
 
 import canon_trl
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 SLURM_SCRIPT = "examples/slurm/multi_node_vllm.slurm"
 

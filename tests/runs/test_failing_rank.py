@@ -5,7 +5,7 @@ import subprocess
 import sys
 
 import pytest
-from test_distributed import TESTS, with_tests
+from launching import TESTS, with_tests
 
 FAULTS = {
     "raises": ["ZeroDivisionError: the answer key is missing", "in reward function 'raises'"],
