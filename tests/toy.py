@@ -40,6 +40,8 @@ OPTIONS = {
     "disable_tqdm": True,
 }
 
+ONE_ROLLOUT = {"max_steps": 1, "learning_rate": 0.0}
+
 
 def prompts(size: int = 64) -> Dataset:
     return TASK.dataset("train", size, seed=0)
@@ -154,3 +156,16 @@ def byte_tokenizer(
     tokenizer.add_tokens(list(added))
     tokenizer.padding_side = "left"
     return tokenizer
+
+
+def rollout_with_tool(prompts, trainer):
+    """Writes `1#1`, of which a tool wrote the last character but one."""
+    tokenizer = trainer.processing_class
+    prompt_ids = tokenizer(prompts)["input_ids"]
+    completion_ids = [tokenizer("1" * (1 + row % 3) + "#1")["input_ids"] for row in range(len(prompts))]
+    return {
+        "prompt_ids": prompt_ids,
+        "completion_ids": completion_ids,
+        "logprobs": [[-float(row + 1)] * len(ids) for row, ids in enumerate(completion_ids)],
+        "env_mask": [[1] * (len(ids) - 2) + [0, 1] for ids in completion_ids],
+    }

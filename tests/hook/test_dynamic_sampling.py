@@ -1,15 +1,11 @@
 """Groups that teach nothing are replaced, and nobody else notices."""
 
-import logging
-import math
-from types import SimpleNamespace
-
 import pytest
 import torch
 from datasets import Dataset
 from observe import count_forwards, keep_outputs, keep_rollouts, scored_entropy
+from teaching import MIXED, fixed_responses, graded, teaches
 from toy import (
-    OPTIONS,
     TASK,
     assert_resumes,
     assert_same_parameters,
@@ -17,12 +13,8 @@ from toy import (
     make_trainer,
     parameters,
     prompts,
-    save_mixture_of_experts,
 )
-from trl import GRPOConfig
 
-from canon_trl import CANONConfig, CANONTrainer, PluggableGRPOTrainer
-from canon_trl.config.checks import check_shrink, one_rollout_a_step
 from canon_trl.sampling import DynamicSampling, group_verdicts
 
 NAN = float("nan")
@@ -53,19 +45,6 @@ def test_where_every_group_is_kept_nothing_changes(tmp_path, options):
     for got, want in zip(logged(sampled), logged(plain), strict=True):
         assert {key: got[key] for key in want} == want
         assert got.get("dynamic_sampling/rounds", 1) == 1
-
-
-def teaches(prompt):
-    """Half of the prompts have something to teach."""
-    return int(prompt[0]) % 2 == 0
-
-
-def graded(prompts, completions, log_extra=None, **kwargs):
-    log_extra("shown", [f"{prompt}|{completion}" for prompt, completion in zip(prompts, completions, strict=True)])
-    return [
-        float(index % 2) if teaches(prompt) else 0.1
-        for index, (prompt, completion) in enumerate(zip(prompts, completions, strict=True))
-    ]
 
 
 @pytest.mark.parametrize("options", [{}, {"num_iterations": 2}, {"entropy_source": "forward"}], ids=str)
@@ -193,183 +172,6 @@ def test_a_column_that_a_round_lacks(tmp_path):
     assert len(calls) > 1 and len(column) == 24
     kept = [value for value in column if value is not None]
     assert kept == sorted(kept) and 0 < len(kept) < 24
-
-
-def fixed_responses(prompts, trainer):
-    """Responses that depend on the prompt and the place within the group alone."""
-    tokenizer = trainer.processing_class
-    texts = [f"{prompt[0]}{'7' * (index % 4)}#{index % 4}" for index, prompt in enumerate(prompts)]
-    completion_ids = tokenizer(texts)["input_ids"]
-    return {
-        "prompt_ids": tokenizer(prompts)["input_ids"],
-        "completion_ids": completion_ids,
-        "logprobs": [[-1.0] * len(ids) for ids in completion_ids],
-    }
-
-
-MIXED = Dataset.from_dict({"prompt": ["2+3*4=", "3+3*4=", "5-1*2=", "4-1*2="]})  # the first and the last one teach
-TAUGHT = MIXED.select([0, 3])
-
-
-def by_a_tool_too(prompts, trainer):
-    """The same responses, of which a tool wrote the `#`."""
-    written = fixed_responses(prompts, trainer)
-    masks = [[1] * (len(ids) - 2) + [0, 1] for ids in written["completion_ids"]]
-    return written | {"env_mask": masks}
-
-
-def one_sgd_step(folder, dataset, write, **options):
-    """The parameters after a step of plain gradient descent on given responses, and what it logged."""
-    trainer = make_trainer(
-        folder,
-        trainer_options={
-            "train_dataset": dataset,
-            "reward_funcs": lambda prompts, **kwargs: graded(prompts, prompts, lambda *args: None),
-            "rollout_func": write,
-        },
-        advantage_estimator="dr_grpo",
-        shuffle_dataset=False,
-        optim="sgd",
-        learning_rate=1.0,
-        max_steps=1,
-        lr_scheduler_type="constant",
-        max_grad_norm=1e9,
-        **options,
-    )
-    trainer.train()
-    return parameters(trainer), logged(trainer)[0]
-
-
-@pytest.mark.parametrize("write", [fixed_responses, by_a_tool_too])
-@pytest.mark.parametrize(
-    ("loss_type", "parts"),
-    # bnpo divides by the tokens of each micro-batch, which depend on the shuffle
-    [("bnpo", 1), *((loss_type, parts) for loss_type in ("grpo", "dapo", "dr_grpo") for parts in (1, 2, 4))],
-)
-def test_a_shrunken_batch_is_trained_on_like_one_of_that_size(tmp_path, loss_type, parts, write):
-    """The gradient is that of a batch of the kept groups alone, whatever the loss divides by."""
-
-    def moved(dataset, size, parts, **options):
-        sizes = {"per_device_train_batch_size": size // parts, "gradient_accumulation_steps": parts}
-        return one_sgd_step(tmp_path, dataset, write, loss_type=loss_type, **sizes, **options)[0]
-
-    once = {"dynamic_sampling": True, "dynamic_sampling_kwargs": {"max_rounds": 1}}
-    shrunken = moved(MIXED, 16, parts, **once)
-    small = moved(TAUGHT, 8, 1)
-    start = parameters(make_trainer(tmp_path))
-    assert any(not torch.equal(start[name], value) for name, value in small.items())
-    for name, value in small.items():  # weights near 1 are rounded to 1.2e-7
-        torch.testing.assert_close(shrunken[name] - start[name], value - start[name], atol=1e-6, rtol=1e-4)
-
-
-THREE_OF_FOUR = Dataset.from_dict({"prompt": ["2+3*4=", "3+3*4=", "4-1*2=", "6-1*2="]})  # all but the second teach
-
-
-@pytest.mark.parametrize("loss_type", ["dr_grpo", "grpo"])
-@pytest.mark.parametrize(("accumulated", "parts"), [(2, 1), (4, 2)])
-def test_responses_of_all_rollouts_of_an_optimiser_step_weigh_the_same(tmp_path, loss_type, accumulated, parts):
-    """Two rollouts a step, of which the first is half empty: 12 of 16 places are trained on, each with 1/12."""
-
-    def run(dataset, size, **options):
-        sizes = {"per_device_train_batch_size": size}
-        return one_sgd_step(tmp_path, dataset, fixed_responses, loss_type=loss_type, **sizes, **options)
-
-    shrunken, entry = run(
-        THREE_OF_FOUR,
-        8 // parts,
-        gradient_accumulation_steps=accumulated,
-        steps_per_generation=parts,
-        dynamic_sampling=True,
-        dynamic_sampling_kwargs={"max_rounds": 1},
-    )
-    small, expected = run(THREE_OF_FOUR.select([0, 2, 3]), 12)
-    start = parameters(make_trainer(tmp_path))
-    for name, value in small.items():
-        torch.testing.assert_close(shrunken[name] - start[name], value - start[name], atol=1e-6, rtol=1e-4)
-    assert entry["loss"] == pytest.approx(expected["loss"], abs=1e-6)
-    assert entry["grad_norm"] == pytest.approx(expected["grad_norm"], rel=1e-4)
-
-
-@pytest.mark.parametrize(
-    ("a_step", "a_rollout", "iterations", "one"),
-    [
-        (1, 1, 1, True),
-        (2, 4, 1, True),
-        (2, 1, 1, False),
-        (2, 1, 2, True),
-        (4, 2, 2, True),
-        (4, 2, 3, False),  # the second step ends in the next rollout
-        (2, 3, 2, False),  # the second step takes the last part and the first one again
-        (3, 2, 3, False),  # the first step takes the first part twice
-    ],
-)
-def test_which_steps_are_of_one_rollout(a_step, a_rollout, iterations, one):
-    names = ("gradient_accumulation_steps", "steps_per_generation", "num_iterations")
-    args = SimpleNamespace(**dict(zip(names, (a_step, a_rollout, iterations), strict=True)))
-    assert one_rollout_a_step(args) == one
-
-
-@pytest.mark.parametrize(
-    ("bonus", "message"),
-    [
-        ({"entropy_coef": 0.1}, "entropy_coef=0.1 and use_adaptive_entropy=False"),
-        ({"use_adaptive_entropy": True}, "entropy_coef=0.0 and use_adaptive_entropy=True"),
-    ],
-)
-def test_an_entropy_bonus_is_refused_beside_shrink_whatever_the_config(tmp_path, bonus, message):
-    def make(exhausted):
-        return PluggableGRPOTrainer(
-            str(TASK.model_path),
-            TASK.reward,
-            GRPOConfig(str(tmp_path), **OPTIONS, **bonus),
-            prompts(),
-            advantage_estimator=lambda rollout: rollout.rewards,
-            metrics={},
-            dynamic_sampling=DynamicSampling(exhausted=exhausted),
-        )
-
-    with pytest.raises(ValueError, match=rf"{message}: .* cannot leave places out; set dynamic_sampling_kwargs"):
-        make("shrink")
-    make("keep")
-
-
-def test_gradients_of_several_rollouts_are_not_to_be_had_from_deepspeed(tmp_path):
-    steps = {"gradient_accumulation_steps": 2, "steps_per_generation": 1}
-    config = CANONConfig(str(tmp_path), **OPTIONS | steps, dynamic_sampling=True)
-    config.deepspeed_plugin = object()
-    with pytest.raises(ValueError, match=r"steps=2 takes .* of steps_per_generation=1: how much"):
-        CANONTrainer(str(TASK.model_path), TASK.reward, config, prompts())
-    config.loss_type = "dapo"  # divided by the tokens of each rollout
-    check_shrink(config.make_dynamic_sampling(), config)
-
-
-@pytest.mark.parametrize("num_iterations", [1, 2])
-def test_a_shrunken_batch(tmp_path, caplog, num_iterations):
-    trainer = make_trainer(
-        tmp_path,
-        trainer_options={"reward_funcs": graded},
-        dynamic_sampling=True,
-        dynamic_sampling_kwargs={"max_rounds": 1},
-        per_device_train_batch_size=24,
-        num_iterations=num_iterations,
-        max_steps=1,
-    )
-    rollouts, _ = keep_rollouts(trainer)
-    outputs = keep_outputs(trainer)
-    with caplog.at_level(logging.WARNING):
-        trainer.train()
-    rollout, output = rollouts[0], outputs[0]
-    kept = int(rollout.valid.any(dim=1).sum())
-    assert f"after 1 generation rounds {kept} of 6 groups are worth training on" in caplog.text
-    assert 0 < kept < 6
-    assert rollout.valid.all(dim=1).tolist() == [True] * kept + [False] * (6 - kept)
-    # Of all that was drawn, not of what is trained on: half a group right, or 0.1 throughout.
-    assert float(rollout.accuracy) == pytest.approx((0.5 * kept + 0.1 * (6 - kept)) / 6)
-    assert output["trained"].tolist() == [True] * 4 * kept + [False] * 4 * (6 - kept)
-    assert (output["completion_mask"].sum(dim=1) > 0).tolist() == output["trained"].tolist()
-    assert int(output["num_items_in_batch"]) == int(output["completion_mask"].sum())
-    assert (output["advantages"][4 * kept :] == 0).all()
-    assert math.isfinite(logged(trainer)[0]["loss"])
 
 
 @pytest.mark.parametrize("max_rounds", [1, 10])
@@ -569,34 +371,6 @@ def test_prompts_are_counted_in_whole_numbers(tmp_path):
     )
     trainer.train()
     assert logged(trainer)[0]["dynamic_sampling/prompts_drawn"] == 66 + 55
-
-
-def of_equal_length(prompts, trainer):
-    written = fixed_responses(prompts, trainer)
-    completion_ids = trainer.processing_class([f"{index % 4}#1" for index in range(len(prompts))])["input_ids"]
-    return written | {"completion_ids": completion_ids, "logprobs": [[-1.0] * len(ids) for ids in completion_ids]}
-
-
-@pytest.mark.parametrize("loss_type", ["grpo", "bnpo", "dapo", "dr_grpo"])
-def test_a_shrunken_batch_leaves_the_routing_loss_as_it_is(tmp_path, loss_type):
-    """Responses of one length, on policy: the advantages of a group cancel, and the loss is the routing's alone."""
-    experts = save_mixture_of_experts(tmp_path / "experts")
-    trainer = make_trainer(
-        tmp_path,
-        model=experts,
-        trainer_options={"reward_funcs": graded, "train_dataset": MIXED, "rollout_func": of_equal_length},
-        dynamic_sampling=True,
-        dynamic_sampling_kwargs={"max_rounds": 1},
-        advantage_estimator="dr_grpo",
-        loss_type=loss_type,
-        per_device_train_batch_size=16,
-        learning_rate=0.0,
-        max_steps=1,
-    )
-    trainer.train()
-    entry = logged(trainer)[0]
-    assert entry["dynamic_sampling/prompts_kept"] == 2 and entry["aux_loss"] > 0.5
-    assert entry["loss"] == pytest.approx(0.5 * entry["aux_loss"], rel=1e-3)
 
 
 def test_nothing_at_all_to_learn(tmp_path):

@@ -1,0 +1,22 @@
+"""Recipes that are parsed and run in the process of the tests."""
+
+import recipe
+from toy import base_model
+from transformers import AutoModelForCausalLM
+
+from canon_trl import CANONConfig
+
+RUN = ["--task", "arithmetic", "--task_train_prompts", "16", "--task_eval_prompts", "8", "--max_steps", "2"]
+RUN += ["--num_generations", "4", "--per_device_train_batch_size", "8", "--per_device_eval_batch_size", "8"]
+RUN += ["--max_completion_length", "12", "--learning_rate", "1e-3", "--report_to", "none", "--use_cpu", "true"]
+RUN += ["--bf16", "false", "--save_strategy", "no", "--eval_strategy", "steps", "--disable_tqdm", "true"]
+
+
+def parse_canon(*flags):
+    # bf16 is refused on a machine without it, before anything else is looked at
+    return recipe.parse([*flags, "--use_cpu", "true"], CANONConfig, embedded=recipe.CONFIGS / "arithmetic.yaml")
+
+
+def moved_from_the_base_model(folder):
+    trained = AutoModelForCausalLM.from_pretrained(folder).state_dict()
+    return max((trained[name] - value).abs().max().item() for name, value in base_model().state_dict().items())
