@@ -90,6 +90,12 @@ def chat_model(folder):
     return str(folder)
 
 
+def judged(completions, solution, **kwargs):
+    """Right where a response ends in the answer; without one it cannot be judged."""
+    texts = [completion[0]["content"] for completion in completions]
+    return [None if s is None else float(text.endswith(s)) for text, s in zip(texts, solution, strict=True)]
+
+
 def test_values_of_prompts_that_cannot_be_judged_are_left_out(tmp_path, capsys):
     rows = TASK.dataset("train", 6).to_list()
     rows[2]["answer"] = rows[5]["answer"] = None

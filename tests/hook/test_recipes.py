@@ -85,12 +85,6 @@ def test_the_mathematics_benchmarks():
     assert all(each.recipe.answer_template == "${answer}$" for each in benchmarks)
 
 
-def judged(completions, solution, **kwargs):
-    """Right where a response ends in the answer; without one it cannot be judged."""
-    texts = [completion[0]["content"] for completion in completions]
-    return [None if s is None else float(text.endswith(s)) for text, s in zip(texts, solution, strict=True)]
-
-
 evaluated = []
 
 
