@@ -19,7 +19,7 @@ from step_time import BASELINE, METHODS, Workload, every_other_reward, finished,
 from transformers import TrainerCallback
 from trl import GRPOTrainer
 
-from canon_trl.trainers.generation_recorder import GenerationRecorder
+from canon_trl.hook.generation_recorder import GenerationRecorder
 
 REST = "rest of TRL"
 PARTS = (

@@ -18,7 +18,9 @@ PICTURE = DOCS / "images" / "architecture.svg"
 # Where a part stands, in columns and rows, and what is in it.
 PARTS = {
     "canon_trl": (3.0, 4.4, "the public names"),
-    "trainers": (1.6, 3.3, "CANON, A*-PO, and the hook\nin TRL's trainer"),
+    "trainers": (2.0, 4.0, "CANON, A*-PO"),
+    "hook": (2.0, 3.1, "all that knows\nTRL's trainer"),
+    "publishing": (0.0, 3.6, "card, citations,\nuploads"),
     "config": (1.0, 2.2, "options, and what\nthey refuse"),
     "evaluation": (4.2, 3.2, "pass@k, intervals,\nwhile training"),
     "sampling": (3.85, 2.1, "dynamic sampling,\nresponses, V*"),
@@ -26,16 +28,14 @@ PARTS = {
     "policy_losses": (0.0, 1.05, "what a token weighs\nin the loss"),
     "metrics": (0.95, 1.05, "a number\na response"),
     "schedules": (0.0, 2.1, "mu over a run"),
-    "rewards": (4.2, 0.9, "checks and\na time limit"),
+    "guards": (4.2, 1.0, "checks and\na time limit"),
     "rollout": (3.0, 0.0, "what an estimator sees"),
     "rounding": (4.2, 0.0, "what sums are off by"),
     "imports": (0.95, 0.0, "functions by import path"),
-    "hub": (0.0, 4.1, "uploads that failed"),
-    "papers": (0.0, 3.1, "citations"),
     "tasks": (4.2, 4.4, "embedded tasks\nwith their models"),
 }
 USES_TRL, USES_TRANSFORMERS, TORCH_ONLY = "#f3c9a5", "#f5e6b8", "#cfe0f3"
-ON_TRL = ("canon_trl", "config", "trainers", "evaluation", "sampling")
+ON_TRL = ("canon_trl", "config", "guards", "hook", "publishing", "trainers", "evaluation", "sampling")
 COLOURS = dict.fromkeys(ON_TRL, USES_TRL) | {"tasks": USES_TRANSFORMERS}
 LEGEND = {
     USES_TRL: "stands on TRL",

@@ -38,7 +38,7 @@ from canon_trl.advantages import (
 )
 from canon_trl.policy_losses import astar_po_loss, clip_cov_mask, kl_cov_mask, token_covariance
 from canon_trl.sampling import DynamicSampling, PromptStream, group_verdicts
-from canon_trl.trainers.group_collector import GroupCollector, SampledBatch, SampledResponse
+from canon_trl.sampling.group_collector import GroupCollector, SampledBatch, SampledResponse
 
 FOLDER = Path(__file__).parent / "images" / "methods"
 WIDTH = 7.2  # inches; at the 700 pixels of a page letters of 9 points are 12 pixels high

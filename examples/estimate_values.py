@@ -32,12 +32,12 @@ from sampling import (
     start_processes,
 )
 
-from canon_trl.hub import failure_told, upload_command
-from canon_trl.papers import PAPERS, package_citation
+from canon_trl.publishing.hub import failure_told, upload_command
+from canon_trl.publishing.model_card import cite, describe_data, describe_model
+from canon_trl.publishing.papers import PAPERS, package_citation
 from canon_trl.sampling.chunks import ChunkLog, collect_records, whole_file
 from canon_trl.sampling.optimal_values import REWARDS, with_optimal_values
 from canon_trl.sampling.scoring import Scorer
-from canon_trl.trainers.model_card import cite, describe_data, describe_model
 
 PROGRESS = ".progress/*"  # what only a run that goes on needs
 

@@ -45,12 +45,12 @@ from trl import ModelConfig
 
 from canon_trl.evaluation.answers import math_answer
 from canon_trl.evaluation.responses import COLUMNS, ResponseRecorder, is_right, summarise
-from canon_trl.hub import failure_told, upload_command
 from canon_trl.imports import is_import_path, load_function
+from canon_trl.publishing.hub import failure_told, upload_command
+from canon_trl.publishing.model_card import add_results, summary_results
 from canon_trl.sampling.chunks import ChunkLog, collect_records, whole_file
 from canon_trl.sampling.scoring import Scorer
 from canon_trl.tasks import TASKS
-from canon_trl.trainers.model_card import add_results, summary_results
 
 EXTRACTORS = {"math_verify": math_answer}
 # What the recipe's options for training data would say in vain.

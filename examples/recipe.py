@@ -20,11 +20,11 @@ from trl.rewards import (
     think_format_reward,
 )
 
+from canon_trl.hook.data_checks import check_model_name
 from canon_trl.imports import is_import_path, load_function
+from canon_trl.publishing.model_card import is_on_hub
 from canon_trl.sampling.prompt_checks import check_columns, fault_of
 from canon_trl.tasks import TASKS
-from canon_trl.trainers.data_checks import check_model_name
-from canon_trl.trainers.model_card import is_on_hub
 
 logger = logging.getLogger(__name__)
 

@@ -12,7 +12,7 @@ from torch import nn
 from trl.chat_template_utils import parse_response
 from trl.trainer.utils import get_callable_name
 
-from canon_trl.rewards import checked_rewards, time_limit
+from canon_trl.guards import checked_rewards, time_limit
 from canon_trl.rollout import weighted_reward
 from canon_trl.sampling.samplers import Response, prompt_ids
 

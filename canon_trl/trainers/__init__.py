@@ -1,7 +1,7 @@
 """Trainers: the hook into TRL and what is built on it."""
 
+from canon_trl.hook.trainer import PluggableGRPOTrainer
 from canon_trl.trainers.astar_po import AStarPOTrainer
 from canon_trl.trainers.canon import CANONTrainer
-from canon_trl.trainers.pluggable import PluggableGRPOTrainer
 
 __all__ = ["AStarPOTrainer", "CANONTrainer", "PluggableGRPOTrainer"]

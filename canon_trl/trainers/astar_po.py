@@ -9,13 +9,13 @@ from transformers import PreTrainedModel
 
 from canon_trl.config.astar_po import AStarPOConfig
 from canon_trl.config.checks import check_reward_weights
-from canon_trl.papers import PAPERS
+from canon_trl.hook.data_checks import named_datasets
+from canon_trl.hook.trainer import PluggableGRPOTrainer
 from canon_trl.policy_losses.astar_po import astar_po_loss
+from canon_trl.publishing.papers import PAPERS
 from canon_trl.rollout import Rollout
 from canon_trl.sampling.optimal_values import VALUE, with_optimal_values
 from canon_trl.sampling.prompt_checks import check_prompts
-from canon_trl.trainers.data_checks import named_datasets
-from canon_trl.trainers.pluggable import PluggableGRPOTrainer
 
 
 class AStarPOTrainer(PluggableGRPOTrainer):

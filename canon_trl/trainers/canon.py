@@ -21,10 +21,10 @@ from canon_trl.advantages import (
 from canon_trl.advantages.canon import canon_statistics
 from canon_trl.config.canon import ACCURACY_SCHEDULES, COSINE_SCHEDULES, CANONConfig
 from canon_trl.config.checks import check_reward_weights
+from canon_trl.hook.trainer import PluggableGRPOTrainer
 from canon_trl.metrics import RANDOM, ResponseMetric, get_metric
-from canon_trl.papers import PAPERS
+from canon_trl.publishing.papers import PAPERS
 from canon_trl.rollout import Rollout
-from canon_trl.trainers.pluggable import PluggableGRPOTrainer
 
 
 class CANONTrainer(PluggableGRPOTrainer):

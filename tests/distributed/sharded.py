@@ -8,7 +8,7 @@ from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 from toy import leave
 
-from canon_trl.trainers.finite import all_finite, local_part, plain_number, raise_unless
+from canon_trl.guards.finite import all_finite, local_part, plain_number, raise_unless
 
 
 def reason(accelerator: Accelerator, model: nn.Module) -> str:

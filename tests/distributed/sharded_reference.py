@@ -11,7 +11,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from toy import leave
 
-from canon_trl.trainers.reference_state import REFERENCE, load_reference, save_reference
+from canon_trl.hook.reference_state import REFERENCE, load_reference, save_reference
 
 
 def main(folder: Path) -> None:

@@ -17,7 +17,7 @@ from toy import assert_same_parameters, length_reward, logged, make_trainer, par
 from transformers import TrainerCallback
 from trl import GRPOConfig, GRPOTrainer
 
-from canon_trl.trainers.checkpoints import ROLLOUT_STATE, RUN_OPTIONS, checkpoints_of, is_whole
+from canon_trl.hook.checkpoints import ROLLOUT_STATE, RUN_OPTIONS, checkpoints_of, is_whole
 
 SAVING = {"save_strategy": "steps", "save_steps": 1}
 

@@ -15,8 +15,8 @@ import pytest
 import torch
 from toy import TASK, assert_same_parameters, logged, make_trainer, parameters
 
-from canon_trl.rewards import checked_rewards, time_limit
-from canon_trl.trainers.constant_rewards import WARN_AFTER
+from canon_trl.guards import checked_rewards, time_limit
+from canon_trl.guards.constant_rewards import WARN_AFTER
 
 
 def half_right(completions, **kwargs):

@@ -7,8 +7,8 @@ import pytest
 import torch
 from datasets import Dataset, IterableDataset, concatenate_datasets, interleave_datasets, load_dataset
 
+from canon_trl.hook.rollout_parts import plain
 from canon_trl.sampling import PromptStream, prompt_stream
-from canon_trl.trainers.rollout_parts import plain
 
 
 def rows(size, first=0):

@@ -10,8 +10,8 @@ from canon_trl import CANONConfig, advantages, policy_losses
 from canon_trl.advantages import ESTIMATORS
 from canon_trl.config.stages import StagesConfig
 from canon_trl.metrics import METRICS
-from canon_trl.papers import PAPERS
 from canon_trl.policy_losses import POLICY_LOSSES
+from canon_trl.publishing.papers import PAPERS
 from canon_trl.schedules import SCHEDULES
 
 ROOT = Path(__file__).parents[2]

@@ -19,10 +19,10 @@ from trl import GRPOTrainer, RLOOTrainer
 
 from canon_trl import AStarPOConfig, AStarPOTrainer
 from canon_trl.advantages import ESTIMATORS
-from canon_trl.hub import upload_command
-from canon_trl.papers import PAPERS, package_citation
 from canon_trl.policy_losses import POLICY_LOSSES
-from canon_trl.trainers.model_card import changed_options, logged_results
+from canon_trl.publishing.hub import upload_command
+from canon_trl.publishing.model_card import changed_options, logged_results
+from canon_trl.publishing.papers import PAPERS, package_citation
 
 ROOT = Path(__file__).parents[2]
 TRAIN = ["--task", "arithmetic", "--task_train_prompts", "32", "--task_eval_prompts", "8", "--use_cpu", "true"]
@@ -186,7 +186,7 @@ FAILURES = """
 import sys
 from huggingface_hub import HfApi
 from hub import local_hub
-from canon_trl.hub import failure_told
+from canon_trl.publishing.hub import failure_told
 def upload(address):
     try:
         with failure_told(sys.argv[1], "the command"):

@@ -8,7 +8,7 @@ import pytest
 from killed_run import OPTIONS, POINTS, run
 from toy import assert_same_parameters, logged, make_trainer, parameters
 
-from canon_trl.trainers.checkpoints import checkpoints_of, is_whole
+from canon_trl.hook.checkpoints import checkpoints_of, is_whole
 
 # A server that has imported everything and computed nothing: its forks start at once.
 context = multiprocessing.get_context("forkserver")

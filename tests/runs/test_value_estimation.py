@@ -25,7 +25,7 @@ from transformers import AutoTokenizer
 from transformers.generation import TopKLogitsWarper, TopPLogitsWarper
 
 from canon_trl.advantages import optimal_value
-from canon_trl.papers import PAPERS, package_citation
+from canon_trl.publishing.papers import PAPERS, package_citation
 from canon_trl.sampling.chunks import ChunkLog, collect_records, missing_chunks, sample_chunks
 from canon_trl.sampling.samplers import Response, TransformersSampler
 from canon_trl.sampling.scoring import Scorer

@@ -10,7 +10,7 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 from trl.trainer.utils import is_async_callable
 
-from canon_trl.rewards import checked_rewards, time_limit, too_slow
+from canon_trl.guards import checked_rewards, time_limit, too_slow
 
 
 class SharedFailures:

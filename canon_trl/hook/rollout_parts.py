@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
-from canon_trl.trainers.generation_recorder import GenerationRecorder
-from canon_trl.trainers.group_collector import SampledBatch
+from canon_trl.hook.generation_recorder import GenerationRecorder
+from canon_trl.sampling.group_collector import SampledBatch
 
 # What `_generate` returns, in order.
 GENERATED = (

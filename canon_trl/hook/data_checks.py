@@ -9,8 +9,8 @@ from torch import nn
 from transformers import AutoProcessor
 from trl import GRPOConfig
 
+from canon_trl.publishing.model_card import is_on_hub
 from canon_trl.sampling.prompt_checks import check_columns, check_prompts, fault_of_rows
-from canon_trl.trainers.model_card import is_on_hub
 
 
 def check_data(train_dataset: Any, eval_dataset: Any, args: GRPOConfig, trl_kwargs: Mapping[str, Any]) -> bool:

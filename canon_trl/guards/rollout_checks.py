@@ -6,9 +6,9 @@ import torch
 from torch import Tensor
 
 from canon_trl.advantages import RewardRange
+from canon_trl.guards.failures import SharedFailures
 from canon_trl.rollout import Rollout
 from canon_trl.rounding import rounding_error
-from canon_trl.trainers.failures import SharedFailures
 
 
 def snapped(rewards: Tensor, reward_range: RewardRange) -> Tensor:

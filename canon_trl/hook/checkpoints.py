@@ -13,9 +13,9 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from trl import GRPOConfig
 
 from canon_trl.config.run import decides_what_is_learnt
+from canon_trl.guards.failures import SharedFailures
+from canon_trl.hook.epoch_ends import epoch_had_ended
 from canon_trl.sampling.chunks import whole_file
-from canon_trl.trainers.epoch_ends import epoch_had_ended
-from canon_trl.trainers.failures import SharedFailures
 
 logger = get_logger(__name__)  # which speaks on the main process alone: every rank finds the same
 

@@ -8,8 +8,8 @@ from accelerate import Accelerator
 from accelerate.logging import get_logger
 from accelerate.utils import gather_object
 
-from canon_trl.trainers.checkpoints import ROLLOUT_STATE
-from canon_trl.trainers.failures import SharedFailures
+from canon_trl.guards.failures import SharedFailures
+from canon_trl.hook.checkpoints import ROLLOUT_STATE
 
 logger = get_logger(__name__)  # which speaks on the main process alone: every rank finds the same
 

@@ -11,9 +11,9 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 from torch import Tensor
 
+from canon_trl.guards.rollout_checks import in_range, snapped
 from canon_trl.rollout import weighted_reward
 from canon_trl.sampling import DynamicSampling, PromptStream, group_verdicts
-from canon_trl.trainers.rollout_checks import in_range, snapped
 
 logger = logging.getLogger(__name__)
 

@@ -16,7 +16,7 @@ from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 from trl import GRPOConfig
 
 from canon_trl.config.run import decides_what_is_learnt
-from canon_trl.papers import PAPERS, package_citation
+from canon_trl.publishing.papers import PAPERS, package_citation
 
 TASK = "text-generation"
 CITATIONS = "## Citations"
@@ -33,7 +33,7 @@ class TrainingFacts:
         base_model, data: as readers are to see them.
         num_processes: that trained.
         results: of evaluations.
-        beside: names in `canon_trl.papers.PAPERS` of what the method was combined with.
+        beside: names in `canon_trl.publishing.papers.PAPERS` of what the method was combined with.
         adapter: kind of adapter, such as `"lora"`, where the weights are one; else `None`.
         curves: whether `curves.png` and `metrics.csv` lie beside the card.
     """

@@ -1,0 +1,38 @@
+"""How many micro-batches and rollouts a run is made of."""
+
+from typing import Any
+
+from trl import GRPOTrainer
+
+from canon_trl.config.run_length import rollouts_in_run
+
+
+class Counting(GRPOTrainer):
+    """Counts the rollouts of a run, which estimators with a schedule read."""
+
+    _steps_not_restored = 0  # micro-batches before a resume that `_step` does not count
+    _epoch_length = 0  # in micro-batches
+    _rollouts_in_run = 0
+
+    def set_initial_training_values(self, args: Any, dataloader: Any) -> tuple:
+        """As transformers', which plans a run here; the number of its rollouts is kept."""
+        values = super().set_initial_training_values(args, dataloader)
+        *_, self._epoch_length, steps = values
+        self._rollouts_in_run = rollouts_in_run(
+            steps,
+            an_epoch=self._epoch_length,
+            accumulation=args.gradient_accumulation_steps,
+            a_rollout=self._generate_every,
+        )
+        return values
+
+    def _total_rollouts(self) -> int:
+        """Rollouts of the whole run, also before it has begun."""
+        if not self._rollouts_in_run:
+            self.set_initial_training_values(self.args, self.get_train_dataloader())
+        return self._rollouts_in_run
+
+    @property
+    def _generate_every(self) -> int:
+        """Micro-batches that are trained on from one rollout."""
+        return self.args.steps_per_generation * self.num_iterations

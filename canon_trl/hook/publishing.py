@@ -1,0 +1,128 @@
+"""The model card and pushes to the Hub."""
+
+import logging
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from peft import PeftModel
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+from trl import GRPOTrainer
+
+from canon_trl.evaluation.training_curves import save_history
+from canon_trl.hook.checkpoints import (
+    RUN_OPTIONS,
+)
+from canon_trl.policy_losses import POLICY_LOSSES, PolicyLoss
+from canon_trl.publishing.hub import failure_told, upload_command
+from canon_trl.publishing.model_card import (
+    TrainingFacts,
+    changed_options,
+    complete_card,
+    describe_data,
+    describe_model,
+    is_on_hub,
+    logged_results,
+    own_options,
+)
+from canon_trl.sampling import DynamicSampling
+
+logger = logging.getLogger(__name__)
+
+
+class Publishing(GRPOTrainer):
+    """Completes TRL's model card, and reports uploads that fail."""
+
+    _tag_names = ["trl", "canon_trl"]
+    _name = "an advantage estimator"
+    _paper: dict[str, str] = {}
+
+    def method_options(self) -> dict[str, Any]:
+        """The options of the method, as the model card lists them; `None` hides one."""
+        return own_options(self.args)
+
+    def create_model_card(
+        self, model_name: str | None = None, dataset_name: str | None = None, tags: str | list[str] | None = None
+    ) -> None:
+        """Write `README.md`: TRL's card, and the method with its options, curves, results and citations.
+
+        Beside it `metrics.csv`, `metrics.json` and `curves.png` are written; during training, where that would be at
+        every checkpoint, only if checkpoints are pushed.
+
+        Args:
+            model_name: default the name of the output folder.
+            dataset_name: a name on the Hub, or words that say what was trained on.
+            tags: beside those of the method.
+        """
+        if not self.is_world_process_zero():
+            return
+        folder, history = Path(self.args.output_dir), self.state.log_history
+        beside = self._beside()
+        on_hub = dataset_name if dataset_name is not None and is_on_hub(dataset_name) else None
+        tags = [tags] if isinstance(tags, str) else tags or []
+        super().create_model_card(model_name or folder.name, on_hub, [*tags, *beside])
+        accuracy = self.reward_func_names[self._accuracy_index]
+        curves = bool(history) and (self.args.push_to_hub or not self.is_in_train)
+        if curves:
+            save_history(history, folder, accuracy_reward=accuracy)
+        options = self.method_options() | {name: asdict(chosen) for name, chosen in beside.items()}
+        options |= {"reward_funcs": self.reward_func_names}
+        model = self.accelerator.unwrap_model(self.model)
+        facts = TrainingFacts(
+            method=self._name,
+            options=options | {n: value for n, value in changed_options(self.args).items() if n not in options},
+            base_model=describe_model(model.config._name_or_path),
+            data=describe_data(dataset_name, self.train_dataset),
+            num_processes=self.accelerator.num_processes,
+            results=logged_results(history, accuracy, self.eval_dataset),
+            beside=list(beside),
+            adapter=model.peft_type.value.lower() if isinstance(model, PeftModel) else None,
+            curves=curves,
+        )
+        complete_card(folder / "README.md", facts)
+
+    def _beside(self) -> dict[str, PolicyLoss | DynamicSampling]:
+        """What the method is combined with, by the names in `canon_trl.publishing.papers`."""
+        found: dict[str, PolicyLoss | DynamicSampling] = {}
+        if self._gate is not None:
+            chosen = self._gate.policy_loss
+            found |= {name: chosen for name, kind in POLICY_LOSSES.items() if isinstance(chosen, kind)}
+        if self._collector is not None:
+            found["dynamic_sampling"] = self._collector.options
+        return found
+
+    def push_to_hub(self, *args: Any, **kwargs: Any) -> Any:
+        """As `transformers.Trainer.push_to_hub`; an upload that fails loses nothing and says how it is repeated."""
+        if not self.args.push_to_hub:  # the repository is still to be made, which may fail as well
+            self.save_model(_internal_call=True)
+            self.create_model_card(dataset_name=kwargs.get("dataset_name"))
+        options = self.args
+        repository = self.hub_model_id or options.hub_model_id or Path(options.output_dir).absolute().name
+        command = upload_command(
+            repository,
+            options.output_dir,
+            exclude=("_*", f"{PREFIX_CHECKPOINT_DIR}-*"),
+            revision=kwargs.get("revision") or options.hub_revision,
+            private=bool(options.hub_private_repo),
+        )
+        with failure_told(options.output_dir, command):
+            return super().push_to_hub(*args, **kwargs)
+
+    def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
+        """Once it is whole; transformers asks before, when a checkpoint on the Hub would not do to resume from."""
+        if Path(checkpoint_folder, RUN_OPTIONS).exists():
+            self._tell_failed_pushes()
+            super()._push_from_checkpoint(checkpoint_folder)
+
+    def _finish_current_push(self) -> None:
+        super()._finish_current_push()
+        self._tell_failed_pushes()
+
+    def _tell_failed_pushes(self) -> None:
+        """Warn of uploads in the background that failed, which transformers forgets without a word."""
+        push = getattr(self, "push_in_progress", None)
+        for job in push.jobs if push is not None else []:
+            if job.done() and job.exception() is not None:
+                logger.warning("a checkpoint was not uploaded, training goes on: %s", job.exception())
+        if push is not None:
+            push.jobs = [job for job in push.jobs if not job.done()]

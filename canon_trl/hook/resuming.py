@@ -1,0 +1,258 @@
+"""Checkpoints that hold the rollout in flight and the order of the prompts, and runs that resume from them."""
+
+import logging
+import math
+import os
+from collections.abc import Sized
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate.utils import broadcast_object_list, send_to_device
+from datasets import IterableDataset
+from torch import nn
+from transformers.trainer_callback import ExportableState
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, TrainOutput, rotate_checkpoints
+from trl.trainer.utils import strip_images_from_messages
+
+from canon_trl.config.run_length import micro_batches
+from canon_trl.guards.constant_rewards import ConstantRewards
+from canon_trl.hook.checkpoints import (
+    ROLLOUT_STATE,
+    RUN_OPTIONS,
+    find_together,
+    mark_whole,
+    options_of_run,
+    passes_and_batches,
+)
+from canon_trl.hook.counting import Counting
+from canon_trl.hook.loss import Losses
+from canon_trl.hook.reference_state import check_saved_reference, load_reference, save_reference
+from canon_trl.hook.rollout_files import load_rollout, rollout_file, warn_of_missing_random_states
+from canon_trl.hook.rollout_parts import plain
+from canon_trl.hook.shrunken_steps import ShrunkenSteps
+from canon_trl.hook.token_gate import TokenGate
+
+logger = logging.getLogger(__name__)
+
+# The completions table: `_logs` holds texts and columns by name; images are not saved.
+TABLE_TEXTS = ("prompt", "completion")
+TABLE_COLUMNS = ("rewards", "extra")
+
+
+class Resuming(Counting, Losses):
+    """Saves and restores what TRL forgets, so that a resumed run continues as if it had never stopped."""
+
+    _has_trained = False
+    _loss_to_log: tuple[float, int] | None = None  # summed before a resume, and since which step
+
+    def _get_train_sampler(self, dataset: Any = None) -> Any:
+        self._prompt_sampler = super()._get_train_sampler(dataset)
+        return self._prompt_sampler
+
+    def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> TrainOutput:
+        """As TRL's, but `True` resumes from the last checkpoint that is whole, and begins where there is none.
+
+        Every call is a run of its own, which has nothing but the weights of the one before it.
+        """
+        found = find_together(
+            resume_from_checkpoint,
+            Path(self.args.output_dir),
+            self._run_options(),
+            allow_changes=self._resume_with_changes,
+            failures=self._failures,
+        )
+        if found is not None and self.args.sync_ref_model:
+            check_saved_reference(Path(found), allow_changes=self._resume_with_changes)
+        if self._has_trained:
+            self._forget_the_last_run()
+        self._has_trained = True
+        return super().train(found, *args, **kwargs)
+
+    def _forget_the_last_run(self) -> None:
+        """What TRL and this trainer carry from one rollout or optimiser step to the next, as it was at first."""
+        self._step = self._steps_not_restored = 0  # so that a rollout is made first of all
+        self._current_train_step_time = 0.0
+        self.entropy_coef, self._last_world_entropy = self.args.entropy_coef, math.inf  # of TRL's entropy bonus
+        self._entropy_window_stats = None
+        self._last_loaded_step = -1  # the optimiser step whose weights vLLM has
+        for noted in (*self._metrics.values(), *self._logs.values(), self._pending_extra_logs, self._pending_metrics):
+            noted.clear()
+        self._constant_rewards = ConstantRewards(self.reward_func_names)
+        if self._gate is not None:
+            self._gate = TokenGate(self._gate.policy_loss, self.accelerator, self.args.seed)
+        if self._collector is not None:
+            self._collector.prompts.restart()
+        if self._shrunken_steps is not None:
+            self._shrunken_steps = ShrunkenSteps(self.loss_type, self.accelerator)
+        self.optimizer = self._given_optimizer
+
+    def _init_training_state(
+        self, max_steps: int, steps_per_epoch: int, epochs: int, checkpoint: str | None, trial: Any
+    ) -> tuple[int, int]:
+        """The epoch to begin in, and the batches of it that have been trained on."""
+        begun = super()._init_training_state(max_steps, steps_per_epoch, epochs, checkpoint, trial)
+        if checkpoint is None:
+            return begun
+        for callback in self.callback_handler.callbacks:  # transformers can save the state of none that is new to it
+            if isinstance(callback, ExportableState):
+                self.state.stateful_callbacks.setdefault(type(callback).__name__, callback.state())
+        if self.state.global_step >= max_steps:  # from where transformers would train one step more
+            return epochs, 0
+        if not isinstance(self.train_dataset, IterableDataset) or self.args.ignore_data_skip:
+            return begun
+        return passes_and_batches(checkpoint, self.args.gradient_accumulation_steps)
+
+    def _run_options(self) -> dict[str, Any]:
+        return options_of_run(
+            self.args,
+            method=self._name,
+            model=os.path.basename(self.model.config._name_or_path.rstrip("/")),
+            metrics=list(self._response_metrics),
+            reward_functions=self.reward_func_names,
+            prompts=len(self.train_dataset) if isinstance(self.train_dataset, Sized) else None,
+        )
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        run_folder = self._get_output_dir(trial=trial)
+        checkpoint = Path(run_folder, f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}")
+        kept, self.args.save_total_limit = self.args.save_total_limit, None  # none goes before this one is whole
+        try:
+            if self.args.should_save:
+                (checkpoint / RUN_OPTIONS).unlink(missing_ok=True)
+            self.accelerator.wait_for_everyone()
+            if not self.args.save_only_model:
+                checkpoint.mkdir(parents=True, exist_ok=True)
+                torch.save(self._rollout_state(), rollout_file(checkpoint, self.accelerator.process_index))
+                if self.args.sync_ref_model:
+                    save_reference(self._reference(), checkpoint, writes=self.args.should_save)
+            super()._save_checkpoint(model, trial)
+        except Exception as error:  # on a full disk OSError, RuntimeError of torch, or SafetensorError
+            error.add_note(
+                f"{checkpoint} is not whole and will not be resumed from; earlier checkpoints are as they were"
+            )
+            raise
+        finally:
+            self.args.save_total_limit = kept
+        self.accelerator.wait_for_everyone()
+        if self.args.should_save:
+            mark_whole(checkpoint, self._run_options())
+            if self.args.push_to_hub:
+                self._push_from_checkpoint(str(checkpoint))
+            best = self.state.best_model_checkpoint
+            rotate_checkpoints(run_folder, save_total_limit=kept, best_model_checkpoint=best, use_mtime=True)
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        super()._load_optimizer_and_scheduler(checkpoint)
+        if checkpoint is not None:
+            self._restore_prompt_order()
+            state, missing = load_rollout(checkpoint, self._failures)
+            self._restore_fresh_prompts(state)
+            self._restore_rollout(state, missing)
+            if self.args.sync_ref_model:
+                load_reference(self._reference(), Path(checkpoint))
+
+    def _reference(self) -> nn.Module:
+        return self.accelerator.unwrap_model(self.ref_model)
+
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        """Called once on resume, right before the first training step."""
+        error = None
+        if checkpoint is not None:
+            warn_of_missing_random_states(checkpoint, self.accelerator)
+        try:
+            super()._load_rng_state(checkpoint)
+        except Exception as cause:  # a file that is torn, perhaps on one rank only
+            error = cause
+            error.add_note(f"a random state of {checkpoint} cannot be read; resume from an earlier checkpoint")
+        self._failures.share(error)
+        if self._loss_to_log is not None:
+            summed, self._globalstep_last_logged = self._loss_to_log
+            self._tr_loss += summed
+            self._total_loss_scalar -= summed  # what `train` reports is of its own steps
+            self._loss_to_log = None
+
+    def _rollout_state(self) -> dict[str, Any]:
+        """Tensors, numbers and text only, so that it can be loaded without running code from the file."""
+        self._collect_statistics()
+        texts: dict[str, list] = {}
+        columns: dict[str, dict[str, list]] = {}
+        if self.log_completions and self.accelerator.is_main_process:  # nobody else reads the table
+            texts = {name: [strip_images_from_messages(text) for text in self._logs[name]] for name in TABLE_TEXTS}
+            texts["advantages"] = list(self._logs["advantages"])
+            columns = {name: dict(self._logs[name]) for name in TABLE_COLUMNS}
+        return {
+            "sampling": self._sampling(),
+            "step": self._step,
+            "width": self._gate.width if self._gate is not None else 0,
+            "fresh_prompts": plain(self._collector.prompts.state_dict()) if self._collector is not None else None,
+            "in_flight": self._buffered_inputs if self._step % self._generate_every else None,
+            "metrics": dict(self._metrics["train"]),
+            "loss_to_log": (self._tr_loss.item(), self._globalstep_last_logged),
+            "reward_weights": (self.args.reward_weights, self.reward_weights.tolist()),
+            "constant_rollouts": self._constant_rewards.in_a_row,
+            "table": plain(texts),
+            "table_columns": plain(columns),
+        }
+
+    def _sampling(self) -> dict[str, int | str]:
+        """What the parts of a rollout in flight depend on."""
+        return {
+            "num_processes": self.accelerator.num_processes,
+            "per_device_train_batch_size": self.args.per_device_train_batch_size,
+            "steps_per_generation": self.args.steps_per_generation,
+            "num_iterations": self.num_iterations,
+            "gradient_accumulation_steps": self.args.gradient_accumulation_steps,
+            "policy_loss": repr(self._gate.policy_loss) if self._gate is not None else "",
+        }
+
+    def _restore_rollout(self, state: dict[str, Any] | None, missing: list[int]) -> None:
+        self._steps_not_restored = micro_batches(
+            self.state.global_step,
+            an_epoch=self._epoch_length,
+            accumulation=self.args.gradient_accumulation_steps,
+        )
+        self._loss_to_log = None
+        if state is None or missing:
+            logger.warning(
+                "%s is missing for the ranks %s, as in a checkpoint of another trainer or of fewer processes: a "
+                "rollout in flight is sampled anew",
+                ROLLOUT_STATE,
+                missing,
+            )
+            return
+        if state["sampling"] != self._sampling():
+            logger.warning(
+                "the checkpoint was written with %s and is resumed with %s: a rollout in flight is sampled anew",
+                state["sampling"],
+                self._sampling(),
+            )
+            return
+        if self._gate is not None:
+            self._gate.width = state["width"]
+        self._step, self._steps_not_restored = state["step"], 0
+        self._constant_rewards.in_a_row = state["constant_rollouts"]
+        self._buffered_inputs = send_to_device(state["in_flight"], self.accelerator.device)
+        self._metrics["train"].update(state["metrics"])
+        self._loss_to_log = state["loss_to_log"]
+        given, weights = state["reward_weights"]
+        if given == self.args.reward_weights:  # a callback may have changed them since
+            self.reward_weights = torch.tensor(weights)
+        for name, rows in state["table"].items():
+            self._logs[name].extend(rows)
+        for name, columns in state["table_columns"].items():
+            for column, rows in columns.items():
+                self._logs[name][column].extend(rows)
+
+    def _restore_fresh_prompts(self, state: dict[str, Any] | None) -> None:
+        """The main process tells all where they are, so that ranks that were not there before agree."""
+        if self._collector is not None:
+            (place,) = broadcast_object_list([state["fresh_prompts"] if state is not None else None])
+            if place is not None:
+                self._collector.prompts.load_state_dict(place)
+
+    def _restore_prompt_order(self) -> None:
+        """TRL's sampler draws one permutation an epoch and forgets on resume how many it has drawn."""
+        if not isinstance(self.train_dataset, IterableDataset):  # a stream is shuffled by its epoch
+            for _ in range(int(self.state.epoch)):  # no checkpoint is written between an epoch's last step and its end
+                next(iter(self._prompt_sampler))

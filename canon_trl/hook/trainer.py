@@ -1,0 +1,193 @@
+"""The hook that TRL lacks: rewards become advantages, and advantages become a loss, in functions of your own."""
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from torch import Tensor, nn
+from trl import GRPOConfig
+
+from canon_trl.advantages import AdvantageEstimator, RewardRange
+from canon_trl.config.checks import (
+    PER_TOKEN,
+    check_dynamic_sampling,
+    check_loss_function,
+    check_policy_loss,
+    check_shrink,
+    check_vllm,
+    one_rollout_a_step,
+)
+from canon_trl.config.sampler import (
+    check_generation_kwargs,
+    records_generation,
+    samples_the_policy,
+    trl_scores,
+)
+from canon_trl.guards.constant_rewards import ConstantRewards
+from canon_trl.guards.failures import SharedFailures, guarded_reward
+from canon_trl.guards.reward_names import check_accuracy_reward, distinct_names
+from canon_trl.hook.data_checks import (
+    check_chat_template,
+    check_data,
+    check_model_names,
+    check_reward_templates,
+    named_processing_class,
+)
+from canon_trl.hook.epoch_ends import EpochEnds
+from canon_trl.hook.jit_checkpoint import write_at_step_begin
+from canon_trl.hook.logs import Logs
+from canon_trl.hook.not_finite import NotFinite
+from canon_trl.hook.publishing import Publishing
+from canon_trl.hook.reference_state import check_reference
+from canon_trl.hook.resuming import Resuming
+from canon_trl.hook.rollout import Rollouts
+from canon_trl.hook.shrunken_steps import ShrunkenSteps
+from canon_trl.hook.token_gate import TokenGate
+from canon_trl.metrics import ResponseMetric, token_inputs
+from canon_trl.policy_losses import PolicyLoss
+from canon_trl.sampling import DynamicSampling, PromptStream
+from canon_trl.sampling.group_collector import GroupCollector
+
+
+class PluggableGRPOTrainer(Publishing, Resuming, Logs, NotFinite, Rollouts):
+    """[`~trl.GRPOTrainer`] with the step from rewards to advantages replaced by a function.
+
+    Beyond that it saves the rollout in flight with every checkpoint, so that a resumed run continues as if it had
+    never stopped, where TRL would throw the rollout away.
+
+    Args:
+        model, reward_funcs, args, train_dataset, eval_dataset, **trl_kwargs: as for [`~trl.GRPOTrainer`].
+        advantage_estimator: called with a [`~canon_trl.rollout.Rollout`] on every rank; returns advantages `(P, G)`,
+            or `(P, G, T)` with T at least `Rollout.width`. Responses without a reward get advantage 0 in any case.
+        metrics: the response metrics that the rollout carries, by name; `None` stands for the random metric.
+        accuracy_reward: name of the reward function behind `Rollout.accuracy`; default the first.
+        needs_accuracy: whether the estimator reads `Rollout.accuracy`; its reward must then lie in [0, 1].
+        reward_range: the rewards for which the estimator is defined; others are refused.
+        entropy_source: `"generation"`, `"forward"` or `"auto"`, see [`~canon_trl.CANONConfig`].
+        loss_function: the whole loss in place of TRL's, `(log_probs, ref_log_probs, advantages, mask) -> 0-d` of one
+            micro-batch, `(B, T)` each but the advantages `(B,)`; needs `args.beta` above 0 for the reference.
+        policy_loss: what single tokens weigh in the loss, see `canon_trl.policy_losses`; default all alike.
+        dynamic_sampling: how groups that teach nothing are replaced, see `canon_trl.sampling`; default not at all.
+        reward_time_limit: seconds that a call of a reward function may take; default no limit.
+        resume_with_changes: whether a checkpoint that was made with other options is resumed; default refused.
+
+    Raises:
+        ValueError: before a model is loaded where it can be known by then: an unknown reward name, an entropy source
+            that the setting does not allow, data without prompts or with one that is missing, conversations without a
+            chat template, a model that is nowhere. A stream's prompts are looked at as they come. At the first
+            rollout: a metric that is not finite, an accuracy outside [0, 1] that is needed, advantages of another
+            shape or not finite. From `train`: a checkpoint that is not whole or was made with other options, an output
+            folder of another run.
+        TypeError, ValueError, TimeoutError: a reward function that returns no numbers, a wrong count, an infinity, or
+            nothing in time. What a reward function or a metric raises on one rank is raised on all.
+        FloatingPointError: weights, log-probabilities, the loss or gradients that are not finite, before they have
+            changed a weight where that can be; with the step and the tensor.
+    """
+
+    reward_funcs: list[Any]
+    reward_func_names: list[str]
+
+    def __init__(
+        self,
+        model: Any,
+        reward_funcs: Any,
+        args: GRPOConfig,
+        train_dataset: Any = None,
+        eval_dataset: Any = None,
+        *,
+        advantage_estimator: AdvantageEstimator,
+        metrics: Mapping[str, ResponseMetric | None],
+        accuracy_reward: str | None = None,
+        needs_accuracy: bool = False,
+        reward_range: RewardRange | None = None,
+        entropy_source: str = "auto",
+        loss_function: Callable[[Tensor, Tensor, Tensor, Tensor], Tensor] | None = None,
+        policy_loss: PolicyLoss | None = None,
+        dynamic_sampling: DynamicSampling | None = None,
+        reward_time_limit: float | None = None,
+        resume_with_changes: bool = False,
+        **trl_kwargs: Any,
+    ) -> None:
+        if trl_kwargs.get("environment_factory") is None:
+            check_accuracy_reward(accuracy_reward, reward_funcs)
+        check_model_names(model, reward_funcs)
+        templated = check_data(train_dataset, eval_dataset, args, trl_kwargs) and not trl_kwargs.get("rollout_func")
+        if templated:
+            given = trl_kwargs.get("processing_class")
+            check_chat_template(
+                named_processing_class(model, args) if given is None else given, "the tokenizer of the model"
+            )
+        check_dynamic_sampling(dynamic_sampling is not None, trl_kwargs)
+        check_shrink(dynamic_sampling, args)
+        check_vllm(args)
+        check_generation_kwargs(args)
+        self._records_generation = records_generation(entropy_source, args, trl_kwargs)
+        self._advantage_estimator = advantage_estimator
+        self._response_metrics = dict(metrics)
+        self._trl_scores = trl_scores(args)
+        self._samples_the_policy = samples_the_policy(args)
+        named = set().union(*(token_inputs(metric) for metric in metrics.values() if metric is not None))
+        self._scored_inputs = named & {"entropies", "log_probs"}
+        if policy_loss is not None:
+            check_policy_loss(args, policy_loss)
+            if policy_loss.scope == "batch" and not self._trl_scores:
+                self._scored_inputs |= {"log_probs"}
+        if loss_function is not None:
+            check_loss_function(args, policy_loss)
+        self._needs_accuracy = needs_accuracy
+        self._reward_range = reward_range
+        if entropy_source != "auto" and not self._scored_inputs:
+            raise ValueError(
+                f"entropy_source={entropy_source!r} would be ignored: neither the metrics {list(metrics)} nor a "
+                "policy loss read entropies or log-probabilities of the rollout; leave it at 'auto'"
+            )
+        self._loss_function = loss_function
+        self._given_optimizer = trl_kwargs.get("optimizers", (None, None))[0]
+        if isinstance(reward_funcs, list):
+            reward_funcs = list(reward_funcs)  # which is changed below, and the caller's may go to another trainer
+        super().__init__(model, reward_funcs, args, train_dataset, eval_dataset, **trl_kwargs)
+        self.reward_func_names = distinct_names(self.reward_func_names)
+        if not self.use_vllm and self.min_p is None and self.model.generation_config.min_p is not None:
+            self.generation_config.min_p = 0.0  # for None generate would take the model's own
+        if accuracy_reward is not None and accuracy_reward not in self.reward_func_names:
+            raise ValueError(
+                f"accuracy_reward={accuracy_reward!r} must be one of the reward functions {self.reward_func_names}"
+            )
+        if templated:
+            check_chat_template(self.processing_class, "the tokenizer of the model")
+            check_reward_templates(self.reward_funcs, self.reward_processing_classes, self.reward_func_names)
+        self._failures = SharedFailures(self.accelerator)
+        for index, (function, name) in enumerate(zip(self.reward_funcs, self.reward_func_names, strict=True)):
+            if not isinstance(function, nn.Module):
+                self.reward_funcs[index] = guarded_reward(function, name, self._failures, reward_time_limit)
+        self._constant_rewards = ConstantRewards(self.reward_func_names)
+        self.add_callback(EpochEnds())
+        if args.enable_jit_checkpoint:
+            write_at_step_begin(self)
+        if args.sync_ref_model:
+            check_reference(self.accelerator)
+        self._resume_with_changes = resume_with_changes
+        if policy_loss is not None:
+            self._gate = TokenGate(policy_loss, self.accelerator, args.seed)
+            if not policy_loss.clips_ratios:
+                self.epsilon_low, self.epsilon_high = 1.0, math.inf  # a ratio is never below 0
+        self._accuracy_index = self.reward_func_names.index(accuracy_reward) if accuracy_reward else 0
+        self._collector: GroupCollector | None = None
+        if dynamic_sampling is not None:
+            self._collector = GroupCollector(
+                dynamic_sampling,
+                self.accelerator,
+                PromptStream(self.train_dataset, seed=args.seed, shuffle=self.shuffle_dataset),
+                group_size=self.num_generations,
+                accuracy_index=self._accuracy_index,
+            )
+        shrinks = dynamic_sampling is not None and dynamic_sampling.exhausted == "shrink"
+        if shrinks and self.loss_type not in PER_TOKEN and not one_rollout_a_step(args):
+            self._shrunken_steps = ShrunkenSteps(self.loss_type, self.accelerator)
+            if self.aux_loss_enabled:
+                raise ValueError(
+                    f"gradient_accumulation_steps={args.gradient_accumulation_steps} takes micro-batches of several "
+                    f"rollouts of steps_per_generation={args.steps_per_generation}, whose gradients are scaled "
+                    "together with those of the router's auxiliary loss; make the latter a multiple of the former, or "
+                    "set dynamic_sampling_kwargs={'exhausted': 'keep'} or 'error'"
+                )

@@ -1,0 +1,1 @@
+"""What is published with a model: its card, citations, and uploads."""
