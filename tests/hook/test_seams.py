@@ -13,7 +13,7 @@ from trl.models.utils import disable_gradient_checkpointing
 from trl.trainer.utils import strip_images_from_messages
 
 from canon_trl.hook.rollout_parts import GENERATED
-from canon_trl.hook.trainer import MULTIMODAL_INPUTS
+from canon_trl.hook.scoring import MULTIMODAL_INPUTS
 
 SIGNATURES = {
     "_generate": ["self", "prompts"],

@@ -109,7 +109,7 @@ def test_the_papers_of_a_method_are_cited(method):
     """The papers on the method's row of the README are in the index and in what the model card cites."""
     (row,) = [line for line in README.splitlines() if re.match(rf"\| .*`(?:policy_loss: )?{method}`.*papers/", line)]
     (paper,) = set(re.findall(r"papers/(\d{4}\.\d{5})", row))
-    assert paper in (ROOT / "canon_trl" / "papers.py").read_text()
+    assert paper in (ROOT / "canon_trl" / "publishing" / "papers.py").read_text()
     assert paper in (ROOT / "docs" / "papers.md").read_text()
 
 
