@@ -25,7 +25,9 @@ PARTS = {
     "evaluation": (4.2, 3.2, "pass@k, intervals,\nwhile training"),
     "sampling": (3.85, 2.1, "dynamic sampling,\nresponses, V*"),
     "advantages": (2.0, 1.05, "rewards (P, G)\nto advantages"),
-    "policy_losses": (0.0, 1.05, "what a token weighs\nin the loss"),
+    "policy_losses": (-0.2, 1.05, "what a token weighs\nin the loss"),
+    "method": (-0.2, 0.0, "what a function\nreads and takes"),
+    "paper": (-0.2, -0.9, "a citation"),
     "metrics": (0.95, 1.05, "a number\na response"),
     "schedules": (0.0, 2.1, "mu over a run"),
     "guards": (4.2, 1.0, "checks and\na time limit"),
@@ -75,7 +77,7 @@ def draw() -> plt.Figure:
         title="an arrow means: imports",
         alignment="left",
     )
-    axes.set(xlim=(-0.9, 11.2), ylim=(-0.8, 7.4))
+    axes.set(xlim=(-1.4, 11.2), ylim=(-1.7, 7.4))
     axes.axis("off")
     return figure
 
