@@ -13,6 +13,12 @@ def alone(local: Tensor) -> Tensor:
     return local
 
 
+def token_mean(values: Tensor, among: Tensor) -> Tensor:
+    """The mean of `(B, T)` values over the tokens that `among` marks, 0-d in at least float32; 0 if it marks none."""
+    total = values.masked_fill(~among, 0.0).sum(dtype=torch.promote_types(values.dtype, torch.float32))
+    return total / among.sum().clamp(min=1)
+
+
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Tokens:
     """The tokens of one micro-batch on this rank: B responses, T tokens each.
@@ -97,5 +103,17 @@ class Tokens:
         }
         return cls(**(example | given))
 
+    def mean(self, values: Tensor, among: Tensor) -> Tensor:
+        """[`token_mean`] over the tokens of all ranks, the same number on each of them.
 
-READABLE = ("tokens", *(attribute.name for attribute in fields(Tokens)))
+        Its gradient is that of this rank's part times the number of ranks, since the gradients of the ranks are
+        averaged. So however the tokens are dealt to ranks, a parameter gets the gradient of the whole mean.
+        """
+        total = values.masked_fill(~among, 0.0).sum(dtype=torch.float64)
+        over_ranks, count, ranks = self.reduce(torch.stack([total.detach(), among.sum(), torch.ones_like(total)]))
+        here = total * ranks
+        mean: Tensor = (over_ranks + here - here.detach()) / count.clamp(min=1)
+        return mean.to(torch.promote_types(values.dtype, torch.float32))
+
+
+READABLE = ("tokens", "mean", *(attribute.name for attribute in fields(Tokens)))

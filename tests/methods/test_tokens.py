@@ -1,0 +1,36 @@
+"""What methods are handed of a micro-batch: means over the tokens of all ranks, and their gradient."""
+
+import pytest
+import torch
+
+from canon_trl.tokens import Tokens, token_mean
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 4])
+def test_a_mean_and_its_gradient_do_not_depend_on_how_tokens_are_dealt_to_ranks(ranks):
+    tokens = Tokens.example(responses=8, tokens=5)
+    whole = tokens.entropies.detach().requires_grad_()
+    token_mean(whole**2, tokens.mask).backward()
+    rows = torch.arange(8).chunk(ranks)
+    total = torch.tensor([(whole.detach() ** 2 * tokens.mask).sum(), tokens.mask.sum(), ranks], dtype=torch.float64)
+    gradients, means = [], []
+    for part in rows:
+        here = whole.detach()[part].requires_grad_()
+        rank = Tokens.example(responses=8, tokens=5, reduce=lambda local: total)
+        mean = rank.mean(here**2, tokens.mask[part])
+        mean.backward()
+        means.append(mean.item())
+        gradients.append(here.grad / ranks)  # as DDP averages
+    assert means == pytest.approx([token_mean(whole**2, tokens.mask).item()] * ranks)
+    assert len(set(means)) == 1
+    torch.testing.assert_close(torch.cat(gradients), whole.grad)
+
+
+def test_the_mean_over_no_token_is_0_without_a_gradient():
+    tokens = Tokens.example()
+    for mean in (token_mean, tokens.mean):
+        values = torch.full((2, 3), torch.nan, requires_grad=True)
+        nothing = mean(values, torch.zeros(2, 3, dtype=torch.bool))
+        nothing.backward()
+        assert nothing.item() == 0
+        assert (values.grad == 0).all()
