@@ -22,6 +22,7 @@ from canon_trl.advantages.canon import (
     split_by_metric,
 )
 from canon_trl.advantages.group_relative import dr_grpo_advantage, grpo_advantage, rloo_advantage
+from canon_trl.advantages.maxrl import maxrl_advantage
 from canon_trl.advantages.opo import opo_advantage
 from canon_trl.advantages.reinforce import nsr_advantage, psr_advantage, w_reinforce_advantage
 from canon_trl.advantages.reinforce_pp import reinforce_pp_baseline_advantage
@@ -163,6 +164,7 @@ __all__ = [
     "grpo_advantage",
     "inter_group_advantage",
     "intra_group_advantage",
+    "maxrl_advantage",
     "nsr_advantage",
     "opo_advantage",
     "optimal_value",
