@@ -1,0 +1,12 @@
+"""Token advantages: what becomes of the advantage of each token before the loss is computed.
+
+Each is a pure function of `(B, T)` tensors in a file of its own. [`TOKEN_ADVANTAGES`] names them for the config; they
+see the policy as it is at every update, and no gradient goes through what they return.
+"""
+
+from canon_trl.method import Method, by_name
+from canon_trl.token_advantages.entropy_shaped import entropy_shaped
+
+TOKEN_ADVANTAGES = by_name(Method("entropy_shaped", entropy_shaped))
+
+__all__ = ["TOKEN_ADVANTAGES", "entropy_shaped"]
