@@ -23,6 +23,7 @@ from canon_trl.policy_losses.covariance import (
     kl_cov_mask,
     token_covariance,
 )
+from canon_trl.policy_losses.disco import disco_loss
 
 PolicyLoss = ClipCov | KLCov
 
@@ -58,6 +59,7 @@ __all__ = [
     "astar_po_loss",
     "clip_cov_mask",
     "covariance_statistics",
+    "disco_loss",
     "get_policy_loss",
     "kl_cov_mask",
     "token_covariance",
