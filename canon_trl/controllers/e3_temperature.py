@@ -1,0 +1,114 @@
+"""The temperature scheduler of E3 (https://huggingface.co/papers/2505.18573)."""
+
+import math
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar
+
+from canon_trl.paper import Paper
+
+PAPER = Paper(
+    key="liao2025enhancing",
+    title="Enhancing Efficiency and Exploration in Reinforcement Learning for LLMs",
+    authors="Mengqi Liao and Xiangyu Xi and Ruinian Chen and Jia Leng and Yangen Hu and Ke Zeng and Shuai Liu and "
+    "Huaiyu Wan",
+    id="2505.18573",
+    code="LiaoMengqi/E3-RL4LLMs",
+)
+
+
+class E3Temperature:
+    """Hold the entropy of sampling where training started, by the temperature alone (Eq. 4 and 5).
+
+        T <- T * (1 + T * ln(H* / H) / (ln V + ln ln V))
+
+    V is the size of the vocabulary and H the mean entropy per token of a rollout at its temperature. The first
+    `init_steps` rollouts only measure: H* is the mean of their entropies. Unlike an entropy bonus this adds no
+    gradient. T acts on sampling and on the scores alike, the reference's among them.
+
+    Annealing lowers H* over the last `annealing_ratio` of the run, from H0 at update q0 to g * H0 at the last of n:
+
+        H* = H0 * (g + (1 - g) * (1 + cos(pi * (q - q0) / (n - q0))) / 2),   q0 = n - floor(annealing_ratio * n)
+
+    An update moves T by the H* of the update before it, as in the released code. After
+    update n H* stays where it is; the released cosine would turn up again. An entropy that is not a positive number
+    changes nothing and is not counted. T has no bounds, neither here nor there.
+
+    Args:
+        vocab_size: V.
+        temperature: at which the run starts.
+        target_entropy: H* in nats per token, in place of the measured one. The first `init_steps` rollouts leave the
+            temperature alone all the same.
+        init_steps: rollouts that only measure; the paper has one.
+        annealing_ratio: `None` for no annealing; 0.4 in the released code.
+        annealing_factor: g, the paper's eta; 0.9 in the released code.
+        total_steps: n, rollouts in the whole run; annealing needs it.
+
+    Raises:
+        ValueError: annealing lacks `total_steps`, or there is neither a target nor a rollout to measure it on.
+    """
+
+    steers: ClassVar[str] = "temperature"
+
+    def __init__(
+        self,
+        *,
+        vocab_size: Annotated[int, "[2, inf)"],
+        temperature: Annotated[float, "(0, inf)"] = 1.0,
+        target_entropy: Annotated[float, "(0, inf)"] | None = None,
+        init_steps: Annotated[int, "[0, inf)"] = 1,
+        annealing_ratio: Annotated[float, "(0, 1]"] | None = None,
+        annealing_factor: Annotated[float, "[0, 1]"] = 0.9,
+        total_steps: Annotated[int, "[1, inf)"] | None = None,
+    ) -> None:
+        if annealing_ratio is not None and total_steps is None:
+            raise ValueError(f"annealing_ratio={annealing_ratio!r} needs total_steps")
+        if target_entropy is None and init_steps == 0:
+            raise ValueError("init_steps=0 needs target_entropy: there is no rollout to measure it on")
+        self.scale = math.log(vocab_size) + math.log(math.log(vocab_size))
+        self.init_steps = init_steps
+        self.annealing_factor = annealing_factor
+        self.annealing_steps = int((total_steps or 0) * (annealing_ratio or 0.0))
+        self.annealing_start = (total_steps or 0) - self.annealing_steps
+        self.temperature = temperature
+        self.initial_target = target_entropy
+        self.initial_entropies: list[float] = []
+        self.updates = 0
+
+    @property
+    def target_entropy(self) -> float | None:
+        """H* of the next update, in nats per token; `None` before it is measured."""
+        if self.initial_target is None or self.annealing_steps == 0 or self.updates <= self.init_steps:
+            return self.initial_target
+        progress = (self.updates - self.annealing_start) / self.annealing_steps
+        cosine = (1 + math.cos(math.pi * min(max(progress, 0.0), 1.0))) / 2
+        return self.initial_target * (self.annealing_factor + (1 - self.annealing_factor) * cosine)
+
+    def update(self, measured: Mapping[str, float]) -> float:
+        """The temperature of the next rollout, given `"entropy"`, the mean token entropy of the last one in nats."""
+        entropy, target = measured["entropy"], self.target_entropy
+        if not 0 < entropy < math.inf:
+            return self.temperature
+        self.updates += 1
+        if self.updates <= self.init_steps:
+            self.initial_entropies.append(entropy)
+            return self.temperature
+        if target is None:
+            target = self.initial_target = sum(self.initial_entropies) / len(self.initial_entropies)
+        self.temperature *= 1 + self.temperature * math.log(target / entropy) / self.scale
+        return self.temperature
+
+    def state_dict(self) -> dict[str, Any]:
+        """What resuming needs: the temperature, the target it started from and what was measured and counted."""
+        return {
+            "temperature": self.temperature,
+            "initial_target": self.initial_target,
+            "initial_entropies": list(self.initial_entropies),
+            "updates": self.updates,
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Resume from what [`state_dict`] returned."""
+        self.temperature = state["temperature"]
+        self.initial_target = state["initial_target"]
+        self.initial_entropies = list(state["initial_entropies"])
+        self.updates = state["updates"]
