@@ -26,8 +26,13 @@ PARTS = {
     "sampling": (3.85, 2.1, "dynamic sampling,\nresponses, V*"),
     "advantages": (2.0, 1.05, "rewards (P, G)\nto advantages"),
     "policy_losses": (-0.2, 1.05, "what a token weighs\nin the loss"),
-    "method": (-0.2, 0.0, "what a function\nreads and takes"),
-    "paper": (-0.2, -0.9, "a citation"),
+    "policy_rewards": (5.4, 1.05, "rewards from\nthe policy itself"),
+    "token_advantages": (5.4, 2.0, "what a token's\nadvantage becomes"),
+    "loss_terms": (5.4, 2.95, "what is added\nto the loss"),
+    "controllers": (5.4, 3.9, "what moves a setting\nbetween steps"),
+    "tokens": (6.4, 1.9, "what a method sees\nof a micro-batch"),
+    "method": (5.35, 0.0, "what a function\nreads and takes"),
+    "paper": (6.4, 0.6, "a citation"),
     "metrics": (0.95, 1.05, "a number\na response"),
     "schedules": (0.0, 2.1, "mu over a run"),
     "guards": (4.2, 1.0, "checks and\na time limit"),
@@ -54,7 +59,7 @@ def edges() -> list[tuple[str, str]]:
 
 def draw() -> plt.Figure:
     plt.rcParams |= {"svg.fonttype": "none", "svg.hashsalt": "architecture", "font.family": "sans-serif"}
-    figure, axes = plt.subplots(figsize=(10, 6.2), layout="constrained")
+    figure, axes = plt.subplots(figsize=(14, 6.2), layout="constrained")
     boxes = {}
     for part, (column, row, about) in PARTS.items():
         x, y = 2.4 * column, 1.5 * row
@@ -77,7 +82,7 @@ def draw() -> plt.Figure:
         title="an arrow means: imports",
         alignment="left",
     )
-    axes.set(xlim=(-1.4, 11.2), ylim=(-1.7, 7.4))
+    axes.set(xlim=(-1.4, 16.4), ylim=(-0.8, 7.4))
     axes.axis("off")
     return figure
 
