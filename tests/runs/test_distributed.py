@@ -22,6 +22,7 @@ def ranks(folder, metric):
     return [torch.load(folder / f"{metric}_{rank}.pt", weights_only=False) for rank in (0, 1)]
 
 
+@pytest.mark.smoke
 @pytest.mark.parametrize("metric", METRICS)
 def test_two_processes_give_the_advantages_of_one(two_ranks, tmp_path, metric):
     alone = run_fixed(tmp_path, metric, ranks=1)

@@ -1,4 +1,4 @@
-"""examples/evaluate.py on real models: its numbers, its files, and that a kill changes neither."""
+"""examples/evaluate.py on real models: its records, its files, and that a kill changes neither."""
 
 import json
 import math
@@ -17,15 +17,11 @@ import torch
 from datasets import Dataset
 from peft import LoraConfig, get_peft_model
 from pyarrow import parquet
+from recipe_runs import MATHS, data_flags
 from toy import TASK, assert_same_but_for_rounding, base_model, byte_tokenizer
 from transformers import AutoTokenizer, Qwen3Config, Qwen3ForCausalLM
-from trl.rewards import accuracy_reward
 
 from canon_trl.evaluation import bootstrap_mean, majority_at_k, pass_at_k
-from canon_trl.evaluation.answers import math_answer
-from canon_trl.evaluation.responses import Judged, ResponseRecorder, is_right, summarise
-from canon_trl.sampling.samplers import Response
-from canon_trl.sampling.scoring import Scorer
 
 ROOT = Path(__file__).parents[2]
 FLAGS = ["--task", "arithmetic", "--task_eval_prompts", "24", "--num_samples", "8", "--pass_at_k", "1", "4", "8"]
@@ -212,13 +208,6 @@ def chatter(tmp_path_factory):
     return folder
 
 
-MATHS = [
-    {"question": "3 times the root of 13?", "target": r"3\sqrt{13}"},
-    {"question": "p minus q?", "target": "p - q"},
-    {"question": "a half?", "target": r"\frac{1}{2}"},
-]
-
-
 def test_several_benchmarks_with_one_model(chatter, tmp_path):
     """An embedded task and two local files, each with options of its own."""
     Dataset.from_list(MATHS).to_json(tmp_path / "maths.jsonl")
@@ -269,116 +258,6 @@ benchmarks:
     assert "| 0.000 (0.000 to 0.975) |" in text and "no interval" not in text
 
 
-class Texts:
-    """Stands in for a tokenizer: responses are numbers of texts."""
-
-    TEXTS = [r"so \boxed{3\sqrt{13}}", r"it is $\boxed{p-q}$", r"\boxed{0.5}", r"\boxed{\frac{1}{2}}", "no idea"]
-
-    def batch_decode(self, ids, skip_special_tokens):
-        return [self.TEXTS[row[0]] for row in ids]
-
-
-def test_mathematics_is_scored_and_voted_on():
-    """Right answers are right once the reference stands between dollars, and equal answers vote together."""
-    rows = [
-        {"prompt": [{"role": "user", "content": row["question"]}], "solution": f"${row['target']}$"} for row in MATHS
-    ]
-    rows.append(rows[0] | {"solution": "$$"})  # a reference that cannot be parsed
-    given = [[0, 4, 4], [1, 1, 2], [2, 3, 0], [0, 0, 0]]
-    responses = [[Response([text] * 2, False, 0.5) for text in texts] for texts in given]
-    records = ResponseRecorder(Scorer([accuracy_reward], Texts()), math_answer)(rows, responses)
-    assert [record["rewards"] for record in records] == [[1, 0, 0], [1, 1, 0], [1, 1, 0], [None] * 3]
-    assert records[0]["answers"] == ["3*sqrt(13)", None, None]
-    assert records[2]["answers"] == ["1/2", "1/2", "3*sqrt(13)"]
-    numbers = summarise(records, pass_ks=[1, 2], majority_ks=[3])
-    assert (numbers["num_prompts"], numbers["unscored_prompts"]) == (3, 1)
-    assert numbers["avg"] == pytest.approx(5 / 9)
-    assert numbers["pass_at_k"]["2"]["mean"] == pytest.approx((2 / 3 + 1 + 1) / 3)
-    assert numbers["majority_at_k"]["3"]["mean"] == 1
-    bare = accuracy_reward([[{"content": Texts.TEXTS[0]}], [{"content": Texts.TEXTS[1]}]], [r"3\sqrt{13}", "p - q"])
-    assert bare == [0.0, None], "why the template exists"
-
-
-@pytest.mark.parametrize(
-    ("text", "answer"),
-    [
-        (r"\boxed{1/2}", "1/2"),
-        (r"\boxed{0.50}", "1/2"),
-        (r"\boxed{x+1}", "x + 1"),
-        (r"\boxed{1+x}", "x + 1"),
-        (r"\boxed{1,000}", "1000"),
-        (r"\boxed{\text{Evelyn}}", "evelyn"),
-        ("I do not know", None),
-        ("", None),
-    ],
-)
-def test_answers_of_mathematics(text, answer):
-    assert math_answer(text) == answer
-
-
-def test_numbers_by_hand():
-    records = [
-        {"rewards": [1.0, 0.0], "lengths": [4, 2], "truncated": [False, True], "entropies": [0.5, 2.0]},
-        {"rewards": [2.0, None], "lengths": [6, 8], "truncated": [False, False], "entropies": [1.0, 0.0]},
-        {"rewards": [None, None], "lengths": [99, 99], "truncated": [True, True], "entropies": [9.0, 9.0]},
-    ]
-    judged = Judged.of(records, threshold=1.0)
-    assert judged.correct.tolist() == [[True, False], [True, False]]
-    assert (judged.unscored_prompts, judged.unscored_responses) == (1, 1)
-    assert judged.describe() == {
-        "length": 5.0,
-        "length_right": 5.0,
-        "length_wrong": 5.0,
-        "median_length_right": 5.0,
-        "median_length_wrong": 5.0,
-        "truncated": 0.25,
-        "entropy": (0.5 * 4 + 2 * 2 + 1 * 6) / 20,
-        "tokens_per_right_answer": 10.0,
-    }
-    with pytest.raises(ValueError, match="none of the 1 prompts was scored"):
-        Judged.of(records[2:], threshold=1.0)
-
-
-@pytest.mark.parametrize("answer_of", [None, str.upper])
-@pytest.mark.parametrize("keep_text", [False, True])
-def test_texts_and_answers_are_kept_where_they_are_asked_for(answer_of, keep_text):
-    class Letters:
-        def batch_decode(self, ids, skip_special_tokens):
-            return ["abc"[row[0]] for row in ids]
-
-    score = Scorer([lambda completions, **kwargs: [1.0] * len(completions)], Letters())
-    responses = [[Response([1], False, 0.5), Response([2], False, 0.5)]]
-    (record,) = ResponseRecorder(score, answer_of, keep_text)([{"prompt": "?"}], responses)
-    assert record.get("responses") == (["b", "c"] if keep_text else None)
-    assert record.get("answers") == (["B", "C"] if answer_of else None)
-
-
-@pytest.mark.parametrize(
-    ("reward", "unknown"),
-    [
-        (1.0, {"length_wrong", "median_length_wrong"}),
-        (0.0, {"length_right", "median_length_right", "tokens_per_right_answer"}),
-    ],
-)
-def test_a_mean_over_nothing_is_none(reward, unknown):
-    record = {"rewards": [reward], "lengths": [4], "truncated": [False], "entropies": [0.5]}
-    numbers = Judged.of([record], threshold=1.0).describe()
-    assert {name for name, value in numbers.items() if value is None} == unknown
-
-
-@pytest.mark.parametrize(
-    "weights", [[0.7, 0.2, 0.1], [0.6, 0.3, 0.1], [0.1] * 10, [1 / 3, 1 / 3, 1 / 3], [0.9, 0.2, -0.1]]
-)
-def test_a_response_with_all_of_its_rewards_is_right(weights):
-    """Weights that add up to 1, but for the rounding of floats."""
-    functions = [lambda completions, **kwargs: [float(text != "no idea") for text in completions]] * len(weights)
-    rows = [{"prompt": "?"}]
-    responses = [[Response([2, 2], False, 0.5), Response([4], False, 0.5)]]
-    records = ResponseRecorder(Scorer(functions, Texts(), weights))(rows, responses)
-    assert Judged.of(records, threshold=1.0).correct.tolist() == [[True, False]]
-    assert summarise(records, pass_ks=[2], majority_ks=[])["avg"] == 0.5
-
-
 def test_the_script_finds_them_right(tmp_path):
     """In the records, the table and the summary."""
     flags = ["--task", "arithmetic", "--task_eval_prompts", "3", "--num_samples", "2", "--max_completion_length", "4"]
@@ -391,94 +270,6 @@ def test_the_script_finds_them_right(tmp_path):
     assert (numbers["avg"], numbers["length_wrong"], numbers["pass_at_k"]["2"]["mean"]) == (1.0, None, 1.0)
     # Of three prompts, all right: from 0.025 ** (1 / 3)
     assert "| 1.000 (0.292 to 1.000) |" in (tmp_path / "evaluation" / "summary.md").read_text()
-
-
-def test_what_reaches_the_threshold():
-    """Floats may miss it by their rounding, also rewards that were computed in float32."""
-    in_float32 = float(np.float32(0.7) + np.float32(0.2) + np.float32(0.1) - np.float32(1e-7))
-    given = [1.0, 0.9999999999999999, in_float32, 0.9999, 2.0, None, float("nan")]
-    assert in_float32 < 1
-    assert is_right(given, 1.0).tolist() == [True, True, True, False, True, False, False]
-    assert is_right([-0.1 - 0.2, -0.31], -0.3).tolist() == [True, False]
-    assert is_right([0.0, 1e-9], 1e-9).tolist() == [False, True]
-    assert is_right([0.0, -1e-9], 0.0).tolist() == [True, False]
-
-
-def data_flags(path, *flags):
-    return ["--dataset_name", str(path), "--model_name_or_path", str(TASK.model_path), *flags]
-
-
-@pytest.mark.parametrize(
-    ("flags", "error", "message"),
-    [
-        (["--num_samples", "4", "--pass_at_k", "5"], ValueError, r"pass_at_k has \[5\]; each must lie between 1 and"),
-        (["--majority_at_k", "0"], ValueError, r"majority_at_k has \[0\]; each must lie between 1 and num_samples=16"),
-        (["--confidence", "95"], ValueError, r"confidence=95.0 must lie in \(0, 1\)"),
-        (["--task", "poetry"], ValueError, "task='poetry' must be one of"),
-        (["--answer_extractor", "magic"], ValueError, r"answer_extractor='magic' must be one of \['math_verify'\]"),
-        (["--answer_extractor", "no.such:thing"], ValueError, "answer_extractor='no.such:thing' cannot be imported"),
-        (["--task_train_prompts", "3"], ValueError, "task_train_prompts=3 would be ignored: nothing is trained"),
-        (["--dataset_streaming", "true"], ValueError, "dataset_streaming=True would be ignored"),
-        (["--reward_funcs", "model:judge"], TypeError, "reward_funcs has 'judge'; only reward functions can score"),
-        (["--vllm_kwargs", '{"a": 1}'], ValueError, "would be ignored: use_vllm is False"),
-        (["--use_vllm", "true"], ImportError, r"install canon-trl\[vllm\]"),
-        (["--load_in_8bit", "true"], ValueError, "load_in_8bit=True would be ignored: the model is sampled as it is"),
-        (
-            ["--use_vllm", "true", "--vllm_kwargs", '{"logprobs_mode": "raw_logits"}'],
-            ValueError,
-            "logprobs_mode='raw_logits'; must be 'processed_logprobs'",
-        ),
-    ],
-)
-def test_bad_flags(flags, error, message, tmp_path):
-    with pytest.raises(error, match=message):
-        evaluate.main([*flags, "--output_dir", str(tmp_path / "evaluation")])
-    assert not (tmp_path / "evaluation").exists()
-
-
-@pytest.mark.parametrize(
-    ("row", "flags", "message"),
-    [
-        ({"question": "?", "answer": "1"}, [], "prompt_column='prompt' is not in"),
-        (
-            {"prompt": "?", "answer": "1", "rewards": 1},
-            [],
-            r"the data has columns \['rewards'\], which the records need",
-        ),
-        ({"prompt": "?", "answer": "1"}, [], "the tokenizer has no chat template; name one by chat_template_path"),
-        ({"prompt": "?", "answer": "1"}, ["--majority_at_k", "2"], r"majority_at_k=\[2\] needs an answer_extractor"),
-    ],
-)
-def test_bad_data(row, flags, message, tmp_path):
-    Dataset.from_list([row]).to_json(tmp_path / "data.jsonl")
-    rewards = ["--reward_funcs", "accuracy_reward", "--output_dir", str(tmp_path / "evaluation")]
-    with pytest.raises(ValueError, match=message):
-        evaluate.main(data_flags(tmp_path / "data.jsonl", *rewards, *flags))
-
-
-@pytest.mark.parametrize(
-    ("benchmarks", "message"),
-    [
-        ("[{task: arithmetic}]", "an entry with name=None; it must be the name of a folder"),
-        ("[{name: ../up, task: arithmetic}]", "an entry with name='../up'"),
-        ("[{name: a, task: arithmetic}, {name: a, task: arithmetic}]", r"have the names \['a', 'a'\]"),
-        ("[{name: a, task: arithmetic, use_vllm: true}]", r"a has \['use_vllm'\]; it may have"),
-        ("[{name: a, task: arithmetic, num_sampels: 3}]", r"a has \['num_sampels'\]"),
-        ("[{name: a, task: arithmetic, num_samples: 0}]", "num_samples=0 must be at least 1"),
-        ("[{name: a}]", "give exactly one of them"),
-        ("[{name: a, dataset_name: x, reward_funcs: [accuracy_reward]}]", "model_name_or_path is missing"),
-    ],
-)
-def test_bad_benchmarks(benchmarks, message, tmp_path):
-    (tmp_path / "recipe.yaml").write_text(f"output_dir: {tmp_path}/evaluation\nbenchmarks: {benchmarks}\n")
-    with pytest.raises(ValueError, match=message):
-        evaluate.main(["--config", str(tmp_path / "recipe.yaml")])
-
-
-def test_benchmarks_name_their_own_data(tmp_path):
-    (tmp_path / "recipe.yaml").write_text("task: arithmetic\nbenchmarks: [{name: a, task: arithmetic}]\n")
-    with pytest.raises(ValueError, match="task='arithmetic' and dataset_name=None: with benchmarks, each of them"):
-        evaluate.main(["--config", str(tmp_path / "recipe.yaml")])
 
 
 def test_a_chat_template_from_a_file(tmp_path):

@@ -15,6 +15,8 @@ FAULTS = {
     "not finite": ["optimiser step 0: the rollout is not sampled. Not finite: parameter model.embed_tokens.weight"],
 }
 
+SMOKE = ("raises",)
+
 
 def end_of(tmp_path, fault):
     """The exit code and what was printed; an error if it hangs."""
@@ -26,7 +28,7 @@ def end_of(tmp_path, fault):
     return done.returncode, done.stdout + done.stderr
 
 
-@pytest.mark.parametrize("fault", FAULTS)
+@pytest.mark.parametrize("fault", [pytest.param(name, marks=[pytest.mark.smoke] * (name in SMOKE)) for name in FAULTS])
 def test_both_ranks_say_why(tmp_path, fault):
     code, printed = end_of(tmp_path, fault)
     assert code != 0

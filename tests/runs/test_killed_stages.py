@@ -23,6 +23,7 @@ from toy import assert_same_but_for_rounding
 from canon_trl.sampling.chunks import ChunkLog, collect_records, missing_chunks, sample_chunks, whole_file
 from canon_trl.sampling.samplers import Response
 
+pytestmark = pytest.mark.timeout(900)  # a whole run in one test
 ROOT = Path(__file__).parents[2]
 MAINS = {"estimate_values": estimate_values.main, "evaluate": evaluate.main}
 FILES = {

@@ -14,6 +14,8 @@ from canon_trl.hook.checkpoints import checkpoints_of, is_whole
 context = multiprocessing.get_context("forkserver")
 context.set_forkserver_preload(["killed_run"])
 
+SMOKE = ("a checkpoint, half of the weights",)
+
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
@@ -22,7 +24,7 @@ def whole(tmp_path_factory):
     return trainer
 
 
-@pytest.mark.parametrize("point", POINTS)
+@pytest.mark.parametrize("point", [pytest.param(name, marks=[pytest.mark.smoke] * (name in SMOKE)) for name in POINTS])
 def test_a_run_killed_in(tmp_path, whole, point, caplog):
     process = context.Process(target=run, args=(str(tmp_path), point))
     process.start()

@@ -9,6 +9,7 @@ from pathlib import Path
 import pandas
 import pytest
 
+pytestmark = pytest.mark.timeout(900)  # a whole run in one test
 ROOT = Path(__file__).parents[2]
 
 

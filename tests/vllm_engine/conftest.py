@@ -19,3 +19,10 @@ def engine() -> Iterator[None]:
 def smollm2(pytestconfig: pytest.Config) -> Path:
     """Directory of SmolLM2-135M-Instruct, converted once and kept in pytest's cache (`--cache-clear` drops it)."""
     return save_smollm2(pytestconfig.cache.mkdir("smollm2") / "checkpoint")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The engine's start counts as part of the first test."""
+    for item in items:
+        item.add_marker(pytest.mark.timeout(900))

@@ -1,0 +1,196 @@
+"""Comparing methods: the statistics by hand, and the report that is made of results."""
+
+import json
+import math
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+from matplotlib.figure import Figure
+from scipy import stats
+
+from canon_trl.evaluation import paired_difference
+
+ROOT = Path(__file__).parents[2]
+PUBLISHED = [path.parent for path in sorted((ROOT / "docs" / "comparisons").glob("*/report.json"))]
+sys.path.insert(0, str(ROOT / "benchmarks"))
+
+import compare_report  # noqa: E402
+
+
+class TestPairedDifference:
+    def test_by_hand(self):
+        # differences 1, 2, 3: mean 2, standard deviation 1; the quantile p of t with 2 degrees of freedom is
+        # (2p - 1) / sqrt(2 p (1 - p)), at p = 0.975 about 4.303
+        found = paired_difference([2.0, 4.0, 6.0], [1.0, 2.0, 3.0])
+        half = 0.95 / math.sqrt(2 * 0.975 * 0.025) / math.sqrt(3)
+        assert (found.mean, found.pairs) == (2.0, 3)
+        assert (found.low, found.high) == pytest.approx((2 - half, 2 + half), rel=1e-12)
+        assert found.is_noise
+
+    def test_more_comparisons_make_it_wider(self):
+        # t(1 - 0.05 / 20, 2) = 14.089
+        found = paired_difference([2.0, 4.0, 6.0], [1.0, 2.0, 3.0], comparisons=10)
+        assert found.high - found.mean == pytest.approx(14.0890 / math.sqrt(3), rel=1e-4)
+
+    @pytest.mark.parametrize(
+        ("values", "baseline"),
+        [
+            ([0.51, 0.51], [0.50, 0.50]),
+            ([0.7, 0.4, 0.9], [0.6, 0.3, 0.8]),  # 0.1 each, but for the rounding of floats
+            ([0.25] * 20, [0.5] * 20),
+            ([0.5] * 5, [0.5] * 5),
+        ],
+    )
+    def test_the_same_difference_in_every_pair_says_nothing_about_spread(self, values, baseline):
+        found = paired_difference(values, baseline)
+        assert found.mean == pytest.approx(values[0] - baseline[0])
+        assert math.isnan(found.low) and math.isnan(found.high)
+        assert found.is_noise and found.pairs == len(values)
+
+    def test_one_pair_says_nothing_about_spread(self):
+        found = paired_difference([2.0], [1.0])
+        assert found.mean == 1.0
+        assert math.isnan(found.low) and math.isnan(found.high)
+        assert found.is_noise
+
+    @given(st.lists(st.tuples(st.floats(-1, 1), st.floats(-1, 1)), min_size=3, max_size=8))
+    def test_it_is_scipys_interval_of_a_paired_test(self, pairs):
+        values, baseline = zip(*pairs, strict=True)
+        differences = [a - b for a, b in pairs]
+        if max(differences) - min(differences) < 1e-11:  # as good as the same
+            return
+        found = paired_difference(values, baseline, level=0.9)
+        wanted = stats.ttest_rel(values, baseline).confidence_interval(0.9)
+        assert (found.low, found.high) == pytest.approx((wanted.low, wanted.high), rel=1e-6, abs=1e-9)
+
+    @pytest.mark.parametrize(
+        ("options", "message"),
+        [
+            ({"values": [1.0]}, r"values \(1,\) and baseline \(2,\) must be lists of one length"),
+            ({"values": [], "baseline": []}, "must be lists of one length, not 0"),
+            ({"comparisons": 0}, "comparisons=0 must be at least 1"),
+            ({"level": 1.0}, "level=1.0 must lie between 0 and 1"),
+        ],
+    )
+    def test_what_is_refused(self, options, message):
+        with pytest.raises(ValueError, match=message):
+            paired_difference(**({"values": [1.0, 2.0], "baseline": [0.0, 1.0]} | options))
+
+
+def result(method, seed, accuracy, length, task="arithmetic"):
+    curve = [
+        {"step": step, "accuracy": height, "length": length, "entropy": 0.5 - step / 100, "seconds": float(step)}
+        for step, height in ((0, 0.2), (10, 0.4), (30, accuracy))
+    ]
+    passes = {"1": {"mean": accuracy}, "8": {"mean": 1.0}}
+    evaluation = {"avg": accuracy, "length": length, "pass_at_k": passes, "entropy": 0.2}
+    known = {"task": task, "method": method, "seed": seed, "seconds_before": 0.0}
+    return known | {"curve": curve, "evaluation": evaluation | {"tokens_per_right_answer": length / accuracy}}
+
+
+class TestReport:
+    RESULTS = [
+        result("base", 1, 0.5, 10.0),
+        result("base", 2, 0.7, 10.0),
+        result("other", 1, 0.6, 5.0),
+        result("other", 2, 0.8, 7.0),
+        result("other", 3, 0.9, 7.0),  # has no partner
+    ]
+
+    def test_means_and_paired_differences(self):
+        summary = compare_report.summarise(self.RESULTS, ["accuracy", "length (tokens)", "pass@8"], {"other": "base"})
+        found = summary["arithmetic"]
+        assert found["comparisons"] == 3
+        other = found["methods"]["other"]
+        assert other["accuracy"]["mean"] == pytest.approx((0.6 + 0.8 + 0.9) / 3)
+        assert other["accuracy"]["sd"] == pytest.approx(0.152753, abs=1e-6)
+        assert other["accuracy"]["difference"]["mean"] == pytest.approx(0.1)
+        assert other["accuracy"]["difference"]["pairs"] == 2
+        # differences -5 and -3: mean -4, sd sqrt(2); t(1 - 0.05 / 6, 1) = 38.188
+        difference = other["length (tokens)"]["difference"]
+        assert difference["mean"] == -4
+        assert difference["high"] == pytest.approx(-4 + 38.1885, abs=1e-3)
+        assert difference["is_noise"]
+        assert "difference" not in found["methods"]["base"]["accuracy"]
+
+    def test_mean_on_the_way_by_hand(self):
+        # trapezoids: 10 steps at 0.3 and 20 at 0.5, over 30 steps
+        assert compare_report.mean_on_the_way(self.RESULTS[2]["curve"]) == pytest.approx((3 + 10) / 30)
+
+    def test_the_front_is_of_those_that_nothing_beats(self):
+        assert compare_report.dominates((5, 0.9), (5, 0.8))
+        assert compare_report.dominates((4, 0.8), (5, 0.8))
+        assert not compare_report.dominates((4, 0.7), (5, 0.8))
+        assert not compare_report.dominates((5, 0.8), (5, 0.8))
+
+    def test_files(self, tmp_path):
+        compare_report.write_report(
+            tmp_path, self.RESULTS, metrics=["accuracy", "seconds"], baselines={"other": "base"}, command="COMMAND"
+        )
+        text = (tmp_path / "report.md").read_text()
+        assert "| base |  | 0.600 ± 0.141 |  | 30 ± 0 |  |" in text
+        assert "Made by `COMMAND`" in text
+        assert "2 to 3 seeds" in text
+        for name in compare_report.PICTURES:
+            assert (tmp_path / f"{name}.png").read_bytes()[:4] == b"\x89PNG"
+            assert f"({name}.png)" in text
+
+    @pytest.mark.parametrize("folder", PUBLISHED, ids=lambda folder: folder.name)
+    def test_what_is_published_is_of_five_seeds_and_of_its_numbers(self, folder):
+        summary = json.loads((folder / "report.json").read_text())
+        metrics = yaml.safe_load((ROOT / f"benchmarks/comparisons/{folder.name}.yaml").read_text())["metrics"]
+        assert compare_report.table(summary, metrics) in (folder / "report.md").read_text()
+        for found in summary.values():
+            assert all(len(row["seeds"]) >= 5 for row in found["methods"].values())
+
+    def test_a_run_without_a_right_answer_hides_no_other(self, tmp_path):
+        """It has no tokens per right answer, and its entropy is gone from the first evaluation on."""
+        collapsed = result("collapsed", 2, 0.5, 1.0)
+        collapsed["evaluation"] |= {"tokens_per_right_answer": None, "avg": 0.0}
+        for point in collapsed["curve"]:
+            point |= {"accuracy": 0.0, "entropy": 0.0}
+        collapsed["curve"].pop()  # it had ended by then
+        dead = [json.loads(json.dumps(collapsed | {"method": "dead", "seed": seed})) for seed in (1, 2)]
+        results = [*self.RESULTS, result("collapsed", 1, 0.5, 20.0), collapsed, *dead]
+        metrics, baselines = ["accuracy", "tokens per right answer"], {"other": "base", "collapsed": "base"}
+        compare_report.write_report(tmp_path, results, metrics=metrics, baselines=baselines, command="COMMAND")
+        figure = Figure()
+        compare_report.draw_learning_curves(figure.subplots(), compare_report.by_method(results, "arithmetic"))
+        lines = {line.get_label(): line.get_xydata().tolist() for line in figure.axes[0].lines}
+        assert lines["collapsed (2)"] == [[0, 0.1], [10, 0.2]] and len(lines["base (2)"]) == 3
+        methods = json.loads((tmp_path / "report.json").read_text())["arithmetic"]["methods"]
+        assert methods["collapsed"]["tokens per right answer"] == {"mean": 40.0, "sd": None, "values": [40.0, None]}
+        assert methods["collapsed"]["accuracy"]["mean"] == 0.25
+        assert methods["dead"]["tokens per right answer"] == {"mean": None, "sd": None, "values": [None, None]}
+        text = (tmp_path / "report.md").read_text()
+        rows = {line.split(" | ")[0][2:]: line.split(" | ") for line in text.splitlines() if line.startswith("| ")}
+        assert rows["collapsed"][4:] == ["40.0 (1 of 2 runs)", " |"]
+        assert rows["dead"][4:] == ["none", " |"]
+        # 10 / 0.5 and 10 / 0.7 tokens, and 5 / 0.6 and 7 / 0.8 and 7 / 0.9
+        assert rows["base"][4] == "17.1 ± 4.0" and rows["other"][4] == "8.3 ± 0.5"
+        assert "the mean is that of the others, which are counted, and there is no difference" in text
+        pictures = {path.stem for path in tmp_path.glob("*.png")}
+        assert pictures == compare_report.PICTURES.keys() - {compare_report.TIMED}
+
+    def test_differences_without_an_interval(self, tmp_path):
+        """One pair, or the same difference in all: in brackets, and null in JSON."""
+        results = [
+            result(method, seed, accuracy, 9.0) for seed in (1, 2) for method, accuracy in (("a", 0.5), ("b", 0.75))
+        ]
+        results.append(result("c", 1, 0.25, 9.0))
+        baselines = {"b": "a", "c": "a"}
+        compare_report.write_report(tmp_path, results, metrics=["accuracy"], baselines=baselines, command="COMMAND")
+        text = (tmp_path / "report.md").read_text()
+        assert "| b | a | 0.750 ± 0.000 | [+0.250] |" in text and "| c | a | 0.250 | [-0.250] |" in text
+        assert "Differences without an interval are of one pair, or the same in all pairs" in text
+        methods = json.loads((tmp_path / "report.json").read_text())["arithmetic"]["methods"]
+        wanted = {"mean": 0.25, "low": None, "high": None, "pairs": 2, "is_noise": True}
+        assert methods["b"]["accuracy"]["difference"] == wanted
+
+    def test_an_unknown_metric_is_refused(self):
+        with pytest.raises(ValueError, match="metrics has 'acuracy'; choose from"):
+            compare_report.metric("acuracy")
