@@ -103,6 +103,14 @@ class Tokens:
         }
         return cls(**(example | given))
 
+    @property
+    def prompt_rewards(self) -> Tensor:
+        """`(P, G)`, the rewards of each prompt's responses, for methods that need whole groups.
+
+        Those are handed their rows prompt by prompt, in sampling order: row p * G + g is response g to prompt p.
+        """
+        return self.group_rewards[:: self.group_rewards.shape[1]]
+
     def mean(self, values: Tensor, among: Tensor) -> Tensor:
         """[`token_mean`] over the tokens of all ranks, the same number on each of them.
 
@@ -116,4 +124,4 @@ class Tokens:
         return mean.to(torch.promote_types(values.dtype, torch.float32))
 
 
-READABLE = ("tokens", "mean", *(attribute.name for attribute in fields(Tokens)))
+READABLE = ("tokens", "mean", "prompt_rewards", *(attribute.name for attribute in fields(Tokens)))

@@ -34,3 +34,9 @@ def test_the_mean_over_no_token_is_0_without_a_gradient():
         nothing.backward()
         assert nothing.item() == 0
         assert (values.grad == 0).all()
+
+
+def test_the_rewards_of_each_prompt_stand_once():
+    tokens = Tokens.example(responses=6, group=3)
+    assert torch.equal(tokens.prompt_rewards.flatten(), tokens.rewards)
+    assert tokens.prompt_rewards.shape == (2, 3)
