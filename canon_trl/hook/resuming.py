@@ -67,7 +67,11 @@ class Resuming(Counting, Losses):
         if self._has_trained:
             self._forget_the_last_run()
         self._has_trained = True
-        return super().train(found, *args, **kwargs)
+        try:
+            return super().train(found, *args, **kwargs)
+        finally:
+            if self._collector is not None:
+                self._collector.prompts.release()
 
     def _forget_the_last_run(self) -> None:
         """What TRL and this trainer carry from one rollout or optimiser step to the next, as it was at first."""
