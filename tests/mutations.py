@@ -1,0 +1,536 @@
+"""Faults of one line, each with the tests that notice it: `python tests/mutations.py`.
+
+A mutation replaces a piece of text that occurs once in a file of the package. It is applied to a temporary copy, and
+the tests that are named for it run there; one of them must fail. A mutation that no test can notice says why. The
+script fails where a test passes that should not, where a text is no longer found, and where a test cannot run.
+
+    python tests/mutations.py                  all of them
+    python tests/mutations.py advantages/ hook those of files whose path has one of these in it
+"""
+
+import argparse
+import ast
+import importlib.util
+import multiprocessing
+import os
+import shutil
+import sys
+import tempfile
+from collections import Counter
+from collections.abc import Sequence
+from contextlib import redirect_stderr, redirect_stdout
+from dataclasses import dataclass
+from pathlib import Path
+
+TESTS = Path(__file__).parent
+PACKAGE = TESTS.parent / "canon_trl"
+
+
+@dataclass(frozen=True)
+class Mutation:
+    """A fault of one line.
+
+    Attributes:
+        file: below `canon_trl/`.
+        before: a text that occurs there once.
+        after: what takes its place.
+        tests: those of which one must fail, `test_file.py::test_name`; the folder is found.
+        survives: why no test can notice it, where none can.
+    """
+
+    file: str
+    before: str
+    after: str
+    tests: tuple[str, ...]
+    survives: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.file}: {self.before.strip()!r} -> {self.after.strip()!r}"
+
+    def fault(self) -> str:
+        """What is wrong with the text or the names of the tests, or an empty string."""
+        path = PACKAGE / self.file
+        count = path.read_text().count(self.before) if path.exists() else 0
+        if count != 1:
+            return f"{self}: the text occurs {count} times; it must occur once"
+        missing = [test for test in self.tests if test not in names_in(path_of(test))]
+        return f"{self}: there is no test {missing[0]!r}" if missing else ""
+
+    def apply(self, package: Path) -> None:
+        path = package / self.file
+        path.write_text(path.read_text().replace(self.before, self.after))
+
+
+def path_of(test: str) -> Path:
+    """The file of a test, whose name is unique in all folders."""
+    name = test.split("::")[0]
+    found = list(TESTS.rglob(name))
+    if len(found) != 1:
+        raise FileNotFoundError(f"{len(found)} files in {TESTS} are named {name}")
+    return found[0]
+
+
+def names_in(path: Path) -> set[str]:
+    """The tests of a file, `test_file.py::test_name` or `test_file.py::TestClass::test_name`."""
+    top = ast.parse(path.read_text()).body
+    inside = [(f"{each.name}::", part) for each in top if isinstance(each, ast.ClassDef) for part in each.body]
+    functions = [(prefix, each) for prefix, each in [("", each) for each in top] + inside]
+    return {f"{path.name}::{prefix}{each.name}" for prefix, each in functions if isinstance(each, ast.FunctionDef)}
+
+
+def mutations(file: str, *rows: tuple[str, ...], survives: str = "") -> list[Mutation]:
+    """`(before, after, *tests)` of one file."""
+    return [Mutation(file, before, after, tuple(tests), survives) for before, after, *tests in rows]
+
+
+ADVANTAGES = [
+    *mutations(
+        "advantages/canon.py",
+        ("rank >= count // 2", "rank > count // 2", "test_advantages.py::test_split_puts_the_upper_half_higher"),
+        ("& (rank < count)", "& (rank <= count)", "test_advantages.py::test_split_ignores_invalid_responses"),
+        ("stable=True)  # NaN", "descending=True, stable=True)  # NaN", "test_advantages.py::test_inter_group"),
+        ("scaled - other_mean", "scaled + other_mean", "test_advantages.py::test_inter_group"),
+        (
+            "torch.where(tilted, alpha * scored, scored)",
+            "torch.where(tilted, scored / alpha, scored)",
+            "test_advantages.py::test_inter_group_alpha_on_the_higher_half",
+        ),
+        (
+            'tilted = higher if alpha_group == "higher" else lower',
+            'tilted = lower if alpha_group == "higher" else higher',
+            "test_advantages.py::test_inter_group_alpha_on_the_lower_half",
+        ),
+        (
+            "torch.where(higher, group_mean(scored, higher), group_mean(scored, lower))",
+            "torch.where(higher, group_mean(scored, lower), group_mean(scored, higher))",
+            "test_advantages.py::test_intra_group",
+        ),
+        (
+            "torch.where(higher, has_spread(scored, higher), has_spread(scored, lower))",
+            "has_spread(scored, valid)",
+            "test_advantages.py::test_no_spread_gives_exactly_nothing",
+        ),
+        ("mu * inter + (1 - mu) * intra, valid", "(1 - mu) * inter + mu * intra, valid", "test_golden.py::test_canon"),
+        (
+            "gap = means[..., :1] - means[..., 1:]",
+            "gap = means[..., 1:] - means[..., :1]",
+            "test_advantages.py::test_statistics",
+        ),
+    ),
+    *mutations(
+        "advantages/groups.py",
+        ("count / (count - 1)", "count / count", "test_advantages.py::test_grpo"),
+        (
+            "values - group_mean(values, mask)) ** 2, mask)",
+            "values) ** 2, mask)",
+            "test_golden.py::test_grpo",
+        ),
+        (
+            "masked_fill(~mask, -torch.inf).amax",
+            "amax",
+            "test_advantages.py::test_invalid_responses_change_nothing_for_others",
+        ),
+        (
+            "highest - lowest > rounding_error",
+            "highest - lowest >= 0 * rounding_error",
+            "test_advantages.py::test_no_spread_gives_exactly_nothing",
+        ),
+    ),
+    *mutations(
+        "rounding.py",
+        ("return 8 *", "return 0 *", "test_reward_sums.py::test_halves_of_the_same_mean_are_a_tie"),
+    ),
+    *mutations(
+        "advantages/group_relative.py",
+        ("group_std(scored, valid) + eps", "group_std(scored, valid) - eps", "test_golden.py::test_grpo"),
+        ("count / (count - 1)", "(count - 1) / count", "test_advantages.py::test_rloo"),
+    ),
+    *mutations(
+        "advantages/opo.py",
+        ("(weights * scored.nan_to_num()).sum", "(scored.nan_to_num()).sum", "test_advantages.py::test_opo"),
+        (
+            "masked_fill(~valid, 0.0)",
+            "clamp(min=0)",
+            "test_advantages.py::test_invalid_responses_change_nothing_for_others",
+        ),
+    ),
+    *mutations(
+        "advantages/reinforce_pp.py",
+        ("(count / (count - 1))", "1", "test_golden.py::test_reinforce_pp_baseline"),
+        ("(tokens * deviation**2)", "(deviation**2)", "test_golden.py::test_reinforce_pp_baseline"),
+    ),
+    *mutations(
+        "advantages/a_grae.py",
+        (
+            "advantages = (1 - q) * easy + q * hard",
+            "advantages = q * easy + (1 - q) * hard",
+            "test_advantages.py::test_a_grae",
+        ),
+        ("(q / attenuation).clamp(max=1)", "(q / attenuation)", "test_golden.py::test_a_grae"),
+        (
+            "torch.where(advantages > 0, damped",
+            "torch.where(advantages < 0, damped",
+            "test_advantages.py::test_a_grae",
+        ),
+        (
+            "q = p.nanmean()",
+            "q = p.mean()",
+            "test_advantages.py::test_a_grae_leaves_unscored_groups_out_of_the_batch_mean",
+        ),
+    ),
+    *mutations(
+        "advantages/reinforce.py",
+        ("as_float(rewards) - 1", "as_float(rewards) + 1", "test_advantages.py::test_reinforce_family"),
+        ("torch.where(scored == 0, -1.0", "torch.where(scored == 0, 1.0", "test_golden.py::test_reinforce"),
+    ),
+    *mutations(
+        "advantages/maxrl.py",
+        ("& (mean > 0)", "", "test_maxrl.py::test_groups_that_teach_nothing"),
+        ("(scored - mean) / mean", "(scored - mean) / mean.sqrt()", "test_maxrl.py::test_a_case_by_hand"),
+    ),
+    *mutations(
+        "advantages/astar_po.py",
+        ("best + beta *", "best - beta *", "test_advantages.py::test_optimal_value"),
+        (
+            "((scored - best) / beta).exp()",
+            "(scored / beta).exp() * (-best / beta).exp()",
+            "test_advantages.py::test_no_reward_overflows_the_optimal_value",
+        ),
+    ),
+]
+
+METRICS_AND_SCHEDULES = [
+    *mutations(
+        "metrics.py",
+        (
+            "return mean_over_response(-log_probs",
+            "return mean_over_response(log_probs",
+            "test_response_metrics.py::test_surprisal_is_positive",
+        ),
+        (
+            "& ~values.isnan()",
+            "",
+            "test_response_metrics.py::test_a_mean_over_the_tokens_of_a_response_by_hand",
+        ),
+        (
+            "seed * 1_000_003 + step",
+            "seed * 1_000_003",
+            "test_response_metrics.py::test_a_random_metric_is_a_function_of_seed_and_step",
+        ),
+        ("values.float().masked_fill(~mask, 0.0)", "values.float()", "test_golden.py::test_entropy_metric"),
+    ),
+    *mutations(
+        "schedules.py",
+        ("return 1 - accuracy", "return accuracy", "test_golden.py::test_accuracy_schedules"),
+        ("high * (step + 1) / warmup_steps", "high * step / warmup_steps", "test_golden.py::test_cosine_restarts"),
+        ("% cycle_length / cycle_length", "/ cycle_length", "test_golden.py::test_cosine_restarts"),
+    ),
+]
+
+TOKENS = [
+    *mutations(
+        "policy_losses/astar_po.py",
+        ("(log_probs - ref_log_probs)", "(log_probs + ref_log_probs)", "test_astar_po.py::test_loss_by_hand"),
+        (".masked_fill(~mask.bool(), 0.0)", "", "test_astar_po.py::test_loss_by_hand"),
+        (".pow(2).mean()", ".pow(2).sum()", "test_astar_po.py::test_loss_by_hand"),
+    ),
+    *mutations(
+        "policy_losses/disco.py",
+        ("-objective +", "objective +", "test_disco.py::test_a_case_by_hand"),
+        (".sum() / len(rewards)", ".sum() / mixed.sum()", "test_disco.py::test_gradients_of_the_released_code"),
+        (
+            "divergence.detach() - delta",
+            "divergence.detach() + delta",
+            "test_disco.py::test_gradients_of_the_released_code",
+        ),
+        (
+            "(divergence.detach() - delta)).clamp(min=0)",
+            "(divergence.detach() - delta))",
+            "test_disco.py::test_gradients_of_the_released_code",
+        ),
+        (".logsumexp(dim=-1) - count.log()", ".logsumexp(dim=-1)", "test_disco.py::test_a_case_by_hand"),
+    ),
+    *mutations(
+        "policy_rewards/rent.py",
+        ("certainty = -entropies", "certainty = entropies", "test_rent.py::test_a_case_by_hand"),
+        ("masked_fill(count == 0, empty)", "nan_to_num()", "test_rent.py::test_numbers_from_the_formula"),
+    ),
+    *mutations(
+        "token_advantages/entropy_shaped.py",
+        ("per_token + bonus", "per_token - bonus", "test_entropy_shaped.py::test_a_case_by_hand"),
+        ("per_token.abs() / kappa", "per_token.abs() * kappa", "test_entropy_shaped.py::test_a_case_by_hand"),
+        ("entropies.detach()", "entropies", "test_entropy_shaped.py::test_no_gradient_goes_through_the_entropies"),
+    ),
+    *mutations(
+        "loss_terms/ter.py",
+        ("torch.sign(before - target)", "torch.sign(target - before)", "test_ter.py::test_value_and_gradient_by_hand"),
+        (
+            "if measured else entropy.detach()",
+            "if measured is not None else entropy.detach()",
+            "test_ter.py::test_value_and_gradient_by_hand",
+        ),
+    ),
+    *mutations(
+        "controllers/e3_temperature.py",
+        ("math.log(target / entropy)", "math.log(entropy / target)", "test_e3_temperature.py::test_a_case_by_hand"),
+        (
+            "self.updates <= self.init_steps:\n            self.initial",
+            "self.updates < self.init_steps:\n            self.initial",
+            "test_e3_temperature.py::test_numbers_of_the_released_code",
+        ),
+        ('self.updates = state["updates"]', "self.updates = 0", "test_e3_temperature.py::test_it_resumes_anywhere"),
+    ),
+    *mutations(
+        "tokens.py",
+        (
+            "here = total * ranks",
+            "here = total",
+            "test_tokens.py::test_a_mean_and_its_gradient_do_not_depend_on_how_tokens_are_dealt_to_ranks",
+        ),
+        (
+            "torch.stack([total.detach(), among.sum()",
+            "torch.stack([total.detach(), among.numel() * torch.ones_like(total)",
+            "test_tokens.py::test_a_mean_and_its_gradient_do_not_depend_on_how_tokens_are_dealt_to_ranks",
+        ),
+    ),
+]
+
+SAMPLING = [
+    *mutations(
+        "sampling/dynamic_sampling.py",
+        (
+            "(mean >= lower - margin)",
+            "(mean > lower + margin)",
+            "test_dynamic_sampling.py::test_a_band_of_a_named_reward_with_gaps",
+        ),
+        (
+            "(mean <= upper + margin)",
+            "(mean < upper - margin)",
+            "test_dynamic_sampling.py::test_a_band_of_a_named_reward_with_gaps",
+        ),
+        ("nan_to_num(nan=-1.0)", "nan_to_num(nan=0.5)", "test_dynamic_sampling.py::test_verdicts"),
+    ),
+    *mutations(
+        "sampling/group_collector.py",
+        (
+            "min(-(-missing * drawn // kept), at_most)",
+            "min(missing * drawn // kept, at_most)",
+            "test_dynamic_sampling.py::test_three_rounds_by_hand",
+        ),
+        ("drawn += len(spread)", "drawn = len(spread)", "test_dynamic_sampling.py::test_three_rounds_by_hand"),
+        ("max(len(kept) - wanted, 0)", "len(kept)", "test_dynamic_sampling.py::test_three_rounds_by_hand"),
+        ("len(rejected) - no_spread", "len(rejected)", "test_dynamic_sampling.py::test_three_rounds_by_hand"),
+        ("< len(kept) * size", "<= len(kept) * size", "test_shrunken_batches.py::test_a_shrunken_batch"),
+        (
+            "group * size + response)",
+            "group + response * size)",
+            "test_dynamic_sampling.py::test_rewards_stay_with_their_responses",
+        ),
+        (
+            "batch.drawn = torch.cat([sampled.rewards_per_func for sampled in rounds])",
+            "batch.drawn = batch.rewards_per_func",
+            "test_dynamic_sampling.py::test_the_count_of_constant_rewards_sees_what_was_replaced",
+        ),
+    ),
+    *mutations(
+        "sampling/prompt_stream.py",
+        (
+            "self._place.drawn += count",
+            "self._place.drawn = count",
+            "test_prompt_stream.py::test_they_resume_from_anywhere",
+        ),
+        ("+ passes + 1 + blocks", "+ 1 + blocks", "test_prompt_stream.py::test_they_come_in_passes"),
+        ("+ passes + 1 + blocks", "+ passes + blocks", "test_prompt_stream.py::test_they_have_an_order_of_their_own"),
+        (
+            "place.blocks + 1, 0, following",
+            "place.blocks + 1, 0, None",
+            "test_prompt_stream.py::test_blocks_are_read_once_and_shards_before_them_not_at_all",
+        ),
+        (
+            "passes, position = passes + 1, 0",
+            "passes, position = passes, 0",
+            "test_prompt_stream.py::test_they_come_in_passes",
+        ),
+    ),
+    *mutations(
+        "sampling/samplers.py",
+        (
+            "* alive\n",
+            "\n",
+            "test_value_estimation.py::test_entropies_are_those_of_the_distribution_that_is_sampled_from",
+        ),
+        (
+            "(attention.cumsum(dim=1) - 1)",
+            "attention.cumsum(dim=1)",
+            "test_value_estimation.py::test_the_sampler_writes_what_generate_writes",
+        ),
+        (
+            "lengths[rows] += alive",
+            "lengths[rows] += 1",
+            "test_value_estimation.py::test_the_sampler_writes_what_generate_writes",
+        ),
+        (
+            "positions = attention.sum(dim=1, keepdim=True) - 1",
+            "positions = attention.sum(dim=1, keepdim=True)",
+            "test_value_estimation.py::test_the_sampler_writes_what_generate_writes",
+        ),
+    ),
+    *mutations(
+        "sampling/chunks.py",
+        ("seed * 1_000_003 + chunk", "seed * 1_000_003", "test_value_estimation.py::test_every_prompt_once_in_order"),
+        (
+            'whole.rfind(b"\\n") + 1',
+            'whole.rfind(b"\\n")',
+            "test_value_estimation.py::test_a_killed_run_goes_on_with_the_same_numbers",
+        ),
+    ),
+    *mutations(
+        "sampling/optimal_values.py",
+        (
+            "(rewards.nan_to_num() != 0)",
+            "(rewards.nan_to_num() > 0)",
+            "test_astar_po.py::test_a_penalty_is_not_a_prompt_without_rewards",
+        ),
+    ),
+]
+
+EVALUATION = [
+    *mutations(
+        "evaluation/estimates.py",
+        (
+            "(i - k).clip(min=0) / i.clip(min=1)",
+            "(i - k).clip(min=0) / (i + 1).clip(min=1)",
+            "test_estimates.py::test_by_hand",
+        ),
+        ("(1 - factors.prod(axis=1))", "factors.prod(axis=1)", "test_estimates.py::test_by_hand"),
+        (
+            "(votes == most) & (most > 0)",
+            "(votes == most)",
+            "test_estimates.py::test_majority_is_the_mean_over_all_subsets",
+        ),
+        (
+            "((1 - confidence) / 2) **",
+            "(1 - confidence) **",
+            "test_estimates.py::test_shares_at_their_limit_have_clopper_and_pearsons_interval",
+        ),
+    ),
+    *mutations(
+        "evaluation/comparisons.py",
+        (
+            "(2 * comparisons), pairs - 1)",
+            "(2 * comparisons), pairs)",
+            "test_comparison_report.py::TestPairedDifference::test_by_hand",
+        ),
+        ("std(ddof=1)", "std(ddof=0)", "test_comparison_report.py::TestPairedDifference::test_by_hand"),
+        (
+            "differences = ours - theirs",
+            "differences = theirs - ours",
+            "test_comparison_report.py::TestPairedDifference::test_by_hand",
+        ),
+    ),
+    *mutations(
+        "evaluation/responses.py",
+        (
+            "threshold - TOLERANCE",
+            "threshold + TOLERANCE",
+            "test_evaluation_numbers.py::test_what_reaches_the_threshold",
+        ),
+        (
+            "(self.entropies * self.lengths).sum() / self.lengths.sum()",
+            "self.entropies.mean()",
+            "test_evaluation_numbers.py::test_numbers_by_hand",
+        ),
+        (
+            "self.lengths.sum() / right.size",
+            "right.sum() / right.size",
+            "test_evaluation_numbers.py::test_numbers_by_hand",
+        ),
+    ),
+    *mutations(
+        "evaluation/entropy_law.py",
+        ("return self.b - self.a\n", "return self.b + self.a\n", "test_entropy_law.py::test_the_law_of_a_log"),
+        ("np.stack([-np.exp(h)", "np.stack([np.exp(h)", "test_entropy_law.py::test_the_law_of_a_log"),
+    ),
+]
+
+MUTATIONS = [*ADVANTAGES, *METRICS_AND_SCHEDULES, *TOKENS, *SAMPLING, *EVALUATION]
+
+
+def run_tests(tests: Sequence[str], package: Path, log: Path) -> int:
+    """pytest's exit code for those tests with the package at `package`, in a process of its own."""
+    process = multiprocessing.get_context("fork").Process(target=in_child, args=(tests, package, log))
+    process.start()
+    process.join(600)
+    if process.is_alive():
+        process.kill()
+        process.join()
+    return process.exitcode if process.exitcode is not None else -1
+
+
+def in_child(tests: Sequence[str], package: Path, log: Path) -> None:
+    import pytest
+
+    sys.path.insert(0, str(package.parent))
+    os.environ["PYTHONPATH"] = os.pathsep.join([str(package.parent), os.environ.get("PYTHONPATH", "")])
+    spec = importlib.util.find_spec("canon_trl")
+    assert spec is not None and spec.origin == str(package / "__init__.py"), spec
+    names = [f"{path_of(test)}::{'::'.join(test.split('::')[1:])}" for test in tests]
+    with log.open("w") as file, redirect_stdout(file), redirect_stderr(file):
+        code = pytest.main(["-x", "-q", "-p", "no:cacheprovider", "--rootdir", str(TESTS.parent), *names])
+        file.flush()
+        os._exit(int(code))
+
+
+def load_libraries() -> None:
+    """What every child would import anew, for seconds; never the package itself."""
+    sys.path.insert(0, str(TESTS))
+    import conftest  # noqa: F401  # its environment variables come first
+    import datasets  # noqa: F401
+    import hypothesis  # noqa: F401
+    import peft  # noqa: F401
+    import scipy.stats  # noqa: F401
+    import torch  # noqa: F401
+    import transformers  # noqa: F401
+    from transformers import AutoModelForCausalLM, AutoTokenizer  # noqa: F401
+    from trl import GRPOConfig, GRPOTrainer  # noqa: F401
+    from trl.rewards import accuracy_reward  # noqa: F401
+
+    assert "canon_trl" not in sys.modules
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("paths", nargs="*", help="parts of the paths of files; default all files")
+    parser.add_argument("--no-baseline", action="store_true", help="do not run the tests without a mutation first")
+    options = parser.parse_args()
+    chosen = [each for each in MUTATIONS if not options.paths or any(part in each.file for part in options.paths)]
+    if faults := [fault for each in MUTATIONS if (fault := each.fault())]:
+        print(*faults, sep="\n", file=sys.stderr)
+        return 2
+    load_libraries()
+    ends: Counter[str] = Counter()
+    with tempfile.TemporaryDirectory() as scratch:
+        package, log = Path(scratch) / "canon_trl", Path(scratch) / "log"
+        shutil.copytree(PACKAGE, package, ignore=shutil.ignore_patterns("__pycache__"))
+        if not options.no_baseline:
+            tests = sorted({test for each in chosen for test in each.tests})
+            if run_tests(tests, package, log) != 0:
+                print(log.read_text(), "a test fails without any mutation", sep="\n", file=sys.stderr)
+                return 2
+        for each in chosen:
+            each.apply(package)
+            code = run_tests(each.tests, package, log)
+            shutil.copyfile(PACKAGE / each.file, package / each.file)
+            end = {0: "survived", 1: "killed"}.get(code, "BROKEN")
+            if end == "survived" and not each.survives:
+                end = "SURVIVED"
+            ends[end] += 1
+            print(f"{end:9} {each}" + (f" ({each.survives})" if end == "survived" else ""), flush=True)
+            if end == "BROKEN":
+                print(log.read_text()[-2000:])
+    print(", ".join(f"{count} {end}" for end, count in ends.items()))
+    return 1 if ends["SURVIVED"] or ends["BROKEN"] else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
