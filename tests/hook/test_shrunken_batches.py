@@ -2,6 +2,7 @@
 
 import logging
 import math
+from functools import cache
 from types import SimpleNamespace
 
 import pytest
@@ -24,7 +25,9 @@ from canon_trl import CANONConfig, CANONTrainer, PluggableGRPOTrainer
 from canon_trl.config.checks import check_shrink, one_rollout_a_step
 from canon_trl.sampling import DynamicSampling
 
-TAUGHT = MIXED.select([0, 3])
+# The first and the last row of MIXED teach, and all but the second of these.
+THREE_OF_FOUR = Dataset.from_dict({"prompt": ["2+3*4=", "3+3*4=", "4-1*2=", "6-1*2="]})
+DATASETS = {"MIXED": MIXED, "THREE_OF_FOUR": THREE_OF_FOUR}
 
 
 def by_a_tool_too(prompts, trainer):
@@ -56,52 +59,73 @@ def one_sgd_step(folder, dataset, write, **options):
     return parameters(trainer), logged(trainer)[0]
 
 
+@pytest.fixture(scope="module")
+def start(tmp_path_factory):
+    """The parameters before the step."""
+    return parameters(make_trainer(tmp_path_factory.mktemp("start")))
+
+
+@pytest.fixture(scope="module")
+def small_step(tmp_path_factory):
+    """A step on the given rows alone, once for each set of arguments."""
+
+    @cache
+    def step(rows, size, write, loss_type):
+        dataset = DATASETS[rows[0]].select(rows[1])
+        folder = tmp_path_factory.mktemp("small")
+        return one_sgd_step(folder, dataset, write, loss_type=loss_type, per_device_train_batch_size=size)
+
+    return step
+
+
+def assert_same_step(got, want, start):
+    """Weights near 1 are rounded to 1.2e-7."""
+    assert any(not torch.equal(start[name], value) for name, value in want.items())
+    for name, value in want.items():
+        torch.testing.assert_close(got[name] - start[name], value - start[name], atol=1e-6, rtol=1e-4)
+
+
 @pytest.mark.parametrize("write", [fixed_responses, by_a_tool_too])
 @pytest.mark.parametrize(
     ("loss_type", "parts"),
     # bnpo divides by the tokens of each micro-batch, which depend on the shuffle
     [("bnpo", 1), *((loss_type, parts) for loss_type in ("grpo", "dapo", "dr_grpo") for parts in (1, 2, 4))],
 )
-def test_a_shrunken_batch_is_trained_on_like_one_of_that_size(tmp_path, loss_type, parts, write):
+def test_a_shrunken_batch_is_trained_on_like_one_of_that_size(tmp_path, start, small_step, loss_type, parts, write):
     """The gradient is that of a batch of the kept groups alone, whatever the loss divides by."""
-
-    def moved(dataset, size, parts, **options):
-        sizes = {"per_device_train_batch_size": size // parts, "gradient_accumulation_steps": parts}
-        return one_sgd_step(tmp_path, dataset, write, loss_type=loss_type, **sizes, **options)[0]
-
-    once = {"dynamic_sampling": True, "dynamic_sampling_kwargs": {"max_rounds": 1}}
-    shrunken = moved(MIXED, 16, parts, **once)
-    small = moved(TAUGHT, 8, 1)
-    start = parameters(make_trainer(tmp_path))
-    assert any(not torch.equal(start[name], value) for name, value in small.items())
-    for name, value in small.items():  # weights near 1 are rounded to 1.2e-7
-        torch.testing.assert_close(shrunken[name] - start[name], value - start[name], atol=1e-6, rtol=1e-4)
-
-
-THREE_OF_FOUR = Dataset.from_dict({"prompt": ["2+3*4=", "3+3*4=", "4-1*2=", "6-1*2="]})  # all but the second teach
+    shrunken, _ = one_sgd_step(
+        tmp_path,
+        MIXED,
+        write,
+        loss_type=loss_type,
+        per_device_train_batch_size=16 // parts,
+        gradient_accumulation_steps=parts,
+        dynamic_sampling=True,
+        dynamic_sampling_kwargs={"max_rounds": 1},
+    )
+    small, _ = small_step(("MIXED", (0, 3)), 8, write, loss_type)
+    assert_same_step(shrunken, small, start)
 
 
 @pytest.mark.parametrize("loss_type", ["dr_grpo", "grpo"])
 @pytest.mark.parametrize(("accumulated", "parts"), [(2, 1), (4, 2)])
-def test_responses_of_all_rollouts_of_an_optimiser_step_weigh_the_same(tmp_path, loss_type, accumulated, parts):
-    """Two rollouts a step, of which the first is half empty: 12 of 16 places are trained on, each with 1/12."""
-
-    def run(dataset, size, **options):
-        sizes = {"per_device_train_batch_size": size}
-        return one_sgd_step(tmp_path, dataset, fixed_responses, loss_type=loss_type, **sizes, **options)
-
-    shrunken, entry = run(
+def test_responses_of_all_rollouts_of_an_optimiser_step_weigh_the_same(
+    tmp_path, start, small_step, loss_type, accumulated, parts
+):
+    """Two rollouts per step, of which the first is half empty: 12 of 16 places are trained on, each with 1/12."""
+    shrunken, entry = one_sgd_step(
+        tmp_path,
         THREE_OF_FOUR,
-        8 // parts,
+        fixed_responses,
+        loss_type=loss_type,
+        per_device_train_batch_size=8 // parts,
         gradient_accumulation_steps=accumulated,
         steps_per_generation=parts,
         dynamic_sampling=True,
         dynamic_sampling_kwargs={"max_rounds": 1},
     )
-    small, expected = run(THREE_OF_FOUR.select([0, 2, 3]), 12)
-    start = parameters(make_trainer(tmp_path))
-    for name, value in small.items():
-        torch.testing.assert_close(shrunken[name] - start[name], value - start[name], atol=1e-6, rtol=1e-4)
+    small, expected = small_step(("THREE_OF_FOUR", (0, 2, 3)), 12, fixed_responses, loss_type)
+    assert_same_step(shrunken, small, start)
     assert entry["loss"] == pytest.approx(expected["loss"], abs=1e-6)
     assert entry["grad_norm"] == pytest.approx(expected["grad_norm"], rel=1e-4)
 
