@@ -1,12 +1,13 @@
 """Configuration of [`~canon_trl.AStarPOTrainer`]."""
 
 import os
-from dataclasses import dataclass, field, fields
-from typing import Any
+from dataclasses import dataclass, fields
+from typing import Annotated, Any
 
 from trl import GRPOConfig
 
-from canon_trl.config.checks import assignments, check_config
+from canon_trl.config.checks import assignments
+from canon_trl.config.help_texts import with_help
 from canon_trl.config.run import RunConfig
 
 # Options of GRPO's loss and advantage, which A*-PO does without.
@@ -26,6 +27,7 @@ NOT_OF_ASTAR_PO = (
 )
 
 
+@with_help
 @dataclass
 class AStarPOConfig(RunConfig):
     r"""
@@ -35,45 +37,33 @@ class AStarPOConfig(RunConfig):
     loss and advantage are refused.
 
     Args:
-        beta1 (`float`, *optional*, defaults to `0.5`):
-            Temperature of the optimal value (stage 1), at least 0; 0 takes the mean reward.
-        beta2 (`float`, *optional*, defaults to `1e-3`):
-            Weight of the log-ratio to the reference model in the loss (stage 2), above 0; in the place of `beta`.
-        filter_all_incorrect (`bool`, *optional*, defaults to `True`):
-            Whether prompts that the reference model never solved are left out of training, as TRL's A2PO does. The
-            released code can, and its scripts do not.
+        > Parameters that control A*-PO
 
-    > [!NOTE]
-    > These parameters have default values different from [`~trl.GRPOConfig`]:
-    > - `num_generations`: Is `1`; A*-PO samples one response a prompt.
-    > - `vllm_importance_sampling_correction`: Is `False`; a regression needs no correction for who sampled.
+        beta1: Temperature of the optimal value (stage 1); 0 takes the mean reward.
+        beta2: Weight of the log-ratio to the reference model in the loss (stage 2), in place of `beta`.
+        filter_all_incorrect: Whether to leave prompts that the reference model never solved out of training, as TRL's
+            A2PO does. The released code can, and its scripts do not.
+
+        > Parameters that have another default than TRL's
+
+        num_generations: Number of responses to sample per prompt, which is 1.
+        vllm_importance_sampling_correction: Not used: a regression needs no correction for who sampled.
     """
 
-    num_generations: int | None = field(
-        default=1, metadata={"help": "Number of responses to sample for each prompt; A*-PO takes one."}
-    )
-    vllm_importance_sampling_correction: bool = field(
-        default=False, metadata={"help": "Not used: a regression needs no correction for who sampled."}
-    )
-    beta1: float = field(default=0.5, metadata={"help": "Temperature of the optimal value; 0 takes the mean reward."})
-    beta2: float = field(default=1e-3, metadata={"help": "Weight of the log-ratio to the reference model."})
-    filter_all_incorrect: bool = field(
-        default=True, metadata={"help": "Leave out prompts that the reference model never solved."}
-    )
+    beta1: Annotated[float, "[0, 1e6]"] = 0.5
+    beta2: Annotated[float, "(0, 1e6]"] = 1e-3
+    filter_all_incorrect: bool = True
+
+    num_generations: int | None = 1
+    vllm_importance_sampling_correction: bool = False
 
     def __post_init__(self) -> None:
-        check_config(self)
         if self.num_generations != 1:
             raise ValueError(
-                f"num_generations={self.num_generations!r} must be 1: A*-PO samples one response a prompt"
+                f"num_generations={self.num_generations!r} must be 1: A*-PO samples one response per prompt"
             )
-        if self.beta:
-            raise ValueError(f"beta={self.beta!r} is GRPO's weight of a KL term; A*-PO has beta2 in its place")
-        if self.vllm_importance_sampling_correction:
-            raise ValueError(
-                "vllm_importance_sampling_correction=True would cost a pass and be ignored: a regression needs no "
-                "correction for who sampled; leave it at False"
-            )
+        if self.beta not in (0, self.beta2):
+            raise ValueError(f"beta={self.beta!r} is GRPO's weight of a KL term; A*-PO takes beta2 in its place")
         self.num_generations_eval = self.num_generations_eval or 1
         self.num_generations = self._any_group_size()
         super().__post_init__()

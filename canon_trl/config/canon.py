@@ -1,11 +1,12 @@
 """Configuration of [`~canon_trl.CANONTrainer`]."""
 
 import logging
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, fields
 from functools import partial
-from typing import Any
+from typing import Annotated, Any, Literal
 
 from canon_trl.config.checks import PPO_LOSSES, assignments
+from canon_trl.config.help_texts import with_help
 from canon_trl.config.stages import StagesConfig
 from canon_trl.metrics import METRICS, RANDOM, ResponseMetric, get_metric
 from canon_trl.schedules import SCHEDULES
@@ -35,115 +36,65 @@ PRESETS: dict[str, dict[str, Any]] = {
 }
 
 
+@with_help
 @dataclass
 class CANONConfig(StagesConfig):
     r"""
     Configuration class for the [`CANONTrainer`].
 
     It has every field of [`~trl.GRPOConfig`], [`~canon_trl.config.RunConfig`] and
-    [`~canon_trl.config.StagesConfig`], and those below. An option that the chosen estimator, metric or schedule does
-    not honour is refused, never ignored.
+    [`~canon_trl.config.StagesConfig`], and those below; `advantage_estimator` defaults to `"canon"`.
 
     Args:
         > Parameters that control CANON
 
-        canon_metric (`str`, *optional*, defaults to `"entropy"`):
-            What the responses to a prompt are regrouped by: `"entropy"`, `"length"`, `"surprisal"`, `"random"` or an
-            import path to a metric, see `canon_trl.metrics`.
-        canon_mu (`float`, *optional*, defaults to `1.0`):
-            Weight of the inter-group comparison in [0, 1] (Eq. 5 of the paper): 1 is CANON-Inter, 0 CANON-Intra, 0.5
-            with even groups and `canon_alpha=1` Dr.GRPO.
-        canon_mu_schedule (`str`, *optional*, defaults to `"constant"`):
-            A name in `canon_trl.schedules.SCHEDULES`: `"constant"`, `"inter_to_intra"` (mu = 1 - accuracy),
-            `"intra_to_inter"` (mu = accuracy), `"cosine_inter_to_intra"`, `"cosine_intra_to_inter"`.
-        canon_alpha (`float`, *optional*, defaults to `1.0`):
-            Factor on the rewards of `canon_alpha_group` in the inter-group comparison (Eq. 9 of the ICLR text, Eq. 8
-            in the reference's README). Below 1 it prefers short responses (length) or exploration (entropy).
-        canon_alpha_group (`str`, *optional*):
-            `"higher"` or `"lower"`. Default: `"higher"` for the metric `"length"`, `"lower"` for every other.
-        canon_cosine_warmup_ratio (`float`, *optional*, defaults to `0.2`):
-            Share of the rollouts in which the cosine schedules warm up, in [0, 1).
-        canon_cosine_cycles (`int`, *optional*, defaults to `3`):
-            Number of cosine cycles after the warm-up.
-        canon_cosine_low (`float`, *optional*):
-            Lowest value of the curve. Default, as in the reference: 0.4 of the inter-group weight for
+        canon_metric: What the responses to a prompt are regrouped by: `"entropy"`, `"length"`, `"surprisal"`,
+            `"random"` or an import path of a metric, see `canon_trl.metrics`.
+        canon_mu: Weight of the inter-group comparison (Eq. 5 of the paper): 1 is CANON-Inter, 0 CANON-Intra, 0.5 with
+            even groups and `canon_alpha=1` Dr.GRPO.
+        canon_mu_schedule: A name in `canon_trl.schedules.SCHEDULES`: `"constant"`, `"inter_to_intra"` (mu = 1 -
+            accuracy), `"intra_to_inter"` (mu = accuracy), `"cosine_inter_to_intra"`, `"cosine_intra_to_inter"`.
+        canon_alpha: Factor on the rewards of `canon_alpha_group` in the inter-group comparison (Eq. 9 of the ICLR
+            text, Eq. 8 in the reference's README). Below 1 it prefers short responses (length) or exploration
+            (entropy).
+        canon_alpha_group: `"higher"` or `"lower"`. Default: `"higher"` for the metric `"length"`, `"lower"` for every
+            other.
+        canon_cosine_warmup_ratio: Share of the rollouts in which the cosine schedules warm up.
+        canon_cosine_cycles: Number of cosine cycles after the warm-up.
+        canon_cosine_low: Lowest value of the curve. Default, as in the reference: 0.4 of the inter-group weight for
             `"cosine_inter_to_intra"`, 0 of the intra-group weight for `"cosine_intra_to_inter"`.
-        canon_cosine_high (`float`, *optional*):
-            Highest value of the curve. Default, as in the reference: 1 and 0.6.
+        canon_cosine_high: Highest value of the curve. Default, as in the reference: 1 and 0.6.
 
-    > [!NOTE]
-    > These parameters have default values different from those of the classes that they come from:
-    > - `advantage_estimator`: Defaults to `"canon"` instead of `"grpo"`.
-    > - `loss_type`: Defaults to `"dr_grpo"` instead of `"dapo"`.
-    > - `scale_rewards`: Defaults to `"none"` instead of `"group"`.
-    > - `epsilon_high`: Defaults to `0.28` instead of `None` where the loss clips the ratio of a token as PPO does
-    >   (`loss_type` `"grpo"`, `"bnpo"`, `"dapo"` or `"dr_grpo"`, `importance_sampling_level="token"`), and to `5.0`,
-    >   which TRL recommends, with `loss_type="cispo"`, whose ratios it caps. Elsewhere it is TRL's `None`.
-    > - `num_generations`, `per_device_train_batch_size`, `per_device_eval_batch_size`: Default to `16` instead of `8`.
+        > Parameters that have another default than TRL's
+
+        loss_type: The loss, see [`~trl.GRPOConfig`]. CANON is defined with `"dr_grpo"`.
+        scale_rewards: TRL's scaling of advantages, which the estimator replaces: `"none"`, or `"group"` as well with
+            `advantage_estimator="grpo"`.
+        epsilon_high: Upper clip of the ratio. Default: 0.28 where the loss clips the ratio of a token as PPO does
+            (`loss_type` `"grpo"`, `"bnpo"`, `"dapo"` or `"dr_grpo"`, `importance_sampling_level="token"`); 5.0, which
+            TRL recommends, with `loss_type="cispo"`, whose ratios it caps; elsewhere TRL's `None`.
+        num_generations: Number of responses to sample per prompt, the size G of a prompt group.
+        per_device_train_batch_size: Responses per device and forward pass in training.
+        per_device_eval_batch_size: Responses per device and forward pass in evaluation.
     """
 
-    loss_type: str = field(
-        default="dr_grpo",
-        metadata={"help": "Specifies the loss formulation, see `GRPOConfig`. CANON is defined with `dr_grpo`."},
-    )
-    scale_rewards: str = field(
-        default="none",
-        metadata={"help": "TRL's scaling of advantages, which the estimator replaces: `none`, or `group` for grpo."},
-    )
-    epsilon_high: float | None = field(
-        default=CLIP_HIGHER,
-        metadata={"help": "Upper-bound epsilon value for clipping (clip-higher)."},
-    )
-    num_generations: int | None = field(
-        default=16,
-        metadata={"help": "Number of responses to sample for each prompt, the size G of a prompt group."},
-    )
-    per_device_train_batch_size: int = field(
-        default=16, metadata={"help": "Responses per device and forward pass in training."}
-    )
-    per_device_eval_batch_size: int = field(
-        default=16, metadata={"help": "Responses per device and forward pass in evaluation."}
-    )
+    advantage_estimator: str = "canon"
+    canon_metric: str = "entropy"
+    canon_mu: Annotated[float, "[0, 1]"] = 1.0
+    canon_mu_schedule: str = "constant"
+    canon_alpha: Annotated[float, "(0, 1e6]"] = 1.0  # beyond 1e6 float32 soon overflows
+    canon_alpha_group: Literal["higher", "lower", None] = None
+    canon_cosine_warmup_ratio: Annotated[float, "[0, 1)"] = 0.2
+    canon_cosine_cycles: Annotated[int, "[1, inf)"] = 3
+    canon_cosine_low: Annotated[float, "[0, 1]"] | None = None
+    canon_cosine_high: Annotated[float, "[0, 1]"] | None = None
 
-    advantage_estimator: str = field(
-        default="canon",
-        metadata={"help": "Name of the advantage estimator, or an import path `package.module:function`."},
-    )
-    canon_metric: str = field(
-        default="entropy",
-        metadata={
-            "help": "What responses are regrouped by: `entropy`, `length`, `surprisal`, `random` or an import path."
-        },
-    )
-    canon_mu: float = field(
-        default=1.0,
-        metadata={"help": "Weight of the inter-group comparison in [0, 1]; 0.5 is Dr.GRPO."},
-    )
-    canon_mu_schedule: str = field(
-        default="constant",
-        metadata={
-            "help": "Schedule of mu: `constant`, `inter_to_intra`, `intra_to_inter`, `cosine_inter_to_intra` or "
-            "`cosine_intra_to_inter`."
-        },
-    )
-    canon_alpha: float = field(
-        default=1.0,
-        metadata={"help": "Factor on the rewards of `canon_alpha_group` in the inter-group comparison."},
-    )
-    canon_alpha_group: str | None = field(
-        default=None,
-        metadata={"help": "`higher` or `lower`. Default: `higher` for the metric length, `lower` for every other."},
-    )
-    canon_cosine_warmup_ratio: float = field(
-        default=0.2, metadata={"help": "Share of the rollouts in which the cosine schedules warm up."}
-    )
-    canon_cosine_cycles: int = field(default=3, metadata={"help": "Number of cosine cycles after the warm-up."})
-    canon_cosine_low: float | None = field(
-        default=None, metadata={"help": "Lowest value of the cosine curve. Default: the reference's 0.4 or 0."}
-    )
-    canon_cosine_high: float | None = field(
-        default=None, metadata={"help": "Highest value of the cosine curve. Default: the reference's 1 or 0.6."}
-    )
+    loss_type: str = "dr_grpo"
+    scale_rewards: str = "none"
+    epsilon_high: float | None = CLIP_HIGHER
+    num_generations: int | None = 16
+    per_device_train_batch_size: int = 16
+    per_device_eval_batch_size: int = 16
 
     def __post_init__(self) -> None:
         if self.epsilon_high is CLIP_HIGHER:
@@ -220,8 +171,6 @@ class CANONConfig(StagesConfig):
     def _check_canon(self) -> None:
         if self.canon_metric != RANDOM:
             get_metric(self.canon_metric, field="canon_metric")
-        if self.canon_alpha_group not in (None, "higher", "lower"):
-            raise ValueError(f"canon_alpha_group={self.canon_alpha_group!r} must be 'higher', 'lower' or None")
         if self.canon_mu_schedule not in SCHEDULES:
             raise ValueError(f"canon_mu_schedule={self.canon_mu_schedule!r} must be one of {list(SCHEDULES)}")
         changed = self.changed_canon_fields()

@@ -1,13 +1,16 @@
 """Options of a run, whatever its method."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from typing import Annotated
 
 from trl import GRPOConfig
 
+from canon_trl.config.checks import check_own_options
+from canon_trl.config.help_texts import with_help
 from canon_trl.config.sampler import check_generation_kwargs
 
-# Fields, by how their names begin, that do not decide what is learnt: what is shown, kept, sent and evaluated, on
-# which machine, and how the same numbers are computed there, or what is nobody's business, such as a token.
+# Fields, by how their names begin, that do not decide what a run learns: what it logs, saves, uploads and evaluates,
+# on which machine, how it computes the same numbers, and secrets such as a token.
 NOT_OF_THE_RUN = (
     "output_dir",
     "run_name",
@@ -62,39 +65,34 @@ NOT_OF_THE_RUN = (
 )
 
 
+@with_help
 @dataclass
 class RunConfig(GRPOConfig):
     r"""
     [`~trl.GRPOConfig`] with the options that every trainer of this package has.
 
+    A value of an option of this package that is out of its bounds is refused. What TRL and transformers take is theirs
+    to check, unless it would silently disable or falsify what this package adds.
+
     Args:
-        reward_time_limit (`float`, *optional*):
-            Seconds that a call of a reward function may take; beyond them training stops and names the function.
-            Default: no limit.
-        resume_with_changes (`bool`, *optional*, defaults to `False`):
-            Whether a checkpoint that was made with other options is resumed, with a warning that names them, instead
-            of being refused.
-        restore_callback_states_from_checkpoint (`bool`, *optional*, defaults to `True`):
-            Whether callbacks that keep a state in checkpoints, such as the patience of `EarlyStoppingCallback`, get it
-            back on resume; transformers' own default is `False`.
+        restore_callback_states_from_checkpoint: Whether callbacks that keep a state in checkpoints, such as the
+            patience of `EarlyStoppingCallback`, get it back when a run resumes; transformers' own default is `False`.
+        reward_time_limit: Seconds that a call of a reward function may take; beyond them training stops and names the
+            function. Default: no limit.
+        resume_with_changes: Whether to resume a checkpoint that was made with other options, with a warning that
+            names them, instead of refusing it.
     """
 
-    restore_callback_states_from_checkpoint: bool = field(
-        default=True, metadata={"help": "Give callbacks that keep a state in checkpoints it back on resume."}
-    )
-
-    reward_time_limit: float | None = field(
-        default=None, metadata={"help": "Seconds that a call of a reward function may take. Default: no limit."}
-    )
-    resume_with_changes: bool = field(
-        default=False, metadata={"help": "Resume a checkpoint that was made with other options, which are named."}
-    )
+    restore_callback_states_from_checkpoint: bool = True
+    reward_time_limit: Annotated[float, "(0, inf)"] | None = None
+    resume_with_changes: bool = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        check_own_options(self)
         check_generation_kwargs(self)
 
 
 def decides_what_is_learnt(name: str) -> bool:
-    """Whether a field of the config does, so that a checkpoint and a model card name it."""
+    """Whether a field decides what a run learns, so that checkpoints and model cards record it."""
     return not name.startswith(NOT_OF_THE_RUN)

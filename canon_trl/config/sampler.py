@@ -1,13 +1,13 @@
-"""What the sampler is asked for, and where the numbers of its tokens come from; all known before a model is loaded."""
+"""What a config asks of the sampler, and where the entropies and log-probabilities of a rollout come from."""
 
 from collections.abc import Mapping
 from typing import Any
 
 from trl import GRPOConfig
 
-# Keys of `generation_kwargs` for what is said elsewhere, and where. The sampler would follow the key, and all others
-# the other place: the entropies, the loss, where a response ends.
-SAID_ELSEWHERE: dict[str, str] = {
+# Keys of `generation_kwargs` that repeat an option, and where that one is set. The sampler would follow the key, and
+# everything else the option: the entropies, the loss, where a response ends.
+SET_ELSEWHERE: dict[str, str] = {
     **{
         name: f"the field {name}"
         for name in ("temperature", "top_p", "top_k", "min_p", "repetition_penalty", "cache_implementation", "seed")
@@ -15,11 +15,11 @@ SAID_ELSEWHERE: dict[str, str] = {
     **dict.fromkeys(("max_new_tokens", "max_tokens", "max_length"), "the field max_completion_length"),
     **dict.fromkeys(("n", "num_return_sequences"), "the field num_generations"),
     **dict.fromkeys(("eos_token_id", "pad_token_id", "bos_token_id"), "the tokenizer (processing_class)"),
-    **dict.fromkeys(("do_sample", "logprobs", "disable_compile", "return_dict_in_generate"), "TRL itself"),
+    **dict.fromkeys(("do_sample", "logprobs"), "TRL itself"),
 }
 
-# Ways of decoding in which one forward pass is not one sampled token a row, by the values that switch them off; a
-# cache that is not dynamic lets generate compile the forward pass, past any hook.
+# Ways of decoding in which a forward pass does not sample one token per row, by the values that switch them off. With
+# a cache that is not dynamic, generate compiles the forward pass, which bypasses hooks.
 RECORDABLE_DECODING: dict[str, tuple] = {
     "num_beams": (None, 1),
     "guidance_scale": (None, 1, 1.0),
@@ -31,23 +31,13 @@ RECORDABLE_DECODING: dict[str, tuple] = {
 
 
 def check_generation_kwargs(args: GRPOConfig) -> None:
-    """Refuse options of the sampler that are said elsewhere, or that TRL's call of it cannot honour."""
+    """Refuse keys of `generation_kwargs` that repeat another option."""
     given = args.generation_kwargs or {}
     for name in given:
-        if name in SAID_ELSEWHERE:
+        if name in SET_ELSEWHERE:
             raise ValueError(
-                f"generation_kwargs has {name}={given[name]!r}, which {SAID_ELSEWHERE[name]} says; set it there alone"
+                f"generation_kwargs has {name}={given[name]!r}, which {SET_ELSEWHERE[name]} sets; set it there only"
             )
-    if "stop_strings" in given:
-        raise ValueError(
-            f"generation_kwargs has stop_strings={given['stop_strings']!r}, for which transformers needs a tokenizer "
-            "that TRL does not hand over; with vLLM it is called stop"
-        )
-    if "structured_outputs" in given and args.vllm_structured_outputs_regex is not None:
-        raise ValueError(
-            f"generation_kwargs has structured_outputs={given['structured_outputs']!r}, in whose place "
-            f"vllm_structured_outputs_regex={args.vllm_structured_outputs_regex!r} would be taken; set only one"
-        )
 
 
 def trl_scores(args: GRPOConfig) -> bool:
@@ -58,8 +48,8 @@ def trl_scores(args: GRPOConfig) -> bool:
 
 
 def samples_the_policy(args: GRPOConfig) -> bool:
-    """Whether the sampler's own log-probabilities are the policy's at the sampling temperature: nothing is cut off,
-    penalised or constrained. A server of vLLM's may give them without the temperature."""
+    """Whether the sampler's own log-probabilities are the policy's at the sampling temperature: it cuts off, penalises
+    and constrains nothing. A vLLM server may return them without the temperature."""
     whole = args.top_k in (0, -1) and args.top_p == 1 and not args.min_p and args.repetition_penalty == 1
     free = not args.generation_kwargs and args.vllm_structured_outputs_regex is None
     raw = args.use_vllm and args.vllm_mode == "server" and args.temperature != 1
@@ -67,7 +57,7 @@ def samples_the_policy(args: GRPOConfig) -> bool:
 
 
 def records_generation(entropy_source: str, args: GRPOConfig, trl_kwargs: Mapping[str, Any]) -> bool:
-    """Whether entropies are recorded while generating: each forward pass must be one sampled token of every row.
+    """Whether to record entropies while generating: each forward pass must sample one token of every row.
 
     Raises:
         ValueError: `entropy_source="generation"` where that does not hold.
@@ -85,6 +75,6 @@ def records_generation(entropy_source: str, args: GRPOConfig, trl_kwargs: Mappin
     ]
     if entropy_source == "generation" and obstacles:
         raise ValueError(
-            f"entropy_source='generation' cannot be had with {', '.join(obstacles)}; it must be 'auto' or 'forward'"
+            f"entropy_source='generation' does not go with {', '.join(obstacles)}; it must be 'auto' or 'forward'"
         )
     return entropy_source != "forward" and not obstacles

@@ -2,105 +2,78 @@
 
 import logging
 import math
-from dataclasses import dataclass, field, fields
-from typing import Any, get_type_hints
+from dataclasses import dataclass, fields
+from typing import Any, Literal, get_type_hints
 
 from trl import GRPOConfig
 
 from canon_trl.advantages import OnRollout, check_options, get_estimator
-from canon_trl.config.checks import check_config, check_policy_loss, check_shrink, check_values
+from canon_trl.config.checks import check_policy_loss, check_shrink
+from canon_trl.config.help_texts import with_help
 from canon_trl.config.run import RunConfig
 from canon_trl.config.run_length import rollouts_in_run
+from canon_trl.method import check_values
 from canon_trl.policy_losses import POLICY_LOSSES, PolicyLoss, get_policy_loss
 from canon_trl.sampling import DynamicSampling
 
 logger = logging.getLogger(__name__)
 
-ENTROPY_SOURCES = ("auto", "generation", "forward")
 OPTIONS = ("advantage_estimator_kwargs", "policy_loss_kwargs", "dynamic_sampling_kwargs")
 
 
+@with_help
 @dataclass
 class StagesConfig(RunConfig):
     r"""
     [`RunConfig`] with the stages between rewards and gradients, each chosen by name.
 
-    An option that the chosen estimator or policy loss does not take is refused, never ignored.
+    An option that the chosen method does not take, and one that would be ignored, is refused.
 
     Args:
         > Parameters that choose the advantage
 
-        advantage_estimator (`str`, *optional*, defaults to `"grpo"`):
-            A name in `canon_trl.advantages.ESTIMATORS` (`"canon"`, `"grpo"`, `"dr_grpo"`, `"rloo"`,
-            `"reinforce_pp_baseline"`, `"opo"`, `"a_grae"`, `"psr"`, `"nsr"`, `"w_reinforce"`) or an import path
-            `"package.module:function"` to a function of a [`~canon_trl.rollout.Rollout`] that returns `(P, G)`, or
-            `(P, G, T)` with an advantage for each token.
-        advantage_estimator_kwargs (`dict`, *optional*):
-            Options of the estimator, such as `{"eps": 1e-4}` for `"grpo"`. CANON's own are the `canon_*` fields.
-        accuracy_reward (`str`, *optional*):
-            Name of the reward function that measures accuracy in [0, 1]. Default: the first one. It feeds
-            `Rollout.accuracy` and with it the accuracy schedules.
+        advantage_estimator: A name in `canon_trl.advantages.ESTIMATORS` (`"canon"`, `"grpo"`, `"dr_grpo"`, `"rloo"`,
+            `"reinforce_pp_baseline"`, `"opo"`, `"a_grae"`, `"psr"`, `"nsr"`, `"w_reinforce"`), or an import path
+            `"package.module:function"` of a function that takes a [`~canon_trl.rollout.Rollout`] and returns
+            advantages `(P, G)`, or `(P, G, T)`, one per token.
+        advantage_estimator_kwargs: Options of the estimator, such as `{"eps": 1e-4}` for `"grpo"`. CANON's own are
+            the `canon_*` fields.
+        accuracy_reward: Name of the reward function that measures accuracy in [0, 1]. Default: the first one. It
+            feeds `Rollout.accuracy` and with it the accuracy schedules.
 
         > Parameters that choose the policy loss
 
-        policy_loss (`str`, *optional*):
-            A name in `canon_trl.policy_losses.POLICY_LOSSES`: `"clip_cov"` or `"kl_cov"`. Default: TRL's loss as it
-            is.
-        policy_loss_kwargs (`dict`, *optional*):
-            Its options, such as `{"ratio": 2e-4, "scope": "batch"}` for `"clip_cov"`, `{"fraction": 0.002, "coef":
-            1.0}` for `"kl_cov"`.
+        policy_loss: A name in `canon_trl.policy_losses.POLICY_LOSSES`: `"clip_cov"` or `"kl_cov"`. Default: TRL's
+            loss as it is.
+        policy_loss_kwargs: Options of the policy loss, such as `{"ratio": 2e-4, "scope": "batch"}` for `"clip_cov"`.
 
         > Parameters that choose the groups that are trained on
 
-        dynamic_sampling (`bool`, *optional*, defaults to `False`):
-            Whether groups without spread, or outside a band of accuracy, are replaced by groups of fresh prompts.
-        dynamic_sampling_kwargs (`dict`, *optional*):
-            Its options `max_rounds`, `lower`, `upper` and `exhausted`, see [`~canon_trl.sampling.DynamicSampling`].
+        dynamic_sampling: Whether groups of fresh prompts replace groups without spread, or outside a band of
+            accuracy.
+        dynamic_sampling_kwargs: Options of dynamic sampling: `max_rounds`, `lower`, `upper` and `exhausted`, see
+            [`~canon_trl.sampling.DynamicSampling`].
 
         > Parameters that control the cost
 
-        entropy_source (`str`, *optional*, defaults to `"auto"`):
-            Where the entropies and log-probabilities of a metric come from if TRL scores the rollout in no pass of its
-            own (it does with vLLM and importance-sampling correction, and with several updates a rollout).
-            `"generation"`: recorded from the logits that are sampled from; `"forward"`: a forward pass of their own;
-            `"auto"`: the first where it is possible, else the second.
+        entropy_source: Where entropies and log-probabilities of the rollout come from if TRL runs no scoring pass of
+            its own (it does with vLLM and importance-sampling correction, and with several updates per rollout).
+            `"generation"` records them from the logits that are sampled from, `"forward"` runs a forward pass, and
+            `"auto"` takes the first where it is possible, else the second.
     """
 
-    advantage_estimator: str = field(
-        default="grpo",
-        metadata={"help": "Name of the advantage estimator, or an import path `package.module:function`."},
-    )
-    advantage_estimator_kwargs: dict[str, Any] | str | None = field(
-        default=None, metadata={"help": "Options of the advantage estimator."}
-    )
-    accuracy_reward: str | None = field(
-        default=None,
-        metadata={"help": "Name of the reward function that measures accuracy in [0, 1]. Default: the first one."},
-    )
-    policy_loss: str | None = field(
-        default=None, metadata={"help": "What single tokens weigh in the loss: `clip_cov` or `kl_cov`."}
-    )
-    policy_loss_kwargs: dict[str, Any] | str | None = field(
-        default=None, metadata={"help": "Options of the policy loss."}
-    )
-    dynamic_sampling: bool = field(
-        default=False, metadata={"help": "Replace groups that teach nothing by groups of fresh prompts."}
-    )
-    dynamic_sampling_kwargs: dict[str, Any] | str | None = field(
-        default=None, metadata={"help": "Options of dynamic sampling: max_rounds, lower, upper, exhausted."}
-    )
-    entropy_source: str = field(
-        default="auto",
-        metadata={
-            "help": "Where token entropies come from if TRL runs no scoring pass: `generation`, `forward` or `auto`."
-        },
-    )
+    advantage_estimator: str = "grpo"
+    advantage_estimator_kwargs: dict[str, Any] | str | None = None
+    accuracy_reward: str | None = None
+    policy_loss: str | None = None
+    policy_loss_kwargs: dict[str, Any] | str | None = None
+    dynamic_sampling: bool = False
+    dynamic_sampling_kwargs: dict[str, Any] | str | None = None
+    entropy_source: Literal["auto", "generation", "forward"] = "auto"
 
     _VALID_DICT_FIELDS = [*GRPOConfig._VALID_DICT_FIELDS, *OPTIONS]
 
     def __post_init__(self) -> None:
-        check_config(self)
-        self._check_groups()
         super().__post_init__()
         self._check_options()
         self._check_estimator()
@@ -133,16 +106,9 @@ class StagesConfig(RunConfig):
         an_epoch, steps = self.max_steps * accumulation, self.max_steps
         if prompts is not None:
             an_epoch = prompts * self.num_generations // self.generation_batch_size * a_rollout
-            if self.max_steps < 0:
+            if self.max_steps <= 0:
                 steps = math.ceil(self.num_train_epochs * -(-an_epoch // accumulation))
         return rollouts_in_run(steps, an_epoch=an_epoch, accumulation=accumulation, a_rollout=a_rollout)
-
-    def _check_groups(self) -> None:
-        if self.num_generations is None or self.num_generations < 2:
-            raise ValueError(
-                f"num_generations={self.num_generations!r} must be at least 2: an advantage compares the responses to "
-                "one prompt"
-            )
 
     def _check_options(self) -> None:
         for name in OPTIONS:
@@ -166,14 +132,12 @@ class StagesConfig(RunConfig):
                 f"advantage_estimator={self.advantage_estimator!r} replaces; it must be one of {allowed_scaling}"
             )
         self._check_estimator_options()
-        if self.entropy_source not in ENTROPY_SOURCES:
-            raise ValueError(f"entropy_source={self.entropy_source!r} must be one of {ENTROPY_SOURCES}")
 
     def _check_estimator_options(self) -> None:
         estimator = get_estimator(self.advantage_estimator)
         check_options(estimator, self.advantage_estimator_kwargs, field="advantage_estimator_kwargs")
         if isinstance(estimator, OnRollout):
-            types = get_type_hints(estimator.function)
+            types = get_type_hints(estimator.function, include_extras=True)
             check_values(self.advantage_estimator_kwargs, types, where="advantage_estimator_kwargs: ")
 
     def _check_policy_loss(self) -> None:

@@ -14,7 +14,6 @@ from canon_trl.config.checks import (
     check_loss_function,
     check_policy_loss,
     check_shrink,
-    check_vllm,
     one_rollout_a_step,
 )
 from canon_trl.config.sampler import (
@@ -119,7 +118,6 @@ class PluggableGRPOTrainer(Publishing, Resuming, Logs, NotFinite, Rollouts):
             )
         check_dynamic_sampling(dynamic_sampling is not None, trl_kwargs)
         check_shrink(dynamic_sampling, args)
-        check_vllm(args)
         check_generation_kwargs(args)
         self._records_generation = records_generation(entropy_source, args, trl_kwargs)
         self._advantage_estimator = advantage_estimator

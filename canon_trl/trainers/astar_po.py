@@ -8,7 +8,6 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from canon_trl.config.astar_po import AStarPOConfig
-from canon_trl.config.checks import check_reward_weights
 from canon_trl.hook.data_checks import named_datasets
 from canon_trl.hook.trainer import PluggableGRPOTrainer
 from canon_trl.policy_losses.astar_po import astar_po_loss
@@ -66,7 +65,6 @@ class AStarPOTrainer(PluggableGRPOTrainer):
     ) -> None:
         if not isinstance(args, AStarPOConfig):
             raise TypeError(f"args is a {type(args).__name__}; it must be an AStarPOConfig")
-        check_reward_weights(args.reward_weights, reward_funcs)
         for name, dataset in named_datasets(train_dataset, eval_dataset):
             if not isinstance(dataset, Dataset):
                 raise TypeError(

@@ -20,7 +20,6 @@ from canon_trl.advantages import (
 )
 from canon_trl.advantages.canon import canon_statistics
 from canon_trl.config.canon import ACCURACY_SCHEDULES, COSINE_SCHEDULES, CANONConfig
-from canon_trl.config.checks import check_reward_weights
 from canon_trl.hook.trainer import PluggableGRPOTrainer
 from canon_trl.metrics import RANDOM, ResponseMetric, get_metric
 from canon_trl.publishing.papers import PAPERS
@@ -81,7 +80,6 @@ class CANONTrainer(PluggableGRPOTrainer):
             args = CANONConfig(f"{name.rstrip('/').split('/')[-1]}-CANON")
         if not isinstance(args, CANONConfig):
             raise TypeError(f"args is a {type(args).__name__}; it must be a CANONConfig, which takes the same fields")
-        check_reward_weights(args.reward_weights, reward_funcs)
         self._metric_name: str | None = None
         named = get_estimator(args.advantage_estimator) if advantage_estimator is None else advantage_estimator
         if advantage_estimator is None and args.advantage_estimator == "canon":

@@ -6,8 +6,6 @@ from typing import Any
 import griffe
 
 REFERENCE = re.compile(r"\[`(~?[\w.]+)`\]")
-# A field as TRL documents it: its type and default stand in the class as well.
-TYPED_FIELD = re.compile(r"^( +\w+) \(`.*\):$", flags=re.MULTILINE)
 FIELD_GROUP = re.compile(r"(?:^Args:\n+)?^ +> (Parameters that .*)\n+", flags=re.MULTILINE)
 LIST_WITHOUT_BLANK_LINE = re.compile(r"^((?:> )?)(?!- |>?$)(.*)\n(?=\1- )", flags=re.MULTILINE)
 TRL = "https://huggingface.co/docs/trl/grpo_trainer"
@@ -33,7 +31,6 @@ class TRLDocstrings(griffe.Extension):
 
         text = REFERENCE.sub(link, obj.docstring.value)
         text = FIELD_GROUP.sub(r"Args: \1\n", text)
-        text = TYPED_FIELD.sub(r"\1:", text)
         obj.docstring.value = LIST_WITHOUT_BLANK_LINE.sub(r"\1\2\n\1\n", text)
 
 

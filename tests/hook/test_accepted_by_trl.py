@@ -7,7 +7,7 @@ import torch
 import yaml
 from observe import keep_rollouts
 from peft import LoraConfig
-from toy import TASK, logged, make_trainer, parameters, prompts
+from toy import TASK, logged, make_trainer, prompts
 from transformers import AutoTokenizer, Qwen3Config, Qwen3ForSequenceClassification, TrainerCallback
 from trl import TrlParser
 
@@ -191,40 +191,11 @@ def test_a_gate_clips_where_the_loss_does(tmp_path, given, bound):
     trainer.train()
 
 
-def test_no_limit_in_either_engines_words(tmp_path):
-    """vLLM calls it -1; transformers' generate would fail on that."""
-    runs = []
-    for top_k in (0, -1):
-        trainer = make_trainer(tmp_path, top_k=top_k, max_steps=1)
-        torch.manual_seed(3)
-        trainer.train()
-        runs.append(logged(trainer))
-    assert runs[0] == runs[1]
-
-
 def test_no_clipping_of_the_gradient(tmp_path):
     runs = []
-    for norm in (0.0, None, -1.0):
+    for norm in (0.0, -1.0):
         trainer = make_trainer(tmp_path, max_grad_norm=norm, max_steps=2, learning_rate=0.1)
         torch.manual_seed(3)
         trainer.train()
         runs.append(logged(trainer))
-    assert runs[0] == runs[1] == runs[2]
-
-
-@pytest.mark.parametrize(
-    "options", [{"learning_rate": 2.0, "optim": "sgd"}, {"weight_decay": 2.0}, {"adam_epsilon": 10.0}], ids=str
-)
-def test_numbers_of_the_optimiser_above_one(tmp_path, options):
-    trainer = make_trainer(tmp_path, max_steps=1, **options)
-    before = parameters(trainer)
-    trainer.train()
-    assert any(not torch.equal(before[name], value) for name, value in parameters(trainer).items())
-    (name, value), *_ = options.items()
-    group = trainer.optimizer.param_groups[0]
-    found = {
-        "learning_rate": group.get("initial_lr"),
-        "weight_decay": group["weight_decay"],
-        "adam_epsilon": group.get("eps"),
-    }
-    assert found[name] == value
+    assert runs[0] == runs[1]

@@ -130,5 +130,5 @@ def test_without_importance_sampling_correction_a_pass_is_run(smollm2, tmp_path)
 
 
 def test_recording_while_vllm_generates_is_refused(tmp_path):
-    with pytest.raises(ValueError, match="entropy_source='generation' cannot be had with use_vllm"):
+    with pytest.raises(ValueError, match="entropy_source='generation' does not go with use_vllm"):
         make("a-model-that-does-not-exist", tmp_path, entropy_source="generation")
