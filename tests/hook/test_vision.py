@@ -3,52 +3,22 @@
 import pytest
 import torch
 from datasets import Dataset
+from images import vision_model, vision_processor
 from observe import keep_outputs, keep_rollouts
 from PIL import Image
-from toy import OPTIONS, byte_tokenizer
-from transformers import (
-    CLIPImageProcessor,
-    CLIPVisionConfig,
-    LlavaConfig,
-    LlavaForConditionalGeneration,
-    LlavaProcessor,
-    Qwen3Config,
-)
+from toy import OPTIONS
 
 from canon_trl import CANONConfig, CANONTrainer
-
-TEMPLATE = """
-{%- for message in messages %}{% if message['content'] is string %}{{ message['content'] }}{% else %}
-{%- for part in message['content'] %}{{ '<image>' if part['type'] == 'image' else part['text'] }}{% endfor %}
-{%- endif %}{% endfor %}"""
 
 
 @pytest.fixture
 def processor():
-    tokenizer = byte_tokenizer("<image>")
-    images = CLIPImageProcessor(size={"shortest_edge": 16}, crop_size={"height": 16, "width": 16})
-    return LlavaProcessor(
-        image_processor=images,
-        tokenizer=tokenizer,
-        patch_size=8,
-        vision_feature_select_strategy="default",
-        chat_template=TEMPLATE,
-        image_token="<image>",
-        num_additional_image_tokens=1,
-    )
+    return vision_processor()
 
 
 @pytest.fixture
 def model(processor):
-    torch.manual_seed(0)
-    sizes = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
-    vision = CLIPVisionConfig(image_size=16, patch_size=8, **sizes)
-    vocabulary = len(processor.tokenizer)
-    text = Qwen3Config(vocab_size=vocabulary, num_key_value_heads=1, head_dim=8, **sizes)
-    image_token = processor.tokenizer.convert_tokens_to_ids("<image>")
-    return LlavaForConditionalGeneration(
-        LlavaConfig(vision_config=vision, text_config=text, image_token_index=image_token)
-    )
+    return vision_model(processor)
 
 
 def graded(completions, **kwargs):
