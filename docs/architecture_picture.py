@@ -36,6 +36,7 @@ PARTS = {
     "metrics": (0.95, 1.05, "a number\na response"),
     "schedules": (0.0, 2.1, "mu over a run"),
     "guards": (4.2, 1.0, "checks and\na time limit"),
+    "selection": (-0.2, 0.0, "tokens chosen\nover all ranks"),
     "rollout": (3.0, 0.0, "what an estimator sees"),
     "rounding": (4.2, 0.0, "what sums are off by"),
     "imports": (0.95, 0.0, "functions by import path"),

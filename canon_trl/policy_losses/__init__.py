@@ -19,10 +19,10 @@ from canon_trl.policy_losses.covariance import (
     ClipCov,
     KLCov,
     clip_cov_mask,
-    covariance_statistics,
     kl_cov_mask,
     token_covariance,
 )
+from canon_trl.policy_losses.covariance_statistics import covariance_statistics
 from canon_trl.policy_losses.disco import disco_loss
 
 PolicyLoss = ClipCov | KLCov

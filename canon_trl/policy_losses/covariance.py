@@ -25,6 +25,9 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
+from canon_trl.policy_losses.covariance_statistics import Statistics, at_least_one, statistics, top_counts
+from canon_trl.selection import Search, added, alone, draw, largest, means, parallel, sums_of_largest, together
+
 Scope = Literal["micro_batch", "batch"]
 
 
@@ -33,15 +36,20 @@ def token_covariance(log_probs: Tensor, advantages: Tensor, mask: Tensor) -> Ten
 
     cov_t = (A_t - mean(A)) * (lp_t - mean(lp)), in nats times the unit of the advantage.
     """
+    covariance: Tensor
+    ((covariance, _),) = together(alone, covariance_over_ranks(log_probs, advantages, mask))
+    return covariance
+
+
+def covariance_over_ranks(log_probs: Tensor, advantages: Tensor, mask: Tensor) -> Search[tuple[Tensor, Tensor]]:
+    """[`token_covariance`] with the means over the tokens of all ranks; and how many those are, 0-d in float64."""
     mask = mask.bool()
-    count = mask.sum().clamp(min=1)
     dtype = torch.promote_types(log_probs.dtype, torch.float32)
-    advantages = advantages.detach().to(dtype)
-    advantages = advantages if advantages.dim() == 2 else advantages.unsqueeze(1).expand(mask.shape)
-    advantages = advantages.masked_fill(~mask, 0.0)
-    log_probs = log_probs.detach().to(dtype).masked_fill(~mask, 0.0)
-    covariance = (advantages - advantages.sum() / count) * (log_probs - log_probs.sum() / count)
-    return covariance.masked_fill(~mask, 0.0)
+    log_probs = log_probs.detach().to(dtype)
+    advantages = per_token(advantages.detach().to(dtype), mask)
+    (mean_advantage, mean_log_prob), count = yield from means([advantages, log_probs], mask)
+    covariance = (advantages - mean_advantage) * (log_probs - mean_log_prob)
+    return covariance.masked_fill(~mask, 0.0), count
 
 
 def clip_cov_mask(
@@ -71,13 +79,62 @@ def clip_cov_mask(
     """
     mask = mask.bool()
     covariance = token_covariance(log_probs, advantages, mask)
-    per_token = advantages if advantages.dim() == 2 else advantages.unsqueeze(1)
-    policy_ratio = (log_probs - old_log_probs).detach().exp()
-    clipped_low = (policy_ratio < 1 - epsilon_low) & (per_token < 0)
-    clipped_high = (policy_ratio > 1 + epsilon_high) & (per_token > 0)
-    candidates = mask & (covariance > low) & (covariance < high) & ~clipped_low & ~clipped_high
-    draw = torch.rand(mask.shape, generator=generator, device=mask.device)
-    return largest(draw, candidates, at_least_one(ratio, mask))
+    clip = (epsilon_low, epsilon_high)
+    candidates = clip_cov_candidates(covariance, log_probs - old_log_probs, advantages, mask, (low, high), clip)
+    drawn = torch.rand(mask.shape, generator=generator, device=mask.device)
+    return largest_of_one_rank(drawn, candidates, at_least_one(ratio, mask.sum()))
+
+
+def clip_cov_candidates(
+    covariance: Tensor,
+    log_ratio: Tensor,
+    advantages: Tensor,
+    mask: Tensor,
+    bounds: tuple[float, float],
+    clip: tuple[float, float],
+) -> Tensor:
+    """The tokens that Clip-Cov draws from, `(B, T)` bool, see [`clip_cov_mask`]."""
+    advantages, policy_ratio = per_token(advantages, mask), log_ratio.detach().exp()
+    clipped_low = (policy_ratio < 1 - clip[0]) & (advantages < 0)
+    clipped_high = (policy_ratio > 1 + clip[1]) & (advantages > 0)
+    return mask & (covariance > bounds[0]) & (covariance < bounds[1]) & ~clipped_low & ~clipped_high
+
+
+def clip_cov_over_ranks(
+    log_probs: Tensor,
+    old_log_probs: Tensor,
+    advantages: Tensor,
+    mask: Tensor,
+    response: Tensor,
+    *,
+    seed: int,
+    step: int,
+    clip: tuple[float, float],
+    ratio: float = 2e-4,
+    low: float = 1.0,
+    high: float = 5.0,
+) -> Search[tuple[Tensor, Statistics]]:
+    """Clip-Cov over the tokens of all ranks: this rank's tokens that lose their gradient, and everyone's statistics.
+
+    As [`clip_cov_mask`], except that the draw is a function of seed, step, response and position. Nine rounds: one for
+    the means and eight for the draw, which bring the statistics along.
+
+    Args:
+        response: `(B,)`, the index of each response among those of all ranks.
+        seed, step: of the draw.
+        clip: `epsilon_low` and `epsilon_high`.
+    """
+    mask = mask.bool()
+    covariance, count = yield from covariance_over_ranks(log_probs, advantages, mask)
+    candidates = clip_cov_candidates(covariance, log_probs - old_log_probs, advantages, mask, (low, high), clip)
+    budget = at_least_one(ratio, count)
+    position = torch.arange(mask.shape[1], device=mask.device)
+    (selected,), top_sums, totals = yield from parallel(
+        draw(candidates, budget.view(1), response.unsqueeze(1), position, seed=seed, step=step),
+        sums_of_largest(covariance, mask, top_counts(count)),
+        added(covariance.sum(dtype=torch.float64), candidates.sum()),
+    )
+    return selected, statistics(budget, count, top_sums, totals)
 
 
 def kl_cov_mask(log_probs: Tensor, advantages: Tensor, mask: Tensor, *, fraction: float = 0.002) -> Tensor:
@@ -87,39 +144,44 @@ def kl_cov_mask(log_probs: Tensor, advantages: Tensor, mask: Tensor, *, fraction
     The authors' code states the share in percent (0.2 for 7B, 0.02 for 32B) and caps that number at the count of valid
     tokens, which acts in tiny batches only; here it is a fraction without a cap.
     """
-    return largest(token_covariance(log_probs, advantages, mask), mask.bool(), at_least_one(fraction, mask))
+    mask = mask.bool()
+    covariance = token_covariance(log_probs, advantages, mask)
+    return largest_of_one_rank(covariance, mask, at_least_one(fraction, mask.sum()))
 
 
-def at_least_one(fraction: float, mask: Tensor) -> Tensor:
-    """max(1, floor(fraction * n)) with n the valid tokens, a 0-d tensor: the host need not wait for it."""
-    return (mask.bool().sum().double() * fraction).floor().clamp(min=1)
+def kl_cov_over_ranks(
+    log_probs: Tensor, advantages: Tensor, mask: Tensor, order: Tensor, *, below: int, fraction: float = 0.002
+) -> Search[tuple[Tensor, Statistics]]:
+    """[`kl_cov_mask`] over the tokens of all ranks: this rank's tokens that pay, and everyone's statistics.
 
+    Rounds: one for the means, four for the covariances (eight in float64), one for every eight bits of `below`; the
+    statistics come along.
 
-def largest(values: Tensor, among: Tensor, count: Tensor) -> Tensor:
-    """The `count` largest of those `values` that `among` marks, as a bool tensor; of equal ones the first."""
-    order = values.masked_fill(~among, -torch.inf).flatten().argsort(descending=True, stable=True)
-    chosen = torch.arange(order.numel(), device=order.device) < count
-    return torch.zeros_like(chosen).scatter(0, order, chosen).view(among.shape) & among
-
-
-def covariance_statistics(covariance: Tensor, selected: Tensor, mask: Tensor) -> dict[str, Tensor]:
-    """What the covariances look like, as 0-d tensors (Sec. 4.2, Table 1); a positive mean says that entropy will fall.
-
-    Returns:
-        `frac_gated`: share of the valid tokens that are selected; `covariance_mean`; and `covariance_top_0.02_percent`
-        and so on, the mean covariance of the largest 0.02%, 0.2% and 2%, at least one token each.
+    Args:
+        order, below: the sampling order, see [`canon_trl.selection.largest`][].
     """
     mask = mask.bool()
-    count = mask.sum().clamp(min=1)
-    statistics = {"frac_gated": selected.sum() / count, "covariance_mean": covariance.sum() / count}
-    # As many as 2% of the valid tokens can be: how many are valid is known on the device alone.
-    most = min(mask.numel(), int(0.02 * mask.numel()) + 1)
-    falling = covariance.masked_fill(~mask, -torch.inf).flatten().topk(most).values
-    cumulated = falling.masked_fill(falling == -torch.inf, 0.0).cumsum(dim=0)
-    for percent in (0.02, 0.2, 2):
-        top = at_least_one(percent / 100, mask).long()
-        statistics[f"covariance_top_{percent}_percent"] = cumulated.gather(0, (top - 1).view(1)).squeeze() / top
-    return statistics
+    covariance, count = yield from covariance_over_ranks(log_probs, advantages, mask)
+    budget = at_least_one(fraction, count)
+    candidates = mask & ~covariance.isnan()
+    ((selected,), top_sums), totals = yield from parallel(
+        largest(covariance, mask, budget.view(1), order, below=below, summed=top_counts(count)),
+        added(covariance.sum(dtype=torch.float64), candidates.sum()),
+    )
+    return selected, statistics(budget, count, top_sums, totals)
+
+
+def largest_of_one_rank(values: Tensor, among: Tensor, count: Tensor) -> Tensor:
+    """The `count` largest of those `values` that `among` marks, as a bool tensor; of equal ones the first."""
+    order = torch.arange(among.numel(), device=among.device).view(among.shape)
+    chosen: Tensor
+    (((chosen,), _),) = together(alone, largest(values, among, count.view(1), order, below=among.numel()))
+    return chosen
+
+
+def per_token(advantages: Tensor, mask: Tensor) -> Tensor:
+    """`(B, T)`, also of one advantage per response."""
+    return advantages if advantages.dim() == 2 else advantages.unsqueeze(1).expand(mask.shape)
 
 
 @dataclass(frozen=True, kw_only=True)
