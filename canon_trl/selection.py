@@ -34,7 +34,7 @@ Search = Generator[Tensor, Tensor, Found]
 BITS = 8  # of a digit
 BINS = 2**BITS
 PART = 2**18  # tokens that are worked on at a time where that saves memory
-LANES = 256  # counters per digit on a GPU, where threads that add to the same counter wait for each other
+LANES = 256  # counters per place on a GPU
 
 
 def alone(sums: Tensor) -> Tensor:
@@ -88,8 +88,9 @@ def means(values: Sequence[Tensor], among: Tensor) -> Search[tuple[list[Tensor],
         A list of 0-d tensors; and the number, 0-d in float64.
     """
     local = [total(each.detach().masked_fill(~among, 0)) for each in values]
-    *sums, count = (yield from added(*local, among.sum())).unbind()
-    return [(sum_ / count.clamp(min=1)).to(each.dtype) for sum_, each in zip(sums, values, strict=True)], count
+    *everyones, count = (yield from added(*local, among.sum())).unbind()
+    rounded = [(sums / count.clamp(min=1)).to(each.dtype) for sums, each in zip(everyones, values, strict=True)]
+    return rounded, count
 
 
 def largest(
@@ -209,21 +210,21 @@ class Paths:
         for byte in reversed(range(size if bits is None else bits // BITS)):
             # By the top byte of a signed key, 128 to 255, the negative ones, come before 0 to 127.
             shift = BINS // 2 if signed and byte == size - 1 else 0
-            digit = yield from self._step(keys.view(torch.uint8)[byte::size], shift)
+            digit = yield from self._advance(keys.view(torch.uint8)[byte::size], shift)
             found += (digit - shift) << (BITS * byte)
         return found
 
-    def _step(self, digits: Tensor, shift: int) -> Search[Tensor]:
+    def _advance(self, digits: Tensor, shift: int) -> Search[Tensor]:
         counters = self._number * BINS
         local = torch.zeros(counters + BINS, dtype=torch.int64, device=digits.device)
         for places, part in zip(torch.split(self._places, PART), torch.split(digits, PART), strict=True):
             places.copy_(self._starts.index_select(0, places).add_(part))
             local += counted(places, counters + BINS)
-        total = yield local[:counters].view(self._number, BINS)
-        at_least = total.long().roll(shift, 1).flip(1).cumsum(1).flip(1)[self._path]  # (K, BINS), by digit or a higher
-        self.left = self.left.minimum(at_least[:, 0])
-        digit = (at_least >= self.left.unsqueeze(1)).sum(1) - 1
-        self.left = self.left - functional.pad(at_least, (0, 1)).gather(1, digit.unsqueeze(1) + 1).squeeze(1)
+        everyones = yield local[:counters].view(self._number, BINS)
+        or_higher = everyones.long().roll(shift, 1).flip(1).cumsum(1).flip(1)[self._path]  # (K, BINS): keys by digit
+        self.left = self.left.minimum(or_higher[:, 0])
+        digit = (or_higher >= self.left.unsqueeze(1)).sum(1) - 1
+        self.left = self.left - functional.pad(or_higher, (0, 1)).gather(1, digit.unsqueeze(1) + 1).squeeze(1)
         node = self._path * BINS + (digit + shift) % BINS
         self._path = (node.unsqueeze(1) == node).int().argmax(1)  # the first with this node
         self._number = len(node)
@@ -236,7 +237,11 @@ def counted(places: Tensor, bins: int) -> Tensor:
     """How often each of 0, 1, ..., bins - 1 occurs in `places`, `(bins,)` int64."""
     if places.device.type == "cpu":
         return torch.bincount(places, minlength=bins)
-    # On a GPU bincount makes the host wait for the largest place.
+    return counted_in_lanes(places, bins)  # on a GPU bincount makes the host wait for the largest place
+
+
+def counted_in_lanes(places: Tensor, bins: int) -> Tensor:
+    """[`counted`] with many counters for each place, so that few threads add to the same one."""
     lanes = torch.arange(len(places), device=places.device) % LANES
     counters = torch.zeros(bins * LANES, dtype=torch.int64, device=places.device)
     return counters.scatter_add_(0, places * LANES + lanes, torch.ones_like(lanes)).view(bins, LANES).sum(1)
