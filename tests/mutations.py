@@ -108,7 +108,7 @@ ADVANTAGES = [
         (
             "torch.where(higher, has_spread(scored, higher), has_spread(scored, lower))",
             "has_spread(scored, valid)",
-            "test_advantages.py::test_no_spread_gives_exactly_nothing",
+            "test_advantages.py::test_a_half_without_spread_gets_exactly_nothing_from_the_comparison_within_it",
         ),
         ("mu * inter + (1 - mu) * intra, valid", "(1 - mu) * inter + mu * intra, valid", "test_golden.py::test_canon"),
         (
@@ -138,7 +138,7 @@ ADVANTAGES = [
     ),
     *mutations(
         "rounding.py",
-        ("return 8 *", "return 0 *", "test_reward_sums.py::test_halves_of_the_same_mean_are_a_tie"),
+        ("return 8 *", "return 0 *", "test_reward_sums.py::test_equal_sums_of_different_parts_have_no_spread"),
     ),
     *mutations(
         "advantages/group_relative.py",
@@ -151,7 +151,7 @@ ADVANTAGES = [
         (
             "masked_fill(~valid, 0.0)",
             "clamp(min=0)",
-            "test_advantages.py::test_invalid_responses_change_nothing_for_others",
+            "test_advantages.py::test_an_unscored_response_leaves_the_others_alone",
         ),
     ),
     *mutations(

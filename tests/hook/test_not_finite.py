@@ -4,7 +4,6 @@ import re
 
 import pytest
 import torch
-from launching import launch
 from toy import assert_same_parameters, logged, make_trainer, parameters
 from transformers import TrainerCallback
 from trl import GRPOConfig
@@ -102,10 +101,6 @@ def test_gradients_before_they_change_a_weight(tmp_path):
     with pytest.raises(FloatingPointError, match=message):
         trainer.train()
     assert_same_parameters(parameters(trainer), before)
-
-
-def test_what_fsdp2_shards_is_looked_at_where_it_lies(tmp_path):
-    launch("cpu_two_processes.yaml", "sharded.py", tmp_path)
 
 
 def with_loss(folder, loss_function, **options):

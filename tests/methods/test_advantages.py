@@ -407,6 +407,23 @@ def test_invalid_responses_change_nothing_for_others(mu, rewards, data):
         close(rest, canon_advantage(rewards, metric, mu=mu), 1e-12)
 
 
+@pytest.mark.parametrize("name", ALL)
+@given(rewards=reward_tables(scored=True))
+def test_an_unscored_response_leaves_the_others_alone(name, rewards):
+    rewards = admissible(name, rewards)
+    widened = ALL[name](torch.cat([rewards, torch.full_like(rewards[:, :1], NAN)], dim=1))
+    assert (widened[:, -1] == 0).all()
+    close(widened[:, :-1], ALL[name](rewards), 1e-12)
+
+
+def test_a_half_without_spread_gets_exactly_nothing_from_the_comparison_within_it():
+    """The mean of seven rewards of 0.1 is not quite 0.1, while the other half has spread."""
+    rewards = torch.tensor([[0.1] * 7 + [0.0, 1.0, 0.0, 1.0, 0.0, 1.0, 0.0]])
+    within = intra_group_advantage(rewards, split_by_metric(torch.arange(14.0).unsqueeze(0)))
+    assert (within[:, :7] == 0).all()
+    close(within[:, 7:], rewards[:, 7:] - 3 / 7)
+
+
 @pytest.mark.parametrize("name", ESTIMATORS)
 @pytest.mark.parametrize("size", [2, 4, 7, 11, 16])
 def test_no_spread_gives_exactly_nothing(name, size):

@@ -149,3 +149,7 @@ def test_dynamic_sampling_and_policy_losses_do_not_depend_on_ranks(stages, tmp_p
         torch.testing.assert_close(first["parameters"][key], value, atol=1e-6, rtol=1e-5)
     for rank in kept:
         assert_same_parameters(rank["resumed"], rank["whole"]["parameters"])
+
+
+def test_what_fsdp2_shards_is_searched_for_nan_where_it_lies(tmp_path):
+    launch("cpu_two_processes.yaml", "sharded.py", tmp_path)
