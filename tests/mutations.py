@@ -164,9 +164,13 @@ ADVANTAGES = [
         (
             "advantages = (1 - q) * easy + q * hard",
             "advantages = q * easy + (1 - q) * hard",
-            "test_advantages.py::test_a_grae",
+            "test_advantages.py::test_a_grae_weighs_a_nearly_solved_group_by_its_form",
         ),
-        ("(q / attenuation).clamp(max=1)", "(q / attenuation)", "test_golden.py::test_a_grae"),
+        (
+            "(q / attenuation).clamp(max=1)",
+            "(q / attenuation)",
+            "test_advantages.py::test_the_magnitudes_of_a_grae_sum_up_as_the_paper_says",
+        ),
         (
             "torch.where(advantages > 0, damped",
             "torch.where(advantages < 0, damped",

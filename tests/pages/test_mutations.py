@@ -1,4 +1,4 @@
-"""The mutations of tests/mutations.py fit the code and the tests as they are; `python tests/mutations.py` runs them."""
+"""The mutations of tests/mutations.py fit the code and the tests as they are. The script itself runs them."""
 
 from mutations import MUTATIONS, Mutation
 
