@@ -9,7 +9,23 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
 
-class GenerationRecorder:
+class NoRecorder:
+    """Stands where nothing is recorded."""
+
+    def __enter__(self) -> "NoRecorder":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        pass
+
+    def of(self, completion_ids: Sequence[Sequence[int]]) -> list[dict[str, Tensor]]:
+        """Of each completion nothing."""
+        return [{} for _ in completion_ids]
+
+
+class GenerationRecorder(NoRecorder):
     """While active, records at every decoding step of `generate` what a scoring pass would compute afterwards.
 
     A forward hook on the causal language model sees the logits of the last position, `(B, V)`, before sampling:

@@ -45,16 +45,22 @@ class Logs(GRPOTrainer):
         """Columns of the completions table beside TRL's own, `(P, G)` each; override to add more."""
         return {f"metric/{name}": metric for name, metric in rollout.metrics.items()}
 
-    def _log_rollout(self, rollout: Rollout, advantages: Tensor) -> None:
+    def _log_rollout(self, rollout: Rollout, advantages: Tensor, drawn: Tensor) -> None:
+        """Log a rollout.
+
+        Args:
+            rollout: the rollout.
+            advantages: `(P, G)`, those used.
+            drawn: `(M, F)`, the rewards of all responses that were sampled for it.
+        """
         mode = "train" if self.model.training else "eval"
         own = self._reward_statistics(rollout.rewards)
         statistics = self.rollout_statistics(rollout, advantages) | own
-        if self._collector is not None and mode == "train":
-            for name, value in self._collector.statistics.items():
+        if mode == "train":
+            for name, value in self._sampled.statistics.items():
                 self._metrics[mode][f"dynamic_sampling/{name}"].append(value)
         values = torch.stack([torch.as_tensor(v, device=advantages.device).float() for v in statistics.values()])
-        by_function = self._making.drawn
-        bounds = [by_function.nan_to_num(nan=math.inf).amin(dim=0), by_function.nan_to_num(nan=-math.inf).amax(dim=0)]
+        bounds = [drawn.nan_to_num(nan=math.inf).amin(dim=0), drawn.nan_to_num(nan=-math.inf).amax(dim=0)]
         parts = [advantages.isfinite().all().float().unsqueeze(0), *bounds, values]
         finite, *numbers = torch.cat([part.float() for part in parts]).tolist()  # one wait for all of them
         functions = len(self.reward_func_names)

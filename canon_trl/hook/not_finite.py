@@ -18,10 +18,10 @@ class NotFinite(GRPOTrainer):
         trained = [local_part(weight) for weight in self.model.parameters() if weight.requires_grad]
         self._raise_unless(all_finite(trained, self.accelerator.device), "the rollout is not sampled", {})
 
-    def _check_loss(self, loss: Tensor, inputs: dict[str, Any]) -> None:
+    def _check_loss(self, loss: Tensor, inputs: dict[str, Any], log_probs: Tensor) -> None:
         """Before it is differentiated. A loss that sums over tokens is finite if its terms are."""
         tensors = {
-            "the policy's log-probabilities": inputs["log_probs"],
+            "the policy's log-probabilities": log_probs,
             "the log-probabilities of the rollout": inputs.get("old_per_token_logps"),
             "the reference model's log-probabilities": inputs.get("ref_per_token_logps"),
             "the advantages": inputs["advantages"],

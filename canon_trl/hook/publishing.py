@@ -87,9 +87,7 @@ class Publishing(GRPOTrainer):
         if self._gate is not None:
             chosen = self._gate.policy_loss
             found |= {name: chosen for name, kind in POLICY_LOSSES.items() if isinstance(chosen, kind)}
-        if self._collector is not None:
-            found["dynamic_sampling"] = self._collector.options
-        return found
+        return found | dict(self._sampled.options)
 
     def push_to_hub(self, *args: Any, **kwargs: Any) -> Any:
         """As `transformers.Trainer.push_to_hub`; an upload that fails loses nothing and says how it is repeated."""

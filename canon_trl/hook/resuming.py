@@ -30,7 +30,6 @@ from canon_trl.hook.loss import Losses
 from canon_trl.hook.reference_state import check_saved_reference, load_reference, save_reference
 from canon_trl.hook.rollout_files import load_rollout, rollout_file, warn_of_missing_random_states
 from canon_trl.hook.rollout_parts import plain
-from canon_trl.hook.shrunken_steps import ShrunkenSteps
 from canon_trl.hook.token_gate import TokenGate
 
 logger = logging.getLogger(__name__)
@@ -85,10 +84,8 @@ class Resuming(Counting, Losses):
         self._constant_rewards = ConstantRewards(self.reward_func_names)
         if self._gate is not None:
             self._gate = TokenGate(self._gate.policy_loss, self.accelerator, self.args.seed)
-        if self._collector is not None:
-            self._collector.prompts.restart()
-        if self._shrunken_steps is not None:
-            self._shrunken_steps = ShrunkenSteps(self.loss_type, self.accelerator)
+        self._sampled.restart()
+        self._left_out.restart()
         self.optimizer = self._given_optimizer
 
     def _init_training_state(
@@ -189,7 +186,7 @@ class Resuming(Counting, Losses):
             "sampling": self._sampling(),
             "step": self._step,
             "width": self._gate.width if self._gate is not None else 0,
-            "fresh_prompts": plain(self._collector.prompts.state_dict()) if self._collector is not None else None,
+            "fresh_prompts": plain(self._sampled.state_dict()),
             "in_flight": self._buffered_inputs if self._step % self._generate_every else None,
             "metrics": dict(self._metrics["train"]),
             "loss_to_log": (self._tr_loss.item(), self._globalstep_last_logged),
@@ -249,11 +246,9 @@ class Resuming(Counting, Losses):
                 self._logs[name][column].extend(rows)
 
     def _restore_fresh_prompts(self, state: dict[str, Any] | None) -> None:
-        """The main process tells all where they are, so that ranks that were not there before agree."""
-        if self._collector is not None:
-            (place,) = broadcast_object_list([state["fresh_prompts"] if state is not None else None])
-            if place is not None:
-                self._collector.prompts.load_state_dict(place)
+        """The main process tells all ranks where they are, so that new ranks agree."""
+        (place,) = broadcast_object_list([state["fresh_prompts"] if state is not None else None])
+        self._sampled.load_state_dict(place)
 
     def _restore_prompt_order(self) -> None:
         """TRL's sampler draws one permutation an epoch and forgets on resume how many it has drawn."""

@@ -1,15 +1,16 @@
 """What a rollout is made of while TRL makes it, and how it is saved."""
 
 from collections import deque
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
-from canon_trl.hook.generation_recorder import GenerationRecorder
+from canon_trl.hook.generation_recorder import NoRecorder
+from canon_trl.hook.phases import Phase
 from canon_trl.sampling.group_collector import SampledBatch
 
 # What `_generate` returns, in order.
@@ -25,6 +26,10 @@ GENERATED = (
 )
 
 
+# Columns of a row that are handed to metrics under other names.
+RESERVED_COLUMNS = ("prompt", "completion", "completion_ids")
+
+
 class RewardsAreKnown(Exception):
     """Ends a rollout of which nothing but the responses and their rewards is wanted."""
 
@@ -38,26 +43,78 @@ class ScoringPass:
     entropies: Tensor
 
 
-@dataclass
-class RolloutParts:
-    """What passes by while TRL makes a rollout, of this rank's rows unless said."""
+class Making(Phase):
+    """A rollout is being made, and what passes by is kept; of this rank's rows unless said otherwise.
 
-    sampling_only: bool = False  # whether to go no further than the rewards
-    replayed: SampledBatch | None = None  # responses that are there already
-    generated: dict[str, list | None] = field(default_factory=dict)
-    recorded: list[dict[str, Tensor]] = field(default_factory=list)
-    completion_ids: list[list[int]] | None = None
-    tool_mask: list[list[int]] | None = None
-    rewards_per_func: Tensor = field(init=False)  # of all ranks, once they are known
-    drawn: Tensor = field(init=False)  # the same, with those of responses that dynamic sampling replaced
-    metric_inputs: dict[str, Any] = field(default_factory=dict)
-    token_values: dict[str, Tensor] = field(default_factory=dict)  # (B, T) each
-    passes: list[ScoringPass] = field(default_factory=list)
-    recorder: GenerationRecorder | None = None
+    Args:
+        policy: the model whose scoring pass is kept. The reference model's head yields no entropy.
+        recorder: notes token values while responses are generated.
+        scores: whether entropies and log-probabilities of the rollout are read.
+
+    Attributes:
+        completion_ids: of each response.
+        tool_mask: 1 on the tokens that the model wrote, per response; `None` where it wrote all.
+        recorded: what the recorder noted of each response, `(T,)` each, by name.
+        rewards_per_func: `(N, F)`, of all ranks, once they are known.
+        drawn: the same, including responses that dynamic sampling replaced.
+        metric_inputs: what a metric can read besides token values, by name.
+        token_values: those of `entropies` and `log_probs` that are read, `(B, T)` each.
+        passes: over the rollout so far.
+    """
+
+    def __init__(self, policy: nn.Module, recorder: NoRecorder, *, scores: bool) -> None:
+        self.policy = policy
+        self.recorder = recorder
+        self.scores = scores
+        self.completion_ids: list[list[int]] = []
+        self.tool_mask: list[list[int]] | None = None
+        self.recorded: list[dict[str, Tensor]] = []
+        self.rewards_per_func: Tensor
+        self.drawn: Tensor
+        self.metric_inputs: dict[str, Any] = {}
+        self.token_values: dict[str, Tensor] = {}
+        self.passes: list[ScoringPass] = []
+
+    @property
+    def trained(self) -> Tensor | None:
+        """`(N,)` bool, which responses of all ranks are trained on; `None` for all."""
+        return None
+
+    def generate(self, generate: Callable[..., tuple], prompts: list) -> tuple:
+        with self.recorder:
+            generated = generate(prompts)
+        self.completion_ids, self.tool_mask = generated[1], generated[2]
+        self.recorded = self.recorder.of(generated[1])
+        return generated
+
+    def score(self, score: Callable[..., tuple], model: Any, input_ids: Tensor, *args: Any, **options: Any) -> tuple:
+        # Of the completions of a rollout; not within a rollout_func, which comes before there are any.
+        if model is not self.policy or not self.scores or not self.completion_ids:
+            return score(model, input_ids, *args, **options)
+        attention_mask, width, *rest = args
+        # A completion that is masked as truncated would be scored as empty. Score what was written, and give TRL the
+        # zeros that it expects there.
+        written = self.written_mask(width, input_ids.device)
+        trained = attention_mask[:, -width:].bool()
+        attention_mask = torch.cat([attention_mask[:, :-width], written.to(attention_mask.dtype)], dim=1)
+        options |= {"compute_entropy": True}
+        log_probs, entropies, aux_loss = score(model, input_ids, attention_mask, width, *rest, **options)
+        for_trl = log_probs.masked_fill(~trained, 0.0)
+        self.passes.append(ScoringPass(for_trl, log_probs, entropies))
+        return for_trl, entropies, aux_loss
+
+    def reward(self, calculate: Callable[..., Tensor], inputs: list, *args: Any) -> Tensor:
+        return self.rewarded(calculate(inputs, *args), inputs, *args)
+
+    def rewarded(self, rewards: Tensor, inputs: list, prompts: list, completions: list, ids: list) -> Tensor:
+        """Keep the rewards and what they were computed from."""
+        self.rewards_per_func = self.drawn = rewards
+        columns = {key: [row[key] for row in inputs] for key in inputs[0] if key not in RESERVED_COLUMNS}
+        self.metric_inputs = columns | {"prompts": prompts, "completions": completions, "completion_ids": ids}
+        return rewards
 
     def written_mask(self, width: int, device: torch.device) -> Tensor:
         """True on every token of the completion, `(B, width)`, also where training masks it as truncated."""
-        assert self.completion_ids is not None
         lengths = torch.tensor([len(ids) for ids in self.completion_ids], device=device)
         return torch.arange(width, device=device) < lengths.unsqueeze(1)
 
@@ -71,6 +128,65 @@ class RolloutParts:
     def padded_records(self, width: int, device: torch.device) -> dict[str, Tensor]:
         """What was recorded of the tokens while they were sampled, by name, `(B, width)` each."""
         return {name: padded([row[name] for row in self.recorded], width, device) for name in self.recorded[0]}
+
+
+class Sampling(Making):
+    """Responses are generated and rewarded, and nothing further: the rewards raise [`RewardsAreKnown`].
+
+    Attributes:
+        generated: what the sampler gave, by the names in [`GENERATED`], one entry per response.
+    """
+
+    def __init__(self, policy: nn.Module, recorder: NoRecorder) -> None:
+        super().__init__(policy, recorder, scores=False)
+        self.generated: dict[str, list | None] = {}
+
+    def generate(self, generate: Callable[..., tuple], prompts: list) -> tuple:
+        generated = super().generate(generate, prompts)
+        # The extra fields of a rollout_func are in the rows by the time that the rewards are known.
+        self.generated = dict(zip(GENERATED, generated, strict=True))
+        del self.generated["extra_fields"]
+        self.generated["tool_images"] = self.generated["tool_images"] or None
+        return generated
+
+    def score(self, score: Callable[..., tuple], model: Any, input_ids: Tensor, *args: Any, **options: Any) -> tuple:
+        if not self.completion_ids:
+            return score(model, input_ids, *args, **options)
+        nothing = torch.zeros(len(input_ids), args[1], device=input_ids.device)
+        return nothing, nothing, None  # which nobody will read
+
+    def rewarded(self, rewards: Tensor, *args: Any) -> Tensor:
+        super().rewarded(rewards, *args)
+        raise RewardsAreKnown
+
+
+class Replaying(Making):
+    """A rollout is made of responses that have been sampled and rewarded before."""
+
+    def __init__(self, policy: nn.Module, batch: SampledBatch, *, scores: bool) -> None:
+        super().__init__(policy, NoRecorder(), scores=scores)
+        self.batch = batch
+
+    @property
+    def trained(self) -> Tensor | None:
+        return self.batch.trained
+
+    def generate(self, generate: Callable[..., tuple], prompts: list) -> tuple:
+        responses = self.batch.responses
+
+        def part(name: str) -> Any:
+            values = [response.generated[name] for response in responses]
+            return None if all(value is None for value in values) else values
+
+        parts = {name: part(name) for name in GENERATED if name != "extra_fields"} | {"extra_fields": {}}
+        self.completion_ids, self.tool_mask = parts["completion_ids"], parts["tool_mask"]
+        self.recorded = [response.recorded for response in responses]
+        return tuple((parts[name] or []) if name == "tool_images" else parts[name] for name in GENERATED)
+
+    def reward(self, calculate: Callable[..., Tensor], inputs: list, *args: Any) -> Tensor:
+        rewards = self.rewarded(self.batch.rewards_per_func, inputs, *args)
+        self.drawn = self.batch.drawn
+        return rewards
 
 
 def padded(rows: list[Tensor], width: int, device: torch.device) -> Tensor:

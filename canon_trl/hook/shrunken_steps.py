@@ -1,6 +1,7 @@
 """What a batch that dynamic sampling could not fill weighs in the loss: each response that is trained on, the same."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -26,35 +27,76 @@ def places_over_trained(trained: Iterable[Tensor], loss_type: str, accelerator: 
     return torch.where(everyones > 0, 1 / everyones, 0.0)
 
 
-class ShrunkenSteps:
-    """Scales the gradients of optimiser steps that take micro-batches of several rollouts.
+class NoneLeftOut:
+    """All places of every batch are trained on."""
 
-    The factor of [`places_over_trained`] is that of the whole step, and known after its last rollout.
+    def factor(self, step_batch: Sequence[Mapping[str, Any]], position: int) -> Tensor | float:
+        """What the loss of a micro-batch in training is multiplied by.
+
+        Args:
+            step_batch: the micro-batches of the rollout that belong to the optimiser step.
+            position: which of them it is.
+        """
+        return 1.0
+
+    def scaled(self, loss: Tensor, parameters: Iterable[Tensor]) -> Tensor:
+        """The loss to log of a micro-batch, after its backward pass."""
+        return loss
+
+    def restart(self) -> None:
+        """Be as before the first micro-batch."""
+
+
+class LeftOut(NoneLeftOut):
+    """Makes up for the places left out of optimiser steps whose micro-batches come from one rollout.
 
     Args:
         loss_type: TRL's.
-        accelerator: tells when a step is complete, and gathers over the ranks.
+        accelerator: gathers over the ranks.
     """
 
     def __init__(self, loss_type: str, accelerator: Accelerator) -> None:
         self._loss_type = loss_type
         self._accelerator = accelerator
+
+    def factor(self, step_batch: Sequence[Mapping[str, Any]], position: int) -> Tensor | float:
+        if "trained" not in step_batch[position]:
+            return 1.0
+        trained = [inputs["trained"] for inputs in step_batch]
+        return places_over_trained(trained, self._loss_type, self._accelerator)
+
+
+class ShrunkenSteps(LeftOut):
+    """Makes up for them where optimiser steps take micro-batches of several rollouts: scales the gradients.
+
+    The factor of [`places_over_trained`] is that of the whole step, and known after its last rollout.
+    """
+
+    def __init__(self, loss_type: str, accelerator: Accelerator) -> None:
+        super().__init__(loss_type, accelerator)
+        self.restart()
+
+    def restart(self) -> None:
         self._trained: list[Tensor] = []
         self._shrunken = False
         self._loss: Tensor | float = 0.0
 
-    def note(self, trained: Tensor | None, rows: int, device: torch.device) -> None:
-        """Which of the responses of a micro-batch are trained on; `None` for all."""
-        self._shrunken |= trained is not None
-        self._trained.append(torch.ones(rows, dtype=torch.bool, device=device) if trained is None else trained)
+    def factor(self, step_batch: Sequence[Mapping[str, Any]], position: int) -> Tensor | float:
+        inputs = step_batch[position]
+        everything = torch.ones(
+            len(inputs["completion_ids"]), dtype=torch.bool, device=inputs["completion_ids"].device
+        )
+        self._shrunken |= "trained" in inputs
+        self._trained.append(inputs.get("trained", everything))
+        return 1.0
 
     def scaled(self, loss: Tensor, parameters: Iterable[Tensor]) -> Tensor:
-        """The loss to log of a micro-batch after its backward pass; the step's last one has its gradients scaled."""
+        """The same; the gradients of the step's last micro-batch are scaled."""
         if not self._accelerator.sync_gradients:
             self._loss = self._loss + loss
             return loss
         before, shrunken, trained = self._loss, self._shrunken, self._trained
-        self._loss, self._shrunken, self._trained = 0.0, False, []
+        self.restart()
         if not shrunken:
             return loss
         factor = float(places_over_trained(trained, self._loss_type, self._accelerator))

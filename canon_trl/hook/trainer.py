@@ -32,9 +32,10 @@ from canon_trl.hook.logs import Logs
 from canon_trl.hook.not_finite import NotFinite
 from canon_trl.hook.publishing import Publishing
 from canon_trl.hook.reference_state import check_reference
+from canon_trl.hook.resampling import Collected
 from canon_trl.hook.resuming import Resuming
 from canon_trl.hook.rollout import Rollouts
-from canon_trl.hook.shrunken_steps import ShrunkenSteps
+from canon_trl.hook.shrunken_steps import LeftOut, ShrunkenSteps
 from canon_trl.hook.token_gate import TokenGate
 from canon_trl.metrics import ResponseMetric, token_inputs
 from canon_trl.policy_losses import PolicyLoss
@@ -112,7 +113,7 @@ class PluggableGRPOTrainer(Publishing, Resuming, Logs, NotFinite, Rollouts):
         self._trl_scores = trl_scores(args)
         self._samples_the_policy = samples_the_policy(args)
         named = set().union(*(token_inputs(metric) for metric in metrics.values() if metric is not None))
-        self._scored_inputs = named & {"entropies", "log_probs"}
+        self._scored_inputs = frozenset(named & {"entropies", "log_probs"})
         if policy_loss is not None:
             check_policy_loss(args, policy_loss)
             if policy_loss.scope == "batch" and not self._trl_scores:
@@ -154,22 +155,27 @@ class PluggableGRPOTrainer(Publishing, Resuming, Logs, NotFinite, Rollouts):
             if not policy_loss.clips_ratios:
                 self.epsilon_low, self.epsilon_high = 1.0, math.inf  # a ratio is never below 0
         self._accuracy_index = self.reward_func_names.index(accuracy_reward) if accuracy_reward else 0
-        self._collector: GroupCollector | None = None
         if dynamic_sampling is not None:
-            self._collector = GroupCollector(
+            collector = GroupCollector(
                 dynamic_sampling,
                 self.accelerator,
                 PromptStream(self.train_dataset, seed=args.seed, shuffle=self.shuffle_dataset),
                 group_size=self.num_generations,
                 accuracy_index=self._accuracy_index,
             )
-        shrinks = dynamic_sampling is not None and dynamic_sampling.exhausted == "shrink"
-        if shrinks and self.loss_type not in PER_TOKEN and not one_rollout_a_step(args):
-            self._shrunken_steps = ShrunkenSteps(self.loss_type, self.accelerator)
-            if self.aux_loss_enabled:
-                raise ValueError(
-                    f"gradient_accumulation_steps={args.gradient_accumulation_steps} takes micro-batches of several "
-                    f"rollouts of steps_per_generation={args.steps_per_generation}, whose gradients are scaled "
-                    "together with those of the router's auxiliary loss; make the latter a multiple of the former, or "
-                    "set dynamic_sampling_kwargs={'exhausted': 'keep'} or 'error'"
-                )
+            self._sampled = Collected(collector)
+            if dynamic_sampling.exhausted == "shrink":
+                self._left_out = self._shrinking(args)
+
+    def _shrinking(self, args: GRPOConfig) -> LeftOut:
+        """How steps make up for the places that dynamic sampling leaves out."""
+        if self.loss_type in PER_TOKEN or one_rollout_a_step(args):
+            return LeftOut(self.loss_type, self.accelerator)
+        if self.aux_loss_enabled:
+            raise ValueError(
+                f"gradient_accumulation_steps={args.gradient_accumulation_steps} takes micro-batches of several "
+                f"rollouts of steps_per_generation={args.steps_per_generation}, whose gradients are scaled together "
+                "with those of the router's auxiliary loss; make the latter a multiple of the former, or set "
+                "dynamic_sampling_kwargs={'exhausted': 'keep'} or 'error'"
+            )
+        return ShrunkenSteps(self.loss_type, self.accelerator)
