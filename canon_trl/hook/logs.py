@@ -92,7 +92,9 @@ class Logs(GRPOTrainer):
         super().log(logs, start_time)
 
     def _collect_statistics(self) -> None:
-        """Bring what the policy loss noted to the host, all at once."""
+        """Bring what the stages of the loss have noted to the host, all at once. Every rank must call."""
+        for name, value in self._noted.take():
+            self._metrics["train"][name].append(value)
         noted = self._gate.pop_statistics() if self._gate is not None else []
         if noted:
             values = torch.stack([torch.stack(list(statistics.values())).float() for statistics in noted])

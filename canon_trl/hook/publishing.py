@@ -5,7 +5,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from peft import PeftModel
+from peft import PeftModel, PeftType
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from trl import GRPOTrainer
 
@@ -76,7 +76,7 @@ class Publishing(GRPOTrainer):
             num_processes=self.accelerator.num_processes,
             results=logged_results(history, accuracy, self.eval_dataset),
             beside=list(beside),
-            adapter=model.peft_type.value.lower() if isinstance(model, PeftModel) else None,
+            adapter=PeftType(model.peft_type).value.lower() if isinstance(model, PeftModel) else None,
             curves=curves,
         )
         complete_card(folder / "README.md", facts)

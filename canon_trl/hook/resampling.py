@@ -29,6 +29,9 @@ class AsSampled:
     def restart(self) -> None:
         """Be as before the first rollout."""
 
+    def release(self) -> None:
+        """Close what is open, once training has ended."""
+
     def state_dict(self) -> dict[str, Any] | None:
         return None
 
@@ -56,6 +59,9 @@ class Collected(AsSampled):
 
     def restart(self) -> None:
         self.collector.prompts.restart()
+
+    def release(self) -> None:
+        self.collector.prompts.release()
 
     def state_dict(self) -> dict[str, Any] | None:
         return self.collector.prompts.state_dict()

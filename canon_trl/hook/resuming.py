@@ -69,8 +69,7 @@ class Resuming(Counting, Losses):
         try:
             return super().train(found, *args, **kwargs)
         finally:
-            if self._collector is not None:
-                self._collector.prompts.release()
+            self._sampled.release()
 
     def _forget_the_last_run(self) -> None:
         """What TRL and this trainer carry from one rollout or optimiser step to the next, as it was at first."""
@@ -187,6 +186,7 @@ class Resuming(Counting, Losses):
             "step": self._step,
             "width": self._gate.width if self._gate is not None else 0,
             "fresh_prompts": plain(self._sampled.state_dict()),
+            "measured": self._measured.numbers,
             "in_flight": self._buffered_inputs if self._step % self._generate_every else None,
             "metrics": dict(self._metrics["train"]),
             "loss_to_log": (self._tr_loss.item(), self._globalstep_last_logged),
@@ -232,6 +232,7 @@ class Resuming(Counting, Losses):
         if self._gate is not None:
             self._gate.width = state["width"]
         self._step, self._steps_not_restored = state["step"], 0
+        self._measured.numbers = state.get("measured", {})  # which checkpoints of 0.1 lack
         self._constant_rewards.in_a_row = state["constant_rollouts"]
         self._buffered_inputs = send_to_device(state["in_flight"], self.accelerator.device)
         self._metrics["train"].update(state["metrics"])

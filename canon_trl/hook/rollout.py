@@ -1,6 +1,7 @@
 """The rollout on its way through TRL: rewards become a `Rollout`, and a `Rollout` becomes advantages."""
 
 import warnings
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -16,6 +17,12 @@ from canon_trl.sampling.prompt_checks import fault_of_rows
 
 class Rollouts(Resampling):
     """Replaces the step from rewards to advantages; each wrapper keeps what passes by and hands it on unchanged."""
+
+    _rollout_observers: tuple[Callable[[Rollout, Tensor], object], ...] = ()
+
+    def on_rollout(self, observe: Callable[[Rollout, Tensor], object]) -> None:
+        """Have every rollout shown, of training and of evaluation, with the advantages used, `(P, G)`."""
+        self._rollout_observers += (observe,)
 
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
         self._check_weights()
@@ -38,8 +45,10 @@ class Rollouts(Resampling):
             means = output["advantages"].masked_fill(~mask, 0.0).sum(dim=1) / mask.sum(dim=1).clamp(min=1)
             advantages = self.accelerator.gather(means).view_as(rollout.rewards)
         self._log_rollout(rollout, advantages, making.drawn)
-        if self._gate is not None and self.model.training:
-            output |= self._gate_inputs(output, rollout, making)
+        for observe in self._rollout_observers:
+            observe(rollout, advantages)
+        if self.model.training:
+            output |= self._stage_inputs(output, rollout, making) | self._gate_inputs(output, rollout, making)
         return output
 
     def _check_rows(self, rows: list[dict[str, Any]]) -> None:

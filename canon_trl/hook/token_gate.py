@@ -7,6 +7,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
+from canon_trl.hook.token_inputs import trained_tokens
 from canon_trl.policy_losses import PolicyLoss, covariance_statistics, token_covariance
 
 
@@ -92,12 +93,6 @@ class TokenGate:
         self._statistics.append(covariance_statistics(covariance, selected, mask))
         first = self._accelerator.process_index * rows
         return selected[order.argsort()][first : first + rows, :local_width]
-
-
-def trained_tokens(inputs: Mapping[str, Any]) -> Tensor:
-    """True on the tokens that are trained on, `(B, T)`."""
-    mask = inputs["completion_mask"]
-    return (mask * inputs["tool_mask"] if "tool_mask" in inputs else mask).bool()
 
 
 def per_token(inputs: Mapping[str, Any]) -> Tensor:

@@ -1,7 +1,7 @@
 """The hook that TRL lacks: rewards become advantages, and advantages become a loss, in functions of your own."""
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from torch import Tensor, nn
@@ -16,6 +16,7 @@ from canon_trl.config.checks import (
     check_shrink,
     one_rollout_a_step,
 )
+from canon_trl.config.loss_stages import LossStages, check_loss_stages
 from canon_trl.config.sampler import (
     check_generation_kwargs,
     records_generation,
@@ -37,6 +38,7 @@ from canon_trl.hook.resuming import Resuming
 from canon_trl.hook.rollout import Rollouts
 from canon_trl.hook.shrunken_steps import LeftOut, ShrunkenSteps
 from canon_trl.hook.token_gate import TokenGate
+from canon_trl.method import Method
 from canon_trl.metrics import ResponseMetric, token_inputs
 from canon_trl.policy_losses import PolicyLoss
 from canon_trl.sampling import DynamicSampling, PromptStream
@@ -61,6 +63,9 @@ class PluggableGRPOTrainer(Publishing, Resuming, Logs, NotFinite, Rollouts):
         loss_function: the whole loss in place of TRL's, `(log_probs, ref_log_probs, advantages, mask) -> 0-d` of one
             micro-batch, `(B, T)` each but the advantages `(B,)`; needs `args.beta` above 0 for the reference.
         policy_loss: what single tokens weigh in the loss, see `canon_trl.policy_losses`; default all alike.
+        token_advantages: change the advantages of single tokens in every micro-batch, one after the other, see
+            `canon_trl.token_advantages`.
+        loss_terms: are added to the loss, see `canon_trl.loss_terms`.
         dynamic_sampling: how groups that teach nothing are replaced, see `canon_trl.sampling`; default not at all.
         reward_time_limit: seconds that a call of a reward function may take; default no limit.
         resume_with_changes: whether a checkpoint that was made with other options is resumed; default refused.
@@ -96,6 +101,8 @@ class PluggableGRPOTrainer(Publishing, Resuming, Logs, NotFinite, Rollouts):
         entropy_source: str = "auto",
         loss_function: Callable[[Tensor, Tensor, Tensor, Tensor], Tensor] | None = None,
         policy_loss: PolicyLoss | None = None,
+        token_advantages: Sequence[Method] = (),
+        loss_terms: Sequence[Method] = (),
         dynamic_sampling: DynamicSampling | None = None,
         reward_time_limit: float | None = None,
         resume_with_changes: bool = False,
@@ -120,6 +127,8 @@ class PluggableGRPOTrainer(Publishing, Resuming, Logs, NotFinite, Rollouts):
                 self._scored_inputs |= {"log_probs"}
         if loss_function is not None:
             check_loss_function(args, policy_loss)
+        self._stages = LossStages(tuple(token_advantages), None, tuple(loss_terms))
+        check_loss_stages(self._stages, args)
         self._needs_accuracy = needs_accuracy
         self._reward_range = reward_range
         if entropy_source != "auto" and not self._scored_inputs:

@@ -4,9 +4,10 @@ Each is a pure function of `(B, T)` tensors in a file of its own. [`TOKEN_ADVANT
 see the policy as it is at every update, and no gradient goes through what they return.
 """
 
-from canon_trl.method import Method, by_name
+from canon_trl.method import by_name
 from canon_trl.token_advantages.entropy_shaped import entropy_shaped
+from canon_trl.token_advantages.kinds import TokenAdvantage
 
-TOKEN_ADVANTAGES = by_name(Method("entropy_shaped", entropy_shaped))
+TOKEN_ADVANTAGES = by_name(TokenAdvantage("entropy_shaped", entropy_shaped))
 
-__all__ = ["TOKEN_ADVANTAGES", "entropy_shaped"]
+__all__ = ["TOKEN_ADVANTAGES", "TokenAdvantage", "entropy_shaped"]

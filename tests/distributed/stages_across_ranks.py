@@ -187,7 +187,7 @@ def run_recorded(folder: Path) -> dict[str, Any]:
     trainer.accelerator.wait_for_everyone()
     later = make()
     later.train(resume_from_checkpoint=str(checkpoint))
-    return {"apart": apart, "rounds": rounds, "drawn": later._collector.prompts.drawn}
+    return {"apart": apart, "rounds": rounds, "drawn": later._sampled.collector.prompts.drawn}
 
 
 def main(folder: Path) -> None:

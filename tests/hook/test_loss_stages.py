@@ -1,0 +1,181 @@
+"""Token advantages and loss terms in TRL's loss: what they see, the divisors that they get, and what is refused."""
+
+import pytest
+import torch
+from toy import assert_same_but_for_rounding, assert_same_parameters, length_reward, logged, make_trainer, parameters
+from trl import GRPOConfig, GRPOTrainer
+
+from canon_trl import PluggableGRPOTrainer
+from canon_trl.advantages import ESTIMATORS
+from canon_trl.hook.normaliser import aggregate
+from canon_trl.loss_terms import LOSS_TERMS
+from canon_trl.method import Method
+from canon_trl.token_advantages import TOKEN_ADVANTAGES, TokenAdvantage
+
+
+def make(folder, token_advantages=(), loss_terms=(), reward=length_reward, **options):
+    stages = {"token_advantages": token_advantages, "loss_terms": loss_terms, "reward_funcs": reward}
+    estimator = {"advantage_estimator": ESTIMATORS["dr_grpo"], "metrics": {}}
+    options = {"trainer_class": PluggableGRPOTrainer, "config_class": GRPOConfig, "max_steps": 2} | options
+    return make_trainer(folder, trainer_options=stages | estimator, **options)
+
+
+def trained(*args, **options):
+    trainer = make(*args, **options)
+    trainer.train()
+    return trainer
+
+
+@pytest.mark.parametrize(("micro_batches", "accumulation"), [(1, 1), (2, 2), (2, 4)])
+@pytest.mark.parametrize("loss_type", ["grpo", "bnpo", "dr_grpo", "dapo", "luspo"])
+def test_a_term_has_the_divisor_of_the_loss(tmp_path, monkeypatch, loss_type, micro_batches, accumulation):
+    """`aggregate(x)` is minus TRL's loss with advantages x on-policy, to the last bit."""
+    seen = []
+
+    class Observed(GRPOTrainer):
+        def _compute_loss(self, model, inputs):
+            values = torch.randn(inputs["completion_ids"].shape)
+            inputs = {name: part for name, part in inputs.items() if name != "old_per_token_logps"}
+            loss = super()._compute_loss(model, inputs | {"advantages": values})
+            seen.append((loss, aggregate(values, inputs["completion_mask"].bool(), self, inputs)))
+            return loss
+
+    trainer = make_trainer(
+        tmp_path,
+        trainer_class=Observed,
+        config_class=GRPOConfig,
+        loss_type=loss_type,
+        max_steps=1,
+        per_device_train_batch_size=4,
+        steps_per_generation=micro_batches,
+        gradient_accumulation_steps=accumulation,
+    )
+    trainer.train()
+    assert len(seen) == accumulation
+    for loss, aggregated in seen:
+        assert aggregated == -loss != 0
+
+
+def test_an_advantage_that_changes_nothing_leaves_every_bit(tmp_path):
+    plain = trained(tmp_path / "plain")
+    shaped = trained(tmp_path / "shaped", [TOKEN_ADVANTAGES["entropy_shaped"].with_options({"alpha": 0.0}, where="")])
+    assert_same_parameters(parameters(shaped), parameters(plain))
+    assert logged(shaped)[0]["token_advantage/entropy_shaped/share_changed"] == 0
+    changed = trained(tmp_path / "changed", [TOKEN_ADVANTAGES["entropy_shaped"]])
+    assert logged(changed)[0]["token_advantage/entropy_shaped/share_changed"] > 0.5
+    assert logged(changed)[0]["grad_norm"] != logged(plain)[0]["grad_norm"]
+
+
+def test_shapes_weights_and_masks_act_one_after_the_other(tmp_path):
+    shape = TokenAdvantage("plus_one", lambda advantages: advantages + 1.0)
+    weight = TokenAdvantage("doubled", lambda mask: torch.full(mask.shape, 2.0), kind="weight")
+    mask = TokenAdvantage(
+        "first_dropped", lambda mask: torch.arange(mask.shape[1]).expand(mask.shape) == 0, kind="mask"
+    )
+    trainer = make(tmp_path, [shape, weight, mask], max_steps=1)
+    seen = []
+    trainer.on_tokens(seen.append)
+    estimated = []
+    trainer.on_rollout(lambda rollout, advantages: estimated.append(advantages))
+    trainer.train()
+    (tokens,), (advantages,) = seen, estimated
+    want = 2 * (advantages.flatten()[tokens.response] + 1).unsqueeze(1) * tokens.mask
+    want[:, 0] = 0
+    assert torch.equal(tokens.advantages, want)
+    with pytest.raises(ValueError, match=r"shapes come first, then weights, then masks"):
+        make(tmp_path, [mask, shape])
+
+
+def test_a_method_sees_the_rollout_and_the_pass_of_its_micro_batch(tmp_path):
+    trainer = make(tmp_path, max_steps=2, num_iterations=2, per_device_train_batch_size=4, steps_per_generation=2)
+    tokens, rollouts = [], []
+    trainer.on_tokens(tokens.append)
+    trainer.on_rollout(lambda rollout, advantages: rollouts.append(rollout))
+    trainer.train()
+    (rollout,) = rollouts
+    assert sorted(torch.cat([seen.response for seen in tokens]).tolist()) == list(range(8))
+    for index, seen in enumerate(tokens):
+        assert torch.equal(seen.rewards, rollout.rewards.flatten()[seen.response])
+        assert torch.equal(seen.group_rewards, rollout.rewards[seen.response // 4])
+        assert seen.log_probs.requires_grad and seen.entropies.requires_grad
+        assert (seen.step, seen.micro_step, seen.clip) == (index, index, (0.2, 0.2))
+        assert seen.sampling_log_probs.isnan().all() and seen.ref_log_probs is None
+    torch.testing.assert_close(tokens[0].log_probs, tokens[0].old_log_probs)
+    assert not torch.allclose(tokens[1].log_probs[tokens[1].mask], tokens[1].old_log_probs[tokens[1].mask])
+
+
+def test_a_term_of_one_number_is_divided_by_the_accumulation(tmp_path):
+    """TRL's entropy bonus as a term: a mean per micro-batch."""
+
+    def bonus(entropies, mask):
+        return -0.5 * (entropies * mask).sum() / mask.sum()
+
+    options = {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 2}
+    trl = trained(tmp_path / "trl", entropy_coef=0.5, **options)
+    ours = trained(tmp_path / "ours", loss_terms=[Method("bonus", bonus)], **options)
+    for name in ("loss", "grad_norm"):
+        assert [e[name] for e in logged(ours)] == pytest.approx([e[name] for e in logged(trl)], rel=1e-5)
+    entry = logged(ours)[0]
+    assert entry["loss_term/bonus"] < 0
+
+
+def test_a_term_per_token_is_aggregated_as_the_loss(tmp_path):
+    """Minus half the advantage times the ratio, as a term, is an advantage that is half as large again."""
+
+    def half(advantages, log_probs):
+        return -0.5 * advantages * (log_probs - log_probs.detach()).exp()
+
+    options = {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 2}
+    larger = trained(tmp_path / "larger", [Method("larger", lambda advantages: 1.5 * advantages)], **options)
+    term = trained(tmp_path / "term", loss_terms=[Method("half", half)], **options)
+    assert_same_but_for_rounding(
+        {name: value.tolist() for name, value in parameters(term).items()},
+        {name: value.tolist() for name, value in parameters(larger).items()},
+    )
+
+
+def test_terms_read_what_was_measured_of_the_last_step(tmp_path):
+    measured = []
+
+    def watch(measured_now, entropies):
+        measured.append(dict(measured_now))
+        return 0.0 * entropies.sum()
+
+    method = Method("watch", watch, renamed={"measured_now": "measured"})
+    trainer = trained(tmp_path, loss_terms=[method], max_steps=3)
+    entries = logged(trainer)
+    assert measured[0] == {}
+    for before, seen in zip(entries, measured[1:], strict=False):
+        assert seen["entropy"] == pytest.approx(before["entropy"], rel=1e-5)
+
+
+def test_evaluation_is_that_of_trl(tmp_path):
+    trainer = make(tmp_path, [TOKEN_ADVANTAGES["entropy_shaped"]], [LOSS_TERMS["ter"]])
+    trainer.eval_dataset = trainer.train_dataset.select(range(8))
+    torch.manual_seed(0)
+    with_stages = trainer.evaluate()["eval_loss"]
+    plain = make(tmp_path)
+    plain.eval_dataset = plain.train_dataset.select(range(8))
+    torch.manual_seed(0)
+    assert plain.evaluate()["eval_loss"] == with_stages
+
+
+@pytest.mark.parametrize(
+    ("stages", "options", "message"),
+    [
+        ({"loss_terms": [LOSS_TERMS["ter"]]}, {"loss_type": "cispo"}, "loss_term='ter' does not go with loss_type"),
+        (
+            {"loss_terms": [Method("near", lambda log_probs, ref_log_probs: log_probs - ref_log_probs)]},
+            {},
+            r"near reads ref_log_probs.* beta=0\.0 does without; set beta above 0",
+        ),
+    ],
+)
+def test_what_does_not_go_together_is_refused(tmp_path, stages, options, message):
+    with pytest.raises(ValueError, match=message):
+        make(tmp_path, **stages, **options)
+
+
+def test_what_a_method_returns_is_checked(tmp_path):
+    with pytest.raises(ValueError, match=r"short returned \(8,\); it must return a tensor of \(8, "):
+        trained(tmp_path, [Method("short", lambda rewards: rewards)])
