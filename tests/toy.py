@@ -70,6 +70,20 @@ def make_trainer(
     return trainer_class(str(model), args=config, **arguments)
 
 
+NO_MODEL = "a-model-that-does-not-exist"
+
+
+def config(**options):
+    """A config of the options above, for errors of its own."""
+    return CANONConfig("out", **(OPTIONS | options))
+
+
+def build(trainer_options=None, **options):
+    """A trainer of a model that cannot be loaded: only an error before that is one of ours."""
+    arguments = {"reward_funcs": TASK.reward, "train_dataset": prompts(8)} | (trainer_options or {})
+    return CANONTrainer(NO_MODEL, args=config(**options), **arguments)
+
+
 def save_mixture_of_experts(folder: Path) -> Path:
     """A small untrained model with the embedded task's tokenizer, whose routing loss weighs 0.5."""
     torch.manual_seed(0)

@@ -4,8 +4,8 @@ import logging
 from functools import partial
 
 import pytest
-from datasets import Dataset, DatasetDict, IterableDataset
-from toy import OPTIONS, TASK, length_reward, make_trainer, prompts
+from datasets import Dataset
+from toy import NO_MODEL, OPTIONS, TASK, build, config, length_reward, make_trainer, prompts
 from trl import GRPOConfig
 
 from canon_trl import AStarPOConfig, CANONConfig, CANONTrainer, PluggableGRPOTrainer, requires_metrics
@@ -14,15 +14,9 @@ from canon_trl.config.canon import PRESETS
 from canon_trl.metrics import METRICS
 from canon_trl.policy_losses import KLCov
 
-NO_MODEL = "a-model-that-does-not-exist"
-
 
 def with_bonus(rollout, *, bonus):
     return rollout.rewards * bonus
-
-
-def config(**options):
-    return CANONConfig("out", **(OPTIONS | options))
 
 
 @pytest.mark.parametrize(
@@ -234,12 +228,6 @@ def test_tiny_and_odd_groups_are_warned_about(size, message, caplog):
     assert (message in caplog.text) if message else (caplog.text == "")
 
 
-def build(trainer_options=None, **options):
-    """A trainer of a model that cannot be loaded: only an error before that is one of ours."""
-    arguments = {"reward_funcs": TASK.reward, "train_dataset": prompts(8)} | (trainer_options or {})
-    return CANONTrainer(NO_MODEL, args=config(**options), **arguments)
-
-
 @requires_metrics("entropie")
 def misspelt(rollout):
     return rollout.rewards
@@ -300,134 +288,6 @@ def misspelt(rollout):
 def test_trainer(trainer_options, options, message):
     with pytest.raises(ValueError, match=message):
         build(trainer_options, **options)
-
-
-def with_prompt(prompt, row=3, rows=8):
-    """Sound conversations, and in one row this prompt."""
-    sound = [{"role": "user", "content": "1 + 1?"}]
-    return Dataset.from_list([{"prompt": prompt if i == row else sound, "answer": "2"} for i in range(rows)])
-
-
-@pytest.mark.parametrize(
-    ("data", "message"),
-    [
-        (with_prompt(None), "the prompt of row 3 is None; mend it or leave the row out"),
-        (with_prompt([]), "the prompt of row 3 is an empty conversation"),
-        (
-            with_prompt([{"role": "user"}]),
-            "the prompt of row 3 has a message without content in place 0: {'role': 'user', 'content': None}",
-        ),
-        (with_prompt([{"content": "a"}]), "the prompt of row 3 has no message with a role in place 0"),
-        (with_prompt(None, row=5).select([0, 1, 5, 6]), "the prompt of row 2 is None"),
-        (Dataset.from_dict({"prompt": ["a", "b", None, "c"]}), "the prompt of row 2 is None"),
-        (Dataset.from_dict({"prompt": ["a", ""]}), "the prompt of row 1 is empty text"),
-        (Dataset.from_dict({"prompt": [1, 2]}), "the prompt of row 0 is neither text nor a list of messages: 1"),
-        (
-            Dataset.from_dict({"prompt": [["a"], ["b"]]}),
-            "the prompt of row 0 has no message with a role in place 0: 'a'",
-        ),
-    ],
-    ids=[
-        "none",
-        "empty",
-        "no content",
-        "no role",
-        "selected rows",
-        "no text",
-        "empty text",
-        "numbers",
-        "lists of text",
-    ],
-)
-@pytest.mark.parametrize("name", ["train_dataset", "eval_dataset"])
-def test_a_prompt_that_is_none_is_named(name, data, message):
-    with pytest.raises(ValueError, match=f"{name}: {message}"):
-        build({name: data})
-    several = {"fine": prompts(4), "other": data}
-    if name == "eval_dataset":
-        with pytest.raises(ValueError, match=f"eval_dataset 'other': {message}"):
-            build({name: several})
-
-
-def test_rows_that_are_not_selected_may_be_wrong():
-    with pytest.raises(OSError):  # of the model that does not exist
-        build({"train_dataset": Dataset.from_dict({"prompt": ["a", None, "b"]}).select([0, 2])})
-
-
-def test_a_message_that_calls_tools_needs_no_content():
-    call = {"role": "assistant", "content": None, "tool_calls": [{"function": {"name": "f", "arguments": "{}"}}]}
-    data = with_prompt([{"role": "user", "content": "1?", "tool_calls": None}, call])
-    with pytest.raises(OSError):
-        build({"train_dataset": data})
-
-
-def test_what_a_transform_makes_of_the_rows_is_seen():
-    raw = Dataset.from_dict({"question": ["1?", "2?", "3?"]})
-    made = raw.with_transform(lambda rows: {"prompt": rows["question"], "prompts": rows["question"]})
-    with pytest.raises(ValueError, match=r"train_dataset has the columns \['prompts'\]"):
-        build({"train_dataset": made})
-
-
-def rows_until_wrong(place, wrong):
-    """A stream of prompts of which one is wrong."""
-
-    def rows():
-        for index, row in enumerate(prompts(16)):
-            yield row | {"prompt": wrong} if index == place else row
-
-    return IterableDataset.from_generator(rows)
-
-
-@pytest.mark.parametrize(("wrong", "fault"), [(None, "is None"), ([], "is an empty conversation")])
-def test_a_wrong_prompt_of_a_stream_is_named_as_it_comes(tmp_path, wrong, fault):
-    with pytest.raises(ValueError, match=f"train_dataset: the prompt {fault}; .*'answer'"):
-        build({"train_dataset": rows_until_wrong(1, wrong)})  # among the first rollout's
-    stream = rows_until_wrong(5, wrong)
-    trainer = make_trainer(tmp_path, trainer_options={"train_dataset": stream}, max_steps=8, shuffle_dataset=False)
-    with pytest.raises(ValueError, match=f"train_dataset: the prompt {fault}; .*'answer'"):
-        trainer.train()
-    assert trainer.state.global_step == 2  # with two prompts a step
-    trainer = make_trainer(tmp_path, trainer_options={"eval_dataset": rows_until_wrong(5, wrong)})
-    with pytest.raises(ValueError, match=f"eval_dataset: the prompt {fault}"):
-        trainer.evaluate()
-
-
-def test_a_wrong_prompt_among_those_that_dynamic_sampling_draws(tmp_path):
-    stream = rows_until_wrong(5, None)
-    options = {"max_steps": 8, "shuffle_dataset": False, "dynamic_sampling": True}
-    trainer = make_trainer(
-        tmp_path,
-        trainer_options={"train_dataset": stream, "reward_funcs": lambda completions, **_: [1.0] * 8},
-        **options,
-    )
-    with pytest.raises(ValueError, match="train_dataset: the prompt is None"):
-        trainer.train()
-    assert trainer.state.global_step == 0
-
-
-@pytest.mark.parametrize(
-    ("data", "message"),
-    [
-        (DatasetDict(train=prompts(4)), "train_dataset is a DatasetDict; it must be a Dataset or an IterableDataset"),
-        (None, "train_dataset is a NoneType; it must be"),
-        ("trl-lib/DeepMath-103K", "train_dataset is a str; it must be a Dataset or an IterableDataset"),
-    ],
-)
-def test_what_is_no_dataset(data, message):
-    with pytest.raises(TypeError, match=message):
-        build({"train_dataset": data})
-
-
-@pytest.mark.parametrize("data", ["a name", {"a": [{"prompt": "1?"}]}, {"a": DatasetDict(b=prompts(4))}])
-def test_what_is_no_held_out_dataset(data):
-    with pytest.raises(TypeError, match=r"eval_dataset.* is a (str|list|DatasetDict); it must be a Dataset"):
-        build({"eval_dataset": data})
-
-
-def test_the_splits_of_a_dataset_may_be_held_out(tmp_path):
-    held_out = DatasetDict(first=prompts(4), second=prompts(8))
-    scores = make_trainer(tmp_path, trainer_options={"eval_dataset": held_out}).evaluate()
-    assert {"eval_first_loss", "eval_second_loss"} <= scores.keys()
 
 
 def test_a_config_of_trl_is_refused():
