@@ -10,14 +10,19 @@ from trl import GRPOConfig
 from canon_trl.advantages import OnRollout, check_options, get_estimator
 from canon_trl.config.checks import check_policy_loss, check_shrink
 from canon_trl.config.help_texts import with_help
+from canon_trl.config.loss_stages import LossStages, check_loss_stages
 from canon_trl.config.run import RunConfig
 from canon_trl.config.run_length import rollouts_in_run
-from canon_trl.method import check_values
+from canon_trl.config.specs import as_names, find_all
+from canon_trl.loss_terms import STAGE as LOSS_TERM
+from canon_trl.method import Method, check_values
 from canon_trl.policy_losses import POLICY_LOSSES, PolicyLoss, get_policy_loss
 from canon_trl.sampling import DynamicSampling
+from canon_trl.token_advantages import STAGE as TOKEN_ADVANTAGE
 
 logger = logging.getLogger(__name__)
 
+METHODS = ("token_advantage", "loss_term")  # fields that hold a method or several
 OPTIONS = ("advantage_estimator_kwargs", "policy_loss_kwargs", "dynamic_sampling_kwargs")
 
 
@@ -41,8 +46,13 @@ class StagesConfig(RunConfig):
         accuracy_reward: Name of the reward function that measures accuracy in [0, 1]. Default: the first one. It
             feeds `Rollout.accuracy` and with it the accuracy schedules.
 
-        > Parameters that choose the policy loss
+        > Parameters that choose the loss
 
+        token_advantage: What becomes of the advantage of each token before the loss: `"entropy_shaped"`,
+            `{name: options}`, an import path `"package.module:function"` of a function that reads
+            [`~canon_trl.tokens.Tokens`], or a list or mapping of several in the order in which they act. Default:
+            nothing.
+        loss_term: What is added to the loss: `"ter"`, or as for `token_advantage`. Default: nothing.
         policy_loss: A name in `canon_trl.policy_losses.POLICY_LOSSES`: `"clip_cov"` or `"kl_cov"`. Default: TRL's
             loss as it is.
         policy_loss_kwargs: Options of the policy loss, such as `{"ratio": 2e-4, "scope": "batch"}` for `"clip_cov"`.
@@ -65,6 +75,8 @@ class StagesConfig(RunConfig):
     advantage_estimator: str = "grpo"
     advantage_estimator_kwargs: dict[str, Any] | str | None = None
     accuracy_reward: str | None = None
+    token_advantage: dict[str, Any] | str | list[Any] | None = None
+    loss_term: dict[str, Any] | str | list[Any] | None = None
     policy_loss: str | None = None
     policy_loss_kwargs: dict[str, Any] | str | None = None
     dynamic_sampling: bool = False
@@ -74,11 +86,22 @@ class StagesConfig(RunConfig):
     _VALID_DICT_FIELDS = [*GRPOConfig._VALID_DICT_FIELDS, *OPTIONS]
 
     def __post_init__(self) -> None:
+        for name in METHODS:
+            setattr(self, name, as_names(getattr(self, name), field=name))
         super().__post_init__()
         self._check_options()
         self._check_estimator()
         self._check_policy_loss()
+        check_loss_stages(LossStages(self.make_token_advantages(), None, self.make_loss_terms()), self)
         self._check_dynamic_sampling()
+
+    def make_token_advantages(self) -> tuple[Method, ...]:
+        """The token advantages with their options bound."""
+        return find_all(TOKEN_ADVANTAGE, self.token_advantage)
+
+    def make_loss_terms(self) -> tuple[Method, ...]:
+        """The loss terms with their options bound."""
+        return find_all(LOSS_TERM, self.loss_term)
 
     def make_policy_loss(self) -> PolicyLoss | None:
         """The policy loss with its options bound."""

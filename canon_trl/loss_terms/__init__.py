@@ -5,8 +5,11 @@ returns `(B, T)` is aggregated as the loss is; one that returns 0-d is its own m
 """
 
 from canon_trl.loss_terms.ter import ter
-from canon_trl.method import Method, by_name
+from canon_trl.method import Method, Stage, by_name
+from canon_trl.tokens import READABLE
 
 LOSS_TERMS = by_name(Method("ter", ter))
 
-__all__ = ["LOSS_TERMS", "ter"]
+STAGE = Stage("loss_term", LOSS_TERMS, READABLE)
+
+__all__ = ["LOSS_TERMS", "STAGE", "ter"]

@@ -4,10 +4,13 @@ Each is a pure function of `(B, T)` tensors in a file of its own. [`TOKEN_ADVANT
 see the policy as it is at every update, and no gradient goes through what they return.
 """
 
-from canon_trl.method import by_name
+from canon_trl.method import Stage, by_name
 from canon_trl.token_advantages.entropy_shaped import entropy_shaped
 from canon_trl.token_advantages.kinds import TokenAdvantage
+from canon_trl.tokens import READABLE
 
 TOKEN_ADVANTAGES = by_name(TokenAdvantage("entropy_shaped", entropy_shaped))
 
-__all__ = ["TOKEN_ADVANTAGES", "TokenAdvantage", "entropy_shaped"]
+STAGE = Stage("token_advantage", TOKEN_ADVANTAGES, READABLE)
+
+__all__ = ["STAGE", "TOKEN_ADVANTAGES", "TokenAdvantage", "entropy_shaped"]

@@ -20,10 +20,14 @@ from canon_trl.advantages import (
 )
 from canon_trl.advantages.canon import canon_statistics
 from canon_trl.config.canon import ACCURACY_SCHEDULES, COSINE_SCHEDULES, CANONConfig
+from canon_trl.config.specs import find_all
 from canon_trl.hook.trainer import PluggableGRPOTrainer
+from canon_trl.loss_terms import STAGE as LOSS_TERM
+from canon_trl.method import Method, Stage
 from canon_trl.metrics import RANDOM, ResponseMetric, get_metric
 from canon_trl.publishing.papers import PAPERS
 from canon_trl.rollout import Rollout
+from canon_trl.token_advantages import STAGE as TOKEN_ADVANTAGE
 
 
 class CANONTrainer(PluggableGRPOTrainer):
@@ -52,6 +56,8 @@ class CANONTrainer(PluggableGRPOTrainer):
             [`CANONConfig`] as `args`.
         advantage_estimator: a function `Rollout -> (P, G)` in place of the one that `args.advantage_estimator` names;
             options are bound to it with `functools.partial`.
+        token_advantage, loss_term: in place of the fields of `args` of these names: a function, a list of several, or
+            a mapping of them to their options.
         canon_metric: a metric in place of the one that `args.canon_metric` names, see `canon_trl.metrics`.
 
     Raises:
@@ -73,6 +79,8 @@ class CANONTrainer(PluggableGRPOTrainer):
         *,
         advantage_estimator: AdvantageEstimator | None = None,
         canon_metric: ResponseMetric | None = None,
+        token_advantage: Any = None,
+        loss_term: Any = None,
         **trl_kwargs: Any,
     ) -> None:
         if args is None:
@@ -98,7 +106,9 @@ class CANONTrainer(PluggableGRPOTrainer):
             accuracy_reward=args.accuracy_reward,
             needs_accuracy=self._metric_name is not None and args.canon_mu_schedule in ACCURACY_SCHEDULES,
             entropy_source=args.entropy_source,
+            token_advantages=chosen(TOKEN_ADVANTAGE, token_advantage, args),
             policy_loss=args.make_policy_loss(),
+            loss_terms=chosen(LOSS_TERM, loss_term, args),
             dynamic_sampling=args.make_dynamic_sampling(),
             reward_time_limit=args.reward_time_limit,
             resume_with_changes=args.resume_with_changes,
@@ -176,3 +186,11 @@ class CANONTrainer(PluggableGRPOTrainer):
 def find_metric(name: str, *, field: str) -> ResponseMetric | None:
     """The metric of that name; `None` for the random one, which the trainer draws for all ranks at once."""
     return None if name == RANDOM else get_metric(name, field=field)
+
+
+def chosen(stage: Stage, given: Any, args: CANONConfig) -> tuple[Method, ...]:
+    """The methods of a stage that are given to the trainer or named by the field of `args`."""
+    named = getattr(args, stage.field)
+    if given is not None and named is not None:
+        raise ValueError(f"{stage.field} is given to the trainer and as args.{stage.field}={named!r}; set only one")
+    return find_all(stage, named if given is None else given)

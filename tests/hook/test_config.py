@@ -1,13 +1,20 @@
-"""Options: their text stands once, in the docstring of their class, and `--help` shows it."""
+"""Options: their text stands once, and the stages are chosen alike from YAML, from flags and from Python."""
 
 import contextlib
 import io
+import json
 from dataclasses import fields
+from functools import partial
+from typing import Annotated
 
 import pytest
+import torch
+import yaml
+from toy import OPTIONS, assert_same_parameters, make_trainer, parameters
 from trl import GRPOConfig, TrlParser
 
 from canon_trl.config import AStarPOConfig, CANONConfig, RunConfig, StagesConfig
+from canon_trl.token_advantages import TOKEN_ADVANTAGES
 
 CONFIGS = (RunConfig, StagesConfig, CANONConfig, AStarPOConfig)
 
@@ -39,3 +46,122 @@ def test_the_command_line_shows_it(config, capsys, monkeypatch):
     for option in fields(config):
         if option.name in vars(config)["__annotations__"]:
             assert option.metadata["help"].replace("%%", "%") in shown.getvalue()
+
+
+# --- The fields of the stages ---
+
+
+def halved(advantages, *, by: Annotated[float, "(0, 1]"] = 0.5):
+    return by * advantages
+
+
+def late(mask):
+    return mask & (torch.arange(mask.shape[1]) > 2)
+
+
+def needs_reference(log_probs, ref_log_probs):
+    return log_probs - ref_log_probs
+
+
+HALVED, LATE = f"{__name__}:halved", f"{__name__}:late"
+
+
+def from_python(folder, options):
+    return CANONConfig("out", **(OPTIONS | options))
+
+
+def from_yaml(folder, options):
+    recipe = folder / "recipe.yaml"
+    recipe.write_text(yaml.safe_dump(OPTIONS | {"output_dir": "out"} | options, sort_keys=False))
+    return TrlParser((CANONConfig,)).parse_args_and_config(["--config", str(recipe)])[0]
+
+
+def from_flags(folder, options):
+    text = {name: value if isinstance(value, str) else json.dumps(value) for name, value in options.items()}
+    recipe = folder / "recipe.yaml"
+    recipe.write_text(yaml.safe_dump(OPTIONS | {"output_dir": "out"}))
+    flags = [part for name, value in text.items() for part in (f"--{name}", value)]
+    return TrlParser((CANONConfig,)).parse_args_and_config(["--config", str(recipe), *flags])[0]
+
+
+SOURCES = [from_python, from_yaml, from_flags]
+
+
+@pytest.mark.parametrize("source", SOURCES)
+@pytest.mark.parametrize(
+    ("spec", "found"),
+    [
+        ("entropy_shaped", [("entropy_shaped", {})]),
+        ({"entropy_shaped": {"alpha": 0.1}}, [("entropy_shaped", {"alpha": 0.1})]),
+        (HALVED, [(HALVED, {})]),
+        ({HALVED: {"by": 0.25}, "entropy_shaped": None}, [(HALVED, {"by": 0.25}), ("entropy_shaped", {})]),
+        (["entropy_shaped", {HALVED: {"by": 1}}], [("entropy_shaped", {}), (HALVED, {"by": 1})]),
+    ],
+    ids=str,
+)
+def test_a_method_or_several(tmp_path, source, spec, found):
+    methods = source(tmp_path, {"token_advantage": spec}).make_token_advantages()
+    assert [(method.name, method.options) for method in methods] == found
+
+
+@pytest.mark.parametrize(
+    ("spec", "held"),
+    [
+        (halved, HALVED),
+        (partial(halved, by=0.25), {HALVED: {"by": 0.25}}),
+        ([halved, "entropy_shaped"], [HALVED, "entropy_shaped"]),
+        ({halved: {"by": 0.25}}, {HALVED: {"by": 0.25}}),
+        (TOKEN_ADVANTAGES["entropy_shaped"], {"entropy_shaped": {}}),
+    ],
+    ids=str,
+)
+def test_functions_become_import_paths(tmp_path, spec, held):
+    made = from_python(tmp_path, {"token_advantage": spec})
+    assert made.token_advantage == held == json.loads(json.dumps(made.to_dict()["token_advantage"]))
+
+
+REFUSED = {
+    "an unknown name": ({"token_advantage": "entropy_shapd"}, r"unknown \(did you mean 'entropy_shaped'\?\)"),
+    "an unknown option": ({"loss_term": {"ter": {"coeff": 1}}}, r"takes no option 'coeff' \(did you mean 'coef'\?\)"),
+    "out of bounds": ({"loss_term": {"ter": {"coef": -1}}}, r"loss_term 'ter': coef=-1 must lie in \[0, inf\)"),
+    "what nothing supplies": ({"loss_term": "math:sqrt"}, r"sqrt reads \['x'\].*what can be read is \['advantages'"),
+    "listed twice": ({"loss_term": ["ter", {"ter": {"coef": 1}}]}, r"loss_term lists \['ter'\] more than once"),
+    "no reference": ({"loss_term": f"{__name__}:needs_reference"}, "which beta=0.0 does without; set beta above 0"),
+    "no such text": ({"loss_term": "{ter}"}, "loss_term='{ter}' is not JSON"),
+}
+
+
+@pytest.mark.parametrize("source", SOURCES)
+@pytest.mark.parametrize("case", REFUSED)
+def test_what_is_refused(tmp_path, source, case):
+    options, message = REFUSED[case]
+    with pytest.raises(ValueError, match=message):
+        source(tmp_path, options)
+
+
+def test_a_function_without_an_import_path_goes_to_the_trainer(tmp_path):
+    def local(advantages):
+        return advantages
+
+    with pytest.raises(ValueError, match=r"<locals>.local', so no checkpoint could name it; .* as token_advantage"):
+        from_python(tmp_path, {"token_advantage": local})
+    with pytest.raises(ValueError, match="loss_term is given to the trainer and as args"):
+        make_trainer(tmp_path, trainer_options={"loss_term": "ter"}, loss_term="ter")
+
+
+def test_the_fields_act_in_training(tmp_path):
+    """As the same functions do that are given to the trainer."""
+    named = {"token_advantage": [{HALVED: {"by": 0.25}}, LATE], "loss_term": {"ter": {"coef": 0.1}}}
+    given = {"token_advantage": {halved: {"by": 0.25}, late: None}, "loss_term": {"ter": {"coef": 0.1}}}
+    trainers = [
+        make_trainer(tmp_path, max_steps=2, **named),
+        make_trainer(tmp_path, trainer_options=given, max_steps=2),
+    ]
+    for trainer in trainers:
+        torch.manual_seed(3)
+        trainer.train()
+    assert_same_parameters(*map(parameters, trainers))
+    plain = make_trainer(tmp_path, max_steps=2)
+    torch.manual_seed(3)
+    plain.train()
+    assert any(not torch.equal(value, parameters(plain)[name]) for name, value in parameters(trainers[0]).items())
