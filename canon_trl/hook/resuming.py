@@ -82,7 +82,7 @@ class Resuming(Counting, Losses):
             noted.clear()
         self._constant_rewards = ConstantRewards(self.reward_func_names)
         if self._gate is not None:
-            self._gate = TokenGate(self._gate.policy_loss, self.accelerator, self.args.seed)
+            self._gate = TokenGate(self._gate.policy_loss, self.accelerator, self.args)
         self._sampled.restart()
         self._left_out.restart()
         self.optimizer = self._given_optimizer

@@ -5,29 +5,31 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from torch import Tensor, nn
+from torch import Tensor
+from trl import GRPOConfig
 
 from canon_trl.hook.token_inputs import trained_tokens
-from canon_trl.policy_losses import PolicyLoss, covariance_statistics, token_covariance
+from canon_trl.policy_losses import Among, PolicyLoss
+from canon_trl.selection import together
 
 
 class TokenGate:
     """Puts the advantages of a policy loss in the place of those of a micro-batch.
 
-    Tokens are compared over all ranks. So that the outcome does not depend on who holds which response, the responses
-    are put into the order in which they were sampled before the policy loss sees them; the random choice is a function
-    of the seed and the optimiser step.
+    Tokens are compared over all ranks without being gathered, and the outcome does not depend on who holds which
+    response: of equal tokens the one that was sampled first is chosen, and the random choice is a function of seed,
+    step, response and position.
 
     Args:
         policy_loss: see `canon_trl.policy_losses`.
-        accelerator: gathers over the ranks.
-        seed: of the random choice.
+        accelerator: adds over the ranks.
+        args: the seed of the random choice, and how many responses a rollout has on all ranks.
     """
 
-    def __init__(self, policy_loss: PolicyLoss, accelerator: Accelerator, seed: int) -> None:
+    def __init__(self, policy_loss: PolicyLoss, accelerator: Accelerator, args: GRPOConfig) -> None:
         self.policy_loss = policy_loss
         self._accelerator = accelerator
-        self._seed = seed
+        self._seed, self._responses = args.seed, args.generation_batch_size
         self.width = 0  # positions of the widest response of the rollout in flight, on any rank
         self._selected: list[Tensor] = []  # of the micro-batches of this optimiser step, with scope "batch"
         self._statistics: list[dict[str, Tensor]] = []
@@ -57,7 +59,7 @@ class TokenGate:
         advantages, mask = per_token(inputs), trained_tokens(inputs)
         if self.policy_loss.scope == "micro_batch":
             packed = torch.stack([log_probs.detach(), old_log_probs, advantages, mask.float()], dim=1)
-            selected = self._select(packed, inputs["response"], self._seed * 1_000_003 + micro_step)
+            selected = self._select(packed, inputs["response"], micro_step)
         else:
             if position == 0:
                 self._selected = self._select_in_step(step_batch, step)
@@ -77,22 +79,21 @@ class TokenGate:
             log_probs = log_probs.nan_to_num()
             packed.append(torch.stack([log_probs, log_probs, per_token(inputs), mask.float()], dim=1))
         responses = torch.cat([inputs["response"] for inputs in step_batch])
-        selected = self._select(torch.cat(packed), responses, self._seed * 1_000_003 + step)
+        selected = self._select(torch.cat(packed), responses, step)
         return list(selected.split([len(part) for part in packed]))
 
     @torch.no_grad()
-    def _select(self, packed: Tensor, responses: Tensor, seed: int) -> Tensor:
+    def _select(self, packed: Tensor, responses: Tensor, step: int) -> Tensor:
         """The selected tokens of this rank, `(B, T)`, from log-probabilities, old ones, advantages and mask."""
-        rows, _, local_width = packed.shape
-        everyones = self._accelerator.gather(nn.functional.pad(packed, (0, self.width - local_width)))
-        order = self._accelerator.gather(responses).argsort()
-        log_probs, old_log_probs, advantages, mask = everyones[order].unbind(1)
-        generator = torch.Generator(packed.device).manual_seed(seed % 2**63)
-        selected = self.policy_loss.select(log_probs, old_log_probs, advantages, mask.bool(), generator)
-        covariance = token_covariance(log_probs, advantages, mask)
-        self._statistics.append(covariance_statistics(covariance, selected, mask))
-        first = self._accelerator.process_index * rows
-        return selected[order.argsort()][first : first + rows, :local_width]
+        log_probs, old_log_probs, advantages, mask = packed.unbind(1)
+        among = Among(response=responses, responses=self._responses, width=self.width, seed=self._seed, step=step)
+        search = self.policy_loss.select_over_ranks(log_probs, old_log_probs, advantages, mask.bool(), among)
+        ((selected, statistics),) = together(self._added, search)
+        self._statistics.append(statistics)
+        return torch.as_tensor(selected)
+
+    def _added(self, local: Tensor) -> Tensor:
+        return torch.as_tensor(self._accelerator.reduce(local, reduction="sum"))
 
 
 def per_token(inputs: Mapping[str, Any]) -> Tensor:

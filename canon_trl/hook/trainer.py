@@ -160,7 +160,7 @@ class PluggableGRPOTrainer(Publishing, Resuming, Logs, NotFinite, Rollouts):
             check_reference(self.accelerator)
         self._resume_with_changes = resume_with_changes
         if policy_loss is not None:
-            self._gate = TokenGate(policy_loss, self.accelerator, args.seed)
+            self._gate = TokenGate(policy_loss, self.accelerator, args)
             if not policy_loss.clips_ratios:
                 self.epsilon_low, self.epsilon_high = 1.0, math.inf  # a ratio is never below 0
         self._accuracy_index = self.reward_func_names.index(accuracy_reward) if accuracy_reward else 0

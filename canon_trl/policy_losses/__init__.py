@@ -22,7 +22,7 @@ from canon_trl.policy_losses.covariance import (
     kl_cov_mask,
     token_covariance,
 )
-from canon_trl.policy_losses.covariance_statistics import covariance_statistics
+from canon_trl.policy_losses.covariance_over_ranks import Among, covariance_statistics
 from canon_trl.policy_losses.disco import disco_loss
 
 PolicyLoss = ClipCov | KLCov
@@ -53,6 +53,7 @@ def get_policy_loss(name: str, options: dict[str, Any], *, epsilon_low: float, e
 
 __all__ = [
     "POLICY_LOSSES",
+    "Among",
     "ClipCov",
     "KLCov",
     "PolicyLoss",

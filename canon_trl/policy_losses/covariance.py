@@ -25,8 +25,16 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from canon_trl.policy_losses.covariance_statistics import Statistics, at_least_one, statistics, top_counts
-from canon_trl.selection import Search, added, alone, draw, largest, means, parallel, sums_of_largest, together
+from canon_trl.policy_losses.covariance_over_ranks import (
+    Among,
+    Statistics,
+    at_least_one,
+    clip_cov_candidates,
+    clip_cov_over_ranks,
+    covariance_over_ranks,
+    kl_cov_over_ranks,
+)
+from canon_trl.selection import Search, alone, largest, together
 
 Scope = Literal["micro_batch", "batch"]
 
@@ -39,17 +47,6 @@ def token_covariance(log_probs: Tensor, advantages: Tensor, mask: Tensor) -> Ten
     covariance: Tensor
     ((covariance, _),) = together(alone, covariance_over_ranks(log_probs, advantages, mask))
     return covariance
-
-
-def covariance_over_ranks(log_probs: Tensor, advantages: Tensor, mask: Tensor) -> Search[tuple[Tensor, Tensor]]:
-    """[`token_covariance`] with the means over the tokens of all ranks; and how many those are, 0-d in float64."""
-    mask = mask.bool()
-    dtype = torch.promote_types(log_probs.dtype, torch.float32)
-    log_probs = log_probs.detach().to(dtype)
-    advantages = per_token(advantages.detach().to(dtype), mask)
-    (mean_advantage, mean_log_prob), count = yield from means([advantages, log_probs], mask)
-    covariance = (advantages - mean_advantage) * (log_probs - mean_log_prob)
-    return covariance.masked_fill(~mask, 0.0), count
 
 
 def clip_cov_mask(
@@ -85,58 +82,6 @@ def clip_cov_mask(
     return largest_of_one_rank(drawn, candidates, at_least_one(ratio, mask.sum()))
 
 
-def clip_cov_candidates(
-    covariance: Tensor,
-    log_ratio: Tensor,
-    advantages: Tensor,
-    mask: Tensor,
-    bounds: tuple[float, float],
-    clip: tuple[float, float],
-) -> Tensor:
-    """The tokens that Clip-Cov draws from, `(B, T)` bool, see [`clip_cov_mask`]."""
-    advantages, policy_ratio = per_token(advantages, mask), log_ratio.detach().exp()
-    clipped_low = (policy_ratio < 1 - clip[0]) & (advantages < 0)
-    clipped_high = (policy_ratio > 1 + clip[1]) & (advantages > 0)
-    return mask & (covariance > bounds[0]) & (covariance < bounds[1]) & ~clipped_low & ~clipped_high
-
-
-def clip_cov_over_ranks(
-    log_probs: Tensor,
-    old_log_probs: Tensor,
-    advantages: Tensor,
-    mask: Tensor,
-    response: Tensor,
-    *,
-    seed: int,
-    step: int,
-    clip: tuple[float, float],
-    ratio: float = 2e-4,
-    low: float = 1.0,
-    high: float = 5.0,
-) -> Search[tuple[Tensor, Statistics]]:
-    """Clip-Cov over the tokens of all ranks: this rank's tokens that lose their gradient, and everyone's statistics.
-
-    As [`clip_cov_mask`], except that the draw is a function of seed, step, response and position. Nine rounds: one for
-    the means and eight for the draw, which bring the statistics along.
-
-    Args:
-        response: `(B,)`, the index of each response among those of all ranks.
-        seed, step: of the draw.
-        clip: `epsilon_low` and `epsilon_high`.
-    """
-    mask = mask.bool()
-    covariance, count = yield from covariance_over_ranks(log_probs, advantages, mask)
-    candidates = clip_cov_candidates(covariance, log_probs - old_log_probs, advantages, mask, (low, high), clip)
-    budget = at_least_one(ratio, count)
-    position = torch.arange(mask.shape[1], device=mask.device)
-    (selected,), top_sums, totals = yield from parallel(
-        draw(candidates, budget.view(1), response.unsqueeze(1), position, seed=seed, step=step),
-        sums_of_largest(covariance, mask, top_counts(count)),
-        added(covariance.sum(dtype=torch.float64), candidates.sum()),
-    )
-    return selected, statistics(budget, count, top_sums, totals)
-
-
 def kl_cov_mask(log_probs: Tensor, advantages: Tensor, mask: Tensor, *, fraction: float = 0.002) -> Tensor:
     """KL-Cov: the tokens that pay for moving, `(B, T)` bool (Eq. 13): the max(1, floor(fraction * n)) with the largest
     covariance of the n valid ones; of equal ones the first.
@@ -149,39 +94,12 @@ def kl_cov_mask(log_probs: Tensor, advantages: Tensor, mask: Tensor, *, fraction
     return largest_of_one_rank(covariance, mask, at_least_one(fraction, mask.sum()))
 
 
-def kl_cov_over_ranks(
-    log_probs: Tensor, advantages: Tensor, mask: Tensor, order: Tensor, *, below: int, fraction: float = 0.002
-) -> Search[tuple[Tensor, Statistics]]:
-    """[`kl_cov_mask`] over the tokens of all ranks: this rank's tokens that pay, and everyone's statistics.
-
-    Rounds: one for the means, four for the covariances (eight in float64), one for every eight bits of `below`; the
-    statistics come along.
-
-    Args:
-        order, below: the sampling order, see [`canon_trl.selection.largest`][].
-    """
-    mask = mask.bool()
-    covariance, count = yield from covariance_over_ranks(log_probs, advantages, mask)
-    budget = at_least_one(fraction, count)
-    candidates = mask & ~covariance.isnan()
-    ((selected,), top_sums), totals = yield from parallel(
-        largest(covariance, mask, budget.view(1), order, below=below, summed=top_counts(count)),
-        added(covariance.sum(dtype=torch.float64), candidates.sum()),
-    )
-    return selected, statistics(budget, count, top_sums, totals)
-
-
 def largest_of_one_rank(values: Tensor, among: Tensor, count: Tensor) -> Tensor:
     """The `count` largest of those `values` that `among` marks, as a bool tensor; of equal ones the first."""
     order = torch.arange(among.numel(), device=among.device).view(among.shape)
     chosen: Tensor
     (((chosen,), _),) = together(alone, largest(values, among, count.view(1), order, below=among.numel()))
     return chosen
-
-
-def per_token(advantages: Tensor, mask: Tensor) -> Tensor:
-    """`(B, T)`, also of one advantage per response."""
-    return advantages if advantages.dim() == 2 else advantages.unsqueeze(1).expand(mask.shape)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -229,6 +147,21 @@ class ClipCov:
             generator=generator,
         )
 
+    def select_over_ranks(
+        self, log_probs: Tensor, old_log_probs: Tensor, advantages: Tensor, mask: Tensor, among: Among
+    ) -> Search[tuple[Tensor, Statistics]]:
+        return clip_cov_over_ranks(
+            log_probs,
+            old_log_probs,
+            advantages,
+            mask,
+            among,
+            ratio=self.ratio,
+            low=self.low,
+            high=self.high,
+            clip=(self.epsilon_low, self.epsilon_high),
+        )
+
     def advantages(self, selected: Tensor, log_probs: Tensor, old_log_probs: Tensor, advantages: Tensor) -> Tensor:
         """`(B, T)`: 0 for the selected tokens, so that neither their loss nor their gradient is left."""
         return advantages.masked_fill(selected, 0.0)
@@ -268,6 +201,11 @@ class KLCov:
         self, log_probs: Tensor, old_log_probs: Tensor, advantages: Tensor, mask: Tensor, generator: torch.Generator
     ) -> Tensor:
         return kl_cov_mask(log_probs, advantages, mask, fraction=self.fraction)
+
+    def select_over_ranks(
+        self, log_probs: Tensor, old_log_probs: Tensor, advantages: Tensor, mask: Tensor, among: Among
+    ) -> Search[tuple[Tensor, Statistics]]:
+        return kl_cov_over_ranks(log_probs, advantages, mask, among, fraction=self.fraction)
 
     def advantages(self, selected: Tensor, log_probs: Tensor, old_log_probs: Tensor, advantages: Tensor) -> Tensor:
         """`(B, T)`: A - coef * |lp - old| / ratio for the selected tokens, with its gradient.

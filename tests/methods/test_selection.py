@@ -10,7 +10,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from canon_trl.policy_losses.covariance import clip_cov_over_ranks, kl_cov_over_ranks
+from canon_trl.policy_losses.covariance_over_ranks import Among, clip_cov_over_ranks, kl_cov_over_ranks
 from canon_trl.selection import added, alone, counted_in_lanes, draw, largest, means, sums_of_largest, together
 
 RANKS = (1, 2, 4)
@@ -277,6 +277,11 @@ def micro_batch(rows=8, width=24, seed=0):
     return log_probs, old, advantages, mask
 
 
+def among(response):
+    """In a rollout of 2^32 places, for whose order there are four rounds."""
+    return Among(response=response, responses=2**20, width=2**12, seed=1, step=2)
+
+
 @pytest.mark.parametrize("name", ["clip_cov", "kl_cov"])
 def test_policy_losses_select_the_same_tokens_on_one_two_and_four_ranks(name):
     log_probs, old, advantages, mask = micro_batch()
@@ -287,10 +292,9 @@ def test_policy_losses_select_the_same_tokens_on_one_two_and_four_ranks(name):
         def search(rank, dealt=dealt):
             own = dealt[rank]
             if name == "clip_cov":
-                options = {"clip": (0.2, 0.28), "ratio": 0.1, "low": 0.1, "seed": 1, "step": 2}
-                return clip_cov_over_ranks(log_probs[own], old[own], advantages[own], mask[own], own, **options)
-            order = in_order(8, 24)[own]
-            return kl_cov_over_ranks(log_probs[own], advantages[own], mask[own], order, below=8 * 24, fraction=0.1)
+                options = {"clip": (0.2, 0.28), "ratio": 0.1, "low": 0.1}
+                return clip_cov_over_ranks(log_probs[own], old[own], advantages[own], mask[own], among(own), **options)
+            return kl_cov_over_ranks(log_probs[own], advantages[own], mask[own], among(own), fraction=0.1)
 
         found = world.run(search)
         assert all(sent == world.sent[0] for sent in world.sent)
@@ -312,10 +316,9 @@ def test_what_a_rank_sends_does_not_grow_with_its_tokens(name):
         log_probs, old, advantages, mask = micro_batch(rows, width)
         world = Ranks(1)
         if name == "clip_cov":
-            options = {"clip": (0.2, 0.28), "seed": 1, "step": 2}
-            search = clip_cov_over_ranks(log_probs, old, advantages, mask, torch.arange(rows), **options)
+            search = clip_cov_over_ranks(log_probs, old, advantages, mask, among(torch.arange(rows)), clip=(0.2, 0.28))
         else:
-            search = kl_cov_over_ranks(log_probs, advantages, mask, in_order(rows, width), below=2**32)
+            search = kl_cov_over_ranks(log_probs, advantages, mask, among(torch.arange(rows)))
         world.run(lambda rank, search=search: search)
         sizes.append(world.sent[0])
     assert sizes[0] == sizes[1] and len(sizes[0]) == 9
