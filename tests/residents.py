@@ -1,0 +1,8 @@
+"""The first method of each stage, as a config names it, with options with which it acts on the embedded task."""
+
+from typing import Any
+
+FIRST: dict[str, dict[str, Any]] = {
+    "token_advantage": {"entropy_shaped": {"alpha": 0.4}},
+    "loss_term": {"ter": {"coef": 0.2, "target": 0.1}},
+}
