@@ -13,8 +13,8 @@ from residents import FIRST
 from toy import leave, logged, make_trainer, parameters, prompts
 
 RESPONSES = 24  # six groups of four: on two ranks with two micro-batches each, borders cut through groups
-# DisCO needs whole groups in each micro-batch. TER's mean is that of a micro-batch, and which responses lie in it depends
-# on the ranks where there are several.
+# DisCO needs whole groups in each micro-batch. TER's mean is that of a micro-batch, and with several it depends on the
+# ranks which responses lie in which.
 MICRO_BATCHES = {"policy_loss": 3, "loss_term": 1}
 
 
