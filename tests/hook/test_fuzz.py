@@ -118,6 +118,8 @@ CANON = [
     one("entropy_source", "auto", "generation", "forward", "logits"),
     some("policy_loss", policy_loss=["clip_cov"], policy_loss_kwargs=some(ratio=SHARES, scope=["batch", "rank"])),
     some("policy_loss", policy_loss=["kl_cov"], policy_loss_kwargs=some(fraction=SHARES, coef=WEIGHTS)),
+    one("token_advantage", "entropy_shaped", {"entropy_shaped": {"alpha": 0.1}}, ["entropy_shaped"], "shaped"),
+    one("loss_term", "ter", {"ter": {"coef": 0.1}}, {"ter": {"coef": -1}}, "tre"),
     some(
         "dynamic_sampling",
         dynamic_sampling=[True],
@@ -125,7 +127,7 @@ CANON = [
             max_rounds=[1, 2], lower=SHARES, upper=SHARES, exhausted=["shrink", "keep", "error", "stop"]
         ),
     ),
-    one("reward_weights", None, [1.0, 0.5], [0.0, 0.0]),
+    one("reward_weights", None, [1.0, 0.5], [1.0, 0.0]),
 ]
 
 ASTAR_PO = [
@@ -184,6 +186,7 @@ def long(completions: list[str], **kwargs: Any) -> list[float]:
 def shown(value: Any) -> set[str]:
     """How a message may show a value; that of options is shown by one of them."""
     inner = [text for option, part in value.items() for text in (option, *shown(part))] if type(value) is dict else []
+    inner += [repr(part) for part in value] if type(value) is list else []
     scaling = (
         {True: "'group'", False: "'none'"}.get(value) if isinstance(value, int | float) else None
     )  # what TRL reads
