@@ -43,7 +43,7 @@ FEWEST_PAIRS = 3  # also when the time is up
 METHODS: dict[str, dict[str, Any]] = (
     {f"canon {metric}": {"canon_metric": metric} for metric in [*METRICS, RANDOM]}
     | {"canon entropy, forward": {"entropy_source": "forward"}}
-    | {name: {"advantage_estimator": name} for name in ESTIMATORS if name != "canon"}
+    | {name: {"advantage_estimator": name} for name in ESTIMATORS if name not in ("canon", "mix")}
     | {
         f"{name} {scope}": {
             "advantage_estimator": "dr_grpo",

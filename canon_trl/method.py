@@ -27,7 +27,12 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_typ
 from canon_trl.imports import is_import_path, load_function
 from canon_trl.paper import Paper
 
-RewardRange = Literal["[0, 1]", "{0, 1}", "{-1, 1}"]
+RewardRange = Literal["[0, inf)", "[0, 1]", "{0, 1}", "{-1, 1}"]
+
+# Bounds that many options share. Beyond 1e6 float32 soon overflows.
+Share = Annotated[float, "(0, 1]"]
+Positive = Annotated[float, "(0, 1e6]"]
+NotNegative = Annotated[float, "[0, 1e6]"]
 
 # What a value may be, by its annotation. A flag is not a number, though Python counts with it.
 KINDS: dict[object, tuple[str, Callable[[Any], bool]]] = {
@@ -52,6 +57,7 @@ class Method:
         reward_range: the rewards for which the method is defined; the trainer refuses others.
         metrics: the response metrics that it reads, given its options.
         reports: numbers to log, `name -> 0-d`, read by the same rule.
+        agrees_with: values of TRL's own options that say what the method does, and may stand beside it.
     """
 
     name: str
@@ -61,6 +67,7 @@ class Method:
     reward_range: RewardRange | None = None
     metrics: Callable[[Mapping[str, Any]], tuple[str | Callable[..., Any], ...]] | None = None
     reports: Callable[..., Mapping[str, Any]] | None = None
+    agrees_with: Mapping[str, Any] = field(default_factory=dict)
 
     def __call__(self, seen: Any, **options: Any) -> Any:
         return self.function(*read(seen, self.reads), **(self.options | options))
@@ -68,21 +75,26 @@ class Method:
     @property
     def reads(self) -> tuple[str, ...]:
         """The attributes that its positional parameters stand for, in order."""
-        named = (p.name for p in parameters(self.function) if p.kind is not p.KEYWORD_ONLY)
+        named = (p.name for p in parameters(self.function) if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD))
         return tuple(self.renamed.get(name, name) for name in named)
 
     @property
     def paper(self) -> Paper | None:
         """The `PAPER` of the file that the function stands in."""
-        module = sys.modules[inspect.unwrap(plain_function(self.function)).__module__]
-        return getattr(module, "PAPER", None)
+        return paper_of(self.function)
+
+    @property
+    def papers(self) -> dict[str, Paper]:
+        """The papers that a model trained with it cites, by the names of their methods."""
+        return {} if self.paper is None else {self.name: self.paper}
 
     @property
     def required_metrics(self) -> tuple[str | Callable[..., Any], ...]:
         """The response metrics that it reads, by name or as functions."""
         if self.metrics is not None:
             return self.metrics(self.all_options)
-        return getattr(plain_function(self.function), "required_metrics", ())
+        metrics: tuple[str | Callable[..., Any], ...] = declared(self.function, "required_metrics", ())
+        return metrics
 
     @property
     def all_options(self) -> dict[str, Any]:
@@ -100,7 +112,8 @@ class Method:
         Raises:
             ValueError: it does not take one, lacks one, or a value is of another kind or out of its bounds.
         """
-        check_options(self.function, self.options | options, where=where)
+        bound = self.function.keywords if isinstance(self.function, partial) else {}
+        check_options(self.function, bound | self.options | options, where=where)
         return replace(self, options=self.options | options)
 
 
@@ -147,8 +160,8 @@ def find(stage: Stage, spec: Any, options: dict[str, Any] | None = None) -> Meth
     unknown = [name for name in method.reads if stage.supplies and name not in stage.supplies]
     if unknown:
         raise ValueError(
-            f"{stage.field}: {method.name} reads {unknown}, which nothing supplies; what can be read is "
-            f"{sorted(stage.supplies)}"
+            f"{stage.field}: {method.name} reads {unknown}{did_you_mean(unknown[0], stage.supplies)}, which nothing "
+            f"supplies; what can be read is {sorted(stage.supplies)}. Options are keyword-only: they stand after a *"
         )
     return method.with_options(options or {}, where=f"{stage.field} {method.name!r}: ")
 
@@ -157,14 +170,17 @@ def named(stage: Stage, spec: Any) -> Method:
     """The method of a name, an import path or a function."""
     if isinstance(spec, str) and spec in stage.methods:
         return stage.methods[spec]
+    if isinstance(spec, partial) and isinstance(spec.func, Method):
+        return spec.func.with_options(spec.keywords, where=f"{stage.field} {spec.func.name!r}: ")
     if isinstance(spec, str) and is_import_path(spec):
-        return Method(spec, load_function(spec, field=stage.field))
+        function = load_function(spec, field=stage.field)
+        return Method(spec, function, reward_range=declared(function, "reward_range"))
     if isinstance(spec, str) or not callable(spec):
         raise ValueError(
             f"{stage.field}={spec!r} is unknown{did_you_mean(str(spec), stage.methods)}; choose one of "
             f"{sorted(stage.methods)} or give an import path 'package.module:function'"
         )
-    return Method(getattr(plain_function(spec), "__name__", type(spec).__name__), spec)
+    return Method(name_of(spec), spec, reward_range=declared(spec, "reward_range"))
 
 
 def did_you_mean(name: str, known: Collection[str]) -> str:
@@ -182,6 +198,23 @@ def read(seen: Any, names: tuple[str, ...]) -> list[Any]:
 def plain_function(function: Callable[..., Any]) -> Any:
     """The function within `functools.partial`."""
     return plain_function(function.func) if isinstance(function, partial) else function
+
+
+def name_of(function: Callable[..., Any]) -> str:
+    """Its name in code; for a callable object that of its class."""
+    return getattr(plain_function(function), "__name__", type(function).__name__)
+
+
+def paper_of(function: Callable[..., Any]) -> Paper | None:
+    """The `PAPER` of the file that a function or class stands in."""
+    return getattr(sys.modules.get(inspect.unwrap(plain_function(function)).__module__), "PAPER", None)
+
+
+def declared(function: Callable[..., Any], attribute: str, default: Any = None) -> Any:
+    """What the function declares in an attribute of its own, also within `functools.partial`."""
+    if isinstance(function, partial) and not hasattr(function, attribute):
+        return declared(function.func, attribute, default)
+    return getattr(function, attribute, default)
 
 
 def parameters(function: Callable[..., Any]) -> list[inspect.Parameter]:

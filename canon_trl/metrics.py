@@ -1,4 +1,4 @@
-"""Response metrics: one number a response, by which CANON regroups a prompt group.
+"""Response metrics: one number per response, by which CANON regroups a prompt group.
 
 A metric is a function of the rows that were sampled on this rank, B of them, called with keyword arguments only. It
 can take what a reward function of TRL takes (`prompts`, `completions`, `completion_ids`, every column of the dataset)
@@ -14,17 +14,18 @@ setting of the model's own make of it afterwards has no part in either. So with 
 of every token, they are not 0. A `rollout_func` that hands over `logprobs` says what they are.
 
 Naming `entropies` or `log_probs` may cost a forward pass, so the trainer prepares only what is named. A metric returns
-B finite numbers, as a list or a tensor. Of the keyword arguments it gets those that its signature names, or all of
-them if it takes `**kwargs`.
+B finite numbers, as a list or a tensor. It gets those keyword arguments that its signature names, or all of them if it
+takes `**kwargs`.
 """
 
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import torch
 from torch import Tensor
 
 from canon_trl.imports import is_import_path, load_function
+from canon_trl.method import did_you_mean, name_of
 
 ResponseMetric = Callable[..., Tensor | Sequence[float]]
 
@@ -71,20 +72,46 @@ METRICS: dict[str, ResponseMetric] = {"entropy": entropy, "length": length, "sur
 RANDOM = "random"
 
 
-def get_metric(name: str, *, field: str) -> ResponseMetric:
-    """The metric of that name in [`METRICS`], or at that import path. (`"random"` has no function of its rows.)
+def metric_name(metric: str | ResponseMetric) -> str:
+    """The name by which a rollout carries the metric."""
+    return metric if isinstance(metric, str) else name_of(metric)
+
+
+def get_metric(metric: str | ResponseMetric, *, field: str) -> ResponseMetric | None:
+    """The metric of that name in [`METRICS`], at that import path, or itself; `None` for [`RANDOM`].
+
+    The random one is no function of its rows: the trainer draws it for all ranks at once.
 
     Raises:
         ValueError: there is none; the message lists the known names.
     """
-    if name in METRICS:
-        return METRICS[name]
-    if is_import_path(name):
-        return load_function(name, field=field)
+    if not isinstance(metric, str):
+        return metric
+    if metric == RANDOM or metric in METRICS:
+        return METRICS.get(metric)
+    if is_import_path(metric):
+        return load_function(metric, field=field)
+    known = sorted([*METRICS, RANDOM])
     raise ValueError(
-        f"{field}={name!r} is unknown; choose one of {sorted([*METRICS, RANDOM])} or give an import path "
+        f"{field}={metric!r} is unknown{did_you_mean(metric, known)}; choose one of {known} or give an import path "
         "'package.module:function'"
     )
+
+
+def get_metrics(
+    wanted: Iterable[str | ResponseMetric], *, field: str = "requires_metrics"
+) -> dict[str, ResponseMetric | None]:
+    """Metrics by the names under which a rollout carries them.
+
+    Raises:
+        ValueError: there is none of that name, or two functions share one.
+    """
+    metrics: dict[str, ResponseMetric | None] = {}
+    for metric in wanted:
+        name, function = metric_name(metric), get_metric(metric, field=field)
+        if metrics.setdefault(name, function) is not function:
+            raise ValueError(f"{field}: two different metrics are named {name!r}; rename one of the functions")
+    return metrics
 
 
 def token_inputs(metric: ResponseMetric) -> set[str]:

@@ -1,6 +1,8 @@
 """What an advantage estimator sees of one rollout."""
 
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, fields
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -35,7 +37,7 @@ class ResponseMetrics(dict[str, Tensor]):
 
 @dataclass(frozen=True, eq=False)
 class Rollout:
-    """One rollout over all ranks, one prompt group a row: P prompts, G responses each, F reward functions.
+    """One rollout over all ranks, one prompt group per row: P prompts, G responses each, F reward functions.
 
     Every rank holds the same values, also where the responses of a group were sampled on different ranks.
 
@@ -43,10 +45,11 @@ class Rollout:
         rewards: `(P, G)`, the weighted sum of the reward functions; NaN where none with a weight scored the response.
         rewards_per_func: `(P, G, F)`, unweighted; NaN where the function returned `None`.
         reward_names: the F names of the reward functions, in order.
+        reward_weights: `(F,)`, their weights in `rewards`.
         lengths: `(P, G)`, tokens that the model wrote, without those of tools and environments; the true length also
             where the completion is masked as truncated.
         metrics: by name, `(P, G)` each; only those that the estimator declares.
-        step: rollouts made in this run before this one, from 0. With one optimiser step a rollout this is the
+        step: rollouts made in this run before this one, from 0. With one optimiser step per rollout this is the
             optimiser step.
         total_steps: rollouts in the whole run. A stream's passes have no length: where one ends within an optimiser
             step, more are made.
@@ -60,6 +63,7 @@ class Rollout:
     rewards: Tensor
     rewards_per_func: Tensor
     reward_names: tuple[str, ...]
+    reward_weights: Tensor
     lengths: Tensor
     metrics: ResponseMetrics
     step: int
@@ -67,3 +71,51 @@ class Rollout:
     accuracy: Tensor | float
     valid: Tensor
     width: int
+
+    @classmethod
+    def example(
+        cls,
+        prompts: int = 2,
+        responses: int = 4,
+        *,
+        metrics: Iterable[str] | Mapping[str, Tensor] = (),
+        seed: int = 0,
+        **given: Any,
+    ) -> "Rollout":
+        """A random rollout, to try an estimator on.
+
+        ```python
+        advantages = my_estimator(Rollout.example(metrics=("entropy",)))
+        ```
+
+        Args:
+            prompts, responses: P and G.
+            metrics: that it carries, `(P, G)` each by name; random ones for names alone.
+            seed: of the numbers.
+            given: attributes in place of the random ones; without others, one reward function makes the rewards.
+        """
+        random = torch.Generator().manual_seed(seed)
+        shape = (prompts, responses)
+        rewards = given.get("rewards", torch.randint(0, 2, shape, generator=random).float())
+        per_func = given.get("rewards_per_func", rewards.unsqueeze(-1))
+        shape = tuple(rewards.shape)
+        lengths = given.get("lengths", torch.randint(1, 9, shape, generator=random))
+        if not isinstance(metrics, Mapping):
+            metrics = {name: torch.rand(shape, generator=random) for name in metrics}
+        example: dict[str, Any] = {
+            "rewards": rewards,
+            "rewards_per_func": per_func,
+            "reward_names": tuple(f"reward_{index}" for index in range(per_func.shape[-1])),
+            "reward_weights": torch.ones(per_func.shape[-1]),
+            "lengths": lengths,
+            "metrics": ResponseMetrics(metrics),
+            "step": 0,
+            "total_steps": 1,
+            "accuracy": rewards.nanmean().clamp(0, 1),
+            "valid": ~rewards.isnan(),
+            "width": int(lengths.max()),
+        }
+        return cls(**(example | given))
+
+
+READABLE = ("rollout", *(attribute.name for attribute in fields(Rollout)))

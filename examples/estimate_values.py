@@ -32,9 +32,10 @@ from sampling import (
     start_processes,
 )
 
+from canon_trl.policy_losses.astar_po import PAPER
+from canon_trl.publishing.citation import package_citation
 from canon_trl.publishing.hub import failure_told, upload_command
 from canon_trl.publishing.model_card import cite, describe_data, describe_model
-from canon_trl.publishing.papers import PAPERS, package_citation
 from canon_trl.sampling.chunks import ChunkLog, collect_records, whole_file
 from canon_trl.sampling.optimal_values import REWARDS, with_optimal_values
 from canon_trl.sampling.scoring import Scorer
@@ -88,7 +89,7 @@ Train on it with `accelerate launch examples/train_astar_po.py --dataset_name {d
 
 ## Citations
 
-{cite("A*-PO", PAPERS["astar_po"].citation)}
+{cite("A*-PO", PAPER.citation)}
 
 {cite("canon_trl", package_citation())}
 """

@@ -1,15 +1,12 @@
 """Advantage estimators: what turns the rewards of a prompt group into advantages.
 
-Each method is a pure function of `(P, G)` tensors in a file of its family. [`ESTIMATORS`] names them for the config;
-there an estimator is called with a [`~canon_trl.rollout.Rollout`] and its options and returns `(P, G)`, or `(P, G, T)`
-where the method is token-level.
+Each method is a pure function of `(P, G)` tensors in a file of its own or of its family. [`ESTIMATORS`] names them for
+the config; there an estimator is called with a [`~canon_trl.rollout.Rollout`] and its options and returns `(P, G)`, or
+`(P, G, T)` where the method is token-level.
 """
 
-import inspect
 from collections.abc import Callable
-from dataclasses import dataclass
-from functools import partial
-from typing import Any, Literal
+from typing import TypeVar
 
 from torch import Tensor
 
@@ -17,57 +14,43 @@ from canon_trl.advantages.a_grae import a_grae_advantage
 from canon_trl.advantages.astar_po import optimal_value
 from canon_trl.advantages.canon import (
     canon_advantage,
+    canon_estimator,
     inter_group_advantage,
     intra_group_advantage,
     split_by_metric,
 )
-from canon_trl.advantages.group_relative import dr_grpo_advantage, grpo_advantage, rloo_advantage
+from canon_trl.advantages.dr_grpo import dr_grpo_advantage
+from canon_trl.advantages.grpo import grpo_advantage
 from canon_trl.advantages.maxrl import maxrl_advantage
+from canon_trl.advantages.mix import Mix, mix
 from canon_trl.advantages.opo import opo_advantage
 from canon_trl.advantages.reinforce import nsr_advantage, psr_advantage, w_reinforce_advantage
 from canon_trl.advantages.reinforce_pp import reinforce_pp_baseline_advantage
-from canon_trl.imports import is_import_path, load_function
-from canon_trl.rollout import Rollout
+from canon_trl.advantages.rloo import rloo_advantage
+from canon_trl.method import Method, Stage, by_name
+from canon_trl.metrics import ResponseMetric
+from canon_trl.rollout import READABLE
 
-AdvantageEstimator = Callable[..., Tensor]
-RewardRange = Literal["[0, 1]", "{0, 1}"]
+ESTIMATORS = by_name(
+    Method("canon", canon_estimator, metrics=lambda options: (options["metric"],)),
+    Method("grpo", grpo_advantage, agrees_with={"scale_rewards": "group"}),
+    Method("dr_grpo", dr_grpo_advantage),
+    Method("rloo", rloo_advantage),
+    Method("reinforce_pp_baseline", reinforce_pp_baseline_advantage),
+    Method("opo", opo_advantage),
+    Method("a_grae", a_grae_advantage, reward_range="[0, 1]"),
+    Method("maxrl", maxrl_advantage, reward_range="[0, inf)"),
+    Method("psr", psr_advantage, reward_range="{0, 1}"),
+    Method("nsr", nsr_advantage, reward_range="{0, 1}"),
+    Method("w_reinforce", w_reinforce_advantage, reward_range="{0, 1}"),
+)
+STAGE = Stage("advantage_estimator", ESTIMATORS, READABLE)
+ESTIMATORS["mix"] = Mix("mix", mix, stage=STAGE)  # of the others
 
-
-@dataclass(frozen=True)
-class OnRollout:
-    """A pure function of tensors as an estimator: its positional arguments are these fields of the rollout.
-
-    `reward_range` says for which rewards the method is defined; the trainer refuses others.
-    """
-
-    function: Callable[..., Tensor]
-    fields: tuple[str, ...]
-    reward_range: RewardRange | None = None
-
-    def __call__(self, rollout: Rollout, **options: Any) -> Tensor:
-        return self.function(*(getattr(rollout, field) for field in self.fields), **options)
-
-
-def canon_estimator(rollout: Rollout, *, metric: str, **options: Any) -> Tensor:
-    """[`canon_advantage`] of the rollout, regrouped by the metric of that name."""
-    return canon_advantage(rollout.rewards, rollout.metrics[metric], valid=rollout.valid, **options)
+Estimator = TypeVar("Estimator", bound=Callable[..., Tensor])
 
 
-ESTIMATORS: dict[str, AdvantageEstimator] = {
-    "canon": canon_estimator,
-    "grpo": OnRollout(grpo_advantage, ("rewards",)),
-    "dr_grpo": OnRollout(dr_grpo_advantage, ("rewards",)),
-    "rloo": OnRollout(rloo_advantage, ("rewards",)),
-    "reinforce_pp_baseline": OnRollout(reinforce_pp_baseline_advantage, ("rewards", "lengths")),
-    "opo": OnRollout(opo_advantage, ("rewards", "lengths")),
-    "a_grae": OnRollout(a_grae_advantage, ("rewards",), reward_range="[0, 1]"),
-    "psr": OnRollout(psr_advantage, ("rewards",), reward_range="{0, 1}"),
-    "nsr": OnRollout(nsr_advantage, ("rewards",), reward_range="{0, 1}"),
-    "w_reinforce": OnRollout(w_reinforce_advantage, ("rewards",), reward_range="{0, 1}"),
-}
-
-
-def requires_metrics(*names: str) -> Callable[[AdvantageEstimator], AdvantageEstimator]:
+def requires_metrics(*metrics: str | ResponseMetric) -> Callable[[Estimator], Estimator]:
     """Declare the metrics that an estimator reads, so that the trainer computes those and no others.
 
     ```python
@@ -78,101 +61,35 @@ def requires_metrics(*names: str) -> Callable[[AdvantageEstimator], AdvantageEst
     ```
 
     Args:
-        names: built-in metrics ("entropy", "length", "surprisal", "random") or import paths
-            `"package.module:function"`.
+        metrics: built-in metrics ("entropy", "length", "surprisal", "random"), import paths
+            `"package.module:function"`, or functions, which the rollout carries by their `__name__`.
     """
 
-    def declare(estimator: AdvantageEstimator) -> AdvantageEstimator:
-        estimator.required_metrics = names  # type: ignore[attr-defined]  # a function's own attribute
+    def declare(estimator: Estimator) -> Estimator:
+        estimator.required_metrics = metrics  # type: ignore[attr-defined]  # a function's own attribute
         return estimator
 
     return declare
 
 
-def required_metrics(estimator: AdvantageEstimator) -> tuple[str, ...]:
-    """The metrics that the estimator declared with [`requires_metrics`], also within `functools.partial`."""
-    if isinstance(estimator, partial) and not hasattr(estimator, "required_metrics"):
-        return required_metrics(estimator.func)
-    return getattr(estimator, "required_metrics", ())
-
-
-def reward_range(estimator: AdvantageEstimator) -> RewardRange | None:
-    """The rewards for which the estimator says that it is defined, also within `functools.partial`."""
-    if isinstance(estimator, partial):
-        return reward_range(estimator.func)
-    return getattr(estimator, "reward_range", None)
-
-
-def get_estimator(name: str) -> AdvantageEstimator:
-    """The estimator of that name in [`ESTIMATORS`], or at that import path.
-
-    Raises:
-        ValueError: there is none; the message lists the known names.
-    """
-    if name in ESTIMATORS:
-        return ESTIMATORS[name]
-    if is_import_path(name):
-        return load_function(name, field="advantage_estimator")
-    raise ValueError(
-        f"advantage_estimator={name!r} is unknown; choose one of {sorted(ESTIMATORS)} or give an import path "
-        "'package.module:function'"
-    )
-
-
-def option_parameters(estimator: AdvantageEstimator) -> list[inspect.Parameter]:
-    """What the estimator takes beside the rollout."""
-    if isinstance(estimator, OnRollout):
-        return list(inspect.signature(estimator.function).parameters.values())[len(estimator.fields) :]
-    return list(inspect.signature(estimator).parameters.values())[1:]
-
-
-def default_options(estimator: AdvantageEstimator) -> dict[str, object]:
-    """The options that the estimator takes and their defaults, those bound with `functools.partial` among them."""
-    return {p.name: p.default for p in option_parameters(estimator) if p.default is not p.empty}
-
-
-def check_options(estimator: AdvantageEstimator, options: dict[str, object], *, field: str) -> None:
-    """Refuse options that the estimator does not take, and the lack of one that it needs.
-
-    Raises:
-        ValueError: names the options, and those that the estimator takes.
-    """
-    parameters = option_parameters(estimator)
-    named = [p for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
-    missing = [p.name for p in named if p.default is p.empty and p.name not in options]
-    if missing:
-        raise ValueError(f"{field} lacks {missing}, which the estimator needs")
-    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
-        return
-    known = [parameter.name for parameter in named]
-    unknown = sorted(set(options) - set(known))
-    if unknown:
-        raise ValueError(f"{field} has {unknown}, which the estimator does not take; it takes {known}")
-
-
 __all__ = [
     "ESTIMATORS",
-    "AdvantageEstimator",
-    "RewardRange",
+    "STAGE",
     "a_grae_advantage",
     "canon_advantage",
     "canon_estimator",
-    "check_options",
-    "default_options",
     "dr_grpo_advantage",
-    "get_estimator",
     "grpo_advantage",
     "inter_group_advantage",
     "intra_group_advantage",
     "maxrl_advantage",
+    "mix",
     "nsr_advantage",
     "opo_advantage",
     "optimal_value",
     "psr_advantage",
     "reinforce_pp_baseline_advantage",
-    "required_metrics",
     "requires_metrics",
-    "reward_range",
     "rloo_advantage",
     "split_by_metric",
     "w_reinforce_advantage",

@@ -5,14 +5,24 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from canon_trl.advantages.group_relative import dr_grpo_advantage, grpo_advantage
+from canon_trl.advantages.dr_grpo import dr_grpo_advantage
 from canon_trl.advantages.groups import as_float, group_mean, has_spread, is_scored, zero_invalid
+from canon_trl.advantages.grpo import grpo_advantage
+from canon_trl.method import Positive
+from canon_trl.paper import Paper
+
+PAPER = Paper(
+    key="yu2026unveiling",
+    title="Unveiling Implicit Advantage Symmetry: Why GRPO Struggles with Exploration and Difficulty Adaptation",
+    authors="Zhiqi Yu and Zhangquan Chen and Mengting Liu and Heye Zhang and Liangqiong Qu",
+    id="2602.05548",
+)
 
 Form = Literal["paper", "released"]
 
 
 def a_grae_advantage(
-    rewards: Tensor, *, scale: bool = True, attenuation: float = 1.0, eps: float = 1e-6, form: Form = "paper"
+    rewards: Tensor, *, scale: bool = True, attenuation: Positive = 1.0, eps: Positive = 1e-6, form: Form = "paper"
 ) -> Tensor:
     """Weigh prompt groups by difficulty, from easy to hard as the model improves, and damp what is positive early on.
 

@@ -16,12 +16,24 @@ Shapes: P prompts, G responses each. Everything is `(P, G)`, computed in at leas
 `rewards`; inputs are never modified.
 """
 
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 from torch import Tensor
 
 from canon_trl.advantages.groups import as_float, group_mean, has_spread, is_scored, zero_invalid
+from canon_trl.method import Positive
+from canon_trl.metrics import ResponseMetric, metric_name
+from canon_trl.paper import Paper
+from canon_trl.rollout import Rollout
+
+PAPER = Paper(
+    key="chen2025conditional",
+    title="Conditional Advantage Estimation for Reinforcement Learning in Large Reasoning Models",
+    authors="Guanxu Chen and Yafu Li and Yuxian Jiang and Chen Qian and Qihan Ren and Jingyi Yang and Yu Cheng "
+    "and Dongrui Liu and Jing Shao",
+    id="2509.23962",
+)
 
 AlphaGroup = Literal["higher", "lower"]
 
@@ -156,6 +168,26 @@ def canon_advantage(
     inter = inter_group_advantage(scored, higher, alpha=alpha, alpha_group=alpha_group, valid=valid)
     intra = intra_group_advantage(scored, higher, valid=valid)
     return zero_invalid(mu * inter + (1 - mu) * intra, valid, like=rewards)
+
+
+def canon_estimator(
+    rollout: Rollout,
+    *,
+    metric: str | ResponseMetric = "entropy",
+    mu: Annotated[float, "[0, 1]"] = 1.0,
+    alpha: Positive = 1.0,
+    alpha_group: AlphaGroup = "higher",
+) -> Tensor:
+    """CANON: compare a response with the half of its group where a metric differs, and with its own half.
+
+        A = mu * (r_i - m(the other half)) + (1 - mu) * (r_i - m(the own half))
+
+    [`canon_advantage`] of the metric that the rollout carries by that name, or by the name of that function. mu = 1 is
+    CANON-Inter, mu = 0 CANON-Intra, mu = 0.5 Dr.GRPO in even groups. The trainer takes the options from the `canon_*`
+    fields of its configuration, with mu from a schedule; within a mix they stand next to the weight.
+    """
+    values = rollout.metrics[metric_name(metric)]
+    return canon_advantage(rollout.rewards, values, mu=mu, alpha=alpha, alpha_group=alpha_group, valid=rollout.valid)
 
 
 def canon_statistics(rewards: Tensor, metric: Tensor, *, valid: Tensor | None = None) -> dict[str, Tensor]:

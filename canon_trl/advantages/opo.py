@@ -3,6 +3,14 @@
 from torch import Tensor
 
 from canon_trl.advantages.groups import as_float, has_spread, is_scored, zero_invalid
+from canon_trl.paper import Paper
+
+PAPER = Paper(
+    key="hao2025onpolicy",
+    title="On-Policy RL with Optimal Reward Baseline",
+    authors="Yaru Hao and Li Dong and Xun Wu and Shaohan Huang and Zewen Chi and Furu Wei",
+    id="2505.23585",
+)
 
 
 def opo_advantage(rewards: Tensor, lengths: Tensor) -> Tensor:

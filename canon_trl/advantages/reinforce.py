@@ -12,6 +12,15 @@ import torch
 from torch import Tensor
 
 from canon_trl.advantages.groups import as_float, is_scored, zero_invalid
+from canon_trl.method import NotNegative
+from canon_trl.paper import Paper
+
+PAPER = Paper(
+    key="zhu2025surprising",
+    title="The Surprising Effectiveness of Negative Reinforcement in LLM Reasoning",
+    authors="Xinyu Zhu and Mengzhou Xia and Zhepei Wei and Wei-Lin Chen and Danqi Chen and Yu Meng",
+    id="2506.01347",
+)
 
 
 def psr_advantage(rewards: Tensor) -> Tensor:
@@ -24,7 +33,7 @@ def nsr_advantage(rewards: Tensor) -> Tensor:
     return zero_invalid(as_float(rewards) - 1, is_scored(rewards), like=rewards)
 
 
-def w_reinforce_advantage(rewards: Tensor, *, positive_weight: float = 0.1) -> Tensor:
+def w_reinforce_advantage(rewards: Tensor, *, positive_weight: NotNegative = 0.1) -> Tensor:
     """W-REINFORCE: A = w for a right answer and -1 for a wrong one; other rewards pass as they are.
 
     `positive_weight` is w, the lambda of Eq. 9, 0.1 in the paper; 1 is REINFORCE with rewards +1 and -1, 0 is NSR.

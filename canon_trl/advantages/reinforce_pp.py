@@ -3,6 +3,14 @@
 from torch import Tensor
 
 from canon_trl.advantages.groups import as_float, group_mean, has_spread, is_scored, zero_invalid
+from canon_trl.paper import Paper
+
+PAPER = Paper(
+    key="hu2025reinforce",
+    title="REINFORCE++: Stabilizing Critic-Free Policy Optimization with Global Normalization",
+    authors="Jian Hu and Jason Klein Liu and Haotian Xu and Wei Shen",
+    id="2501.03262",
+)
 
 
 def reinforce_pp_baseline_advantage(rewards: Tensor, lengths: Tensor) -> Tensor:

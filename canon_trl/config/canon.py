@@ -5,10 +5,12 @@ from dataclasses import dataclass, fields
 from functools import partial
 from typing import Annotated, Any, Literal
 
+from canon_trl.advantages import ESTIMATORS
 from canon_trl.config.checks import PPO_LOSSES, assignments
 from canon_trl.config.help_texts import with_help
 from canon_trl.config.stages import StagesConfig
-from canon_trl.metrics import METRICS, RANDOM, ResponseMetric, get_metric
+from canon_trl.method import Method
+from canon_trl.metrics import METRICS, ResponseMetric, get_metric
 from canon_trl.schedules import SCHEDULES
 
 logger = logging.getLogger(__name__)
@@ -78,7 +80,7 @@ class CANONConfig(StagesConfig):
         per_device_eval_batch_size: Responses per device and forward pass in evaluation.
     """
 
-    advantage_estimator: str = "canon"
+    advantage_estimator: dict[str, Any] | str | None = "canon"
     canon_metric: str = "entropy"
     canon_mu: Annotated[float, "[0, 1]"] = 1.0
     canon_mu_schedule: str = "constant"
@@ -153,24 +155,36 @@ class CANONConfig(StagesConfig):
         elif self.loss_type not in PPO_LOSSES or self.importance_sampling_level != "token":
             self.epsilon_high = None
 
-    def _check_estimator_options(self) -> None:
-        if self.advantage_estimator == "canon":
-            if self.advantage_estimator_kwargs:
-                raise ValueError(
-                    f"advantage_estimator_kwargs={self.advantage_estimator_kwargs} must be empty for 'canon': its "
-                    "options are the canon_* fields"
-                )
-            return
-        super()._check_estimator_options()
-        if changed := self.changed_canon_fields():
+    def make_estimator(self, metric: ResponseMetric | None = None) -> Method:
+        """The advantage estimator with its options bound; those of CANON but for mu, which has a schedule.
+
+        Args:
+            metric: in place of the one that `canon_metric` names.
+        """
+        if self.advantage_estimator != "canon":
+            return super().make_estimator()
+        chosen = metric or self.canon_metric
+        group = self.alpha_group(get_metric(chosen, field="canon_metric"))
+        return ESTIMATORS["canon"].with_options(
+            {"metric": chosen, "alpha": self.canon_alpha, "alpha_group": group}, where=""
+        )
+
+    def _check_estimator(self) -> None:
+        changed = self.changed_canon_fields()
+        if self.advantage_estimator == "canon" and self.advantage_estimator_kwargs:
+            raise ValueError(
+                f"advantage_estimator_kwargs={self.advantage_estimator_kwargs} must be empty for 'canon': its "
+                "options are the canon_* fields"
+            )
+        super()._check_estimator()
+        if self.advantage_estimator != "canon" and changed:
             raise ValueError(
                 f"{assignments(self, changed)}: options of CANON, which advantage_estimator="
                 f"{self.advantage_estimator!r} does not use; leave them at their defaults"
             )
 
     def _check_canon(self) -> None:
-        if self.canon_metric != RANDOM:
-            get_metric(self.canon_metric, field="canon_metric")
+        get_metric(self.canon_metric, field="canon_metric")
         if self.canon_mu_schedule not in SCHEDULES:
             raise ValueError(f"canon_mu_schedule={self.canon_mu_schedule!r} must be one of {list(SCHEDULES)}")
         changed = self.changed_canon_fields()

@@ -7,7 +7,7 @@ from typing import Any, Literal, get_type_hints
 
 from trl import GRPOConfig
 
-from canon_trl.advantages import OnRollout, check_options, get_estimator
+from canon_trl.advantages import STAGE as ADVANTAGES
 from canon_trl.config.checks import check_policy_loss, check_shrink
 from canon_trl.config.help_texts import with_help
 from canon_trl.config.loss_stages import LossStages, check_loss_stages
@@ -15,14 +15,15 @@ from canon_trl.config.run import RunConfig
 from canon_trl.config.run_length import rollouts_in_run
 from canon_trl.config.specs import as_names, find_all
 from canon_trl.loss_terms import STAGE as LOSS_TERM
-from canon_trl.method import Method, check_values
+from canon_trl.method import Method, check_values, find
+from canon_trl.metrics import get_metrics
 from canon_trl.policy_losses import POLICY_LOSSES, PolicyLoss, get_policy_loss
 from canon_trl.sampling import DynamicSampling
 from canon_trl.token_advantages import STAGE as TOKEN_ADVANTAGE
 
 logger = logging.getLogger(__name__)
 
-METHODS = ("token_advantage", "loss_term")  # fields that hold a method or several
+METHODS = ("advantage_estimator", "token_advantage", "loss_term")  # fields that hold a method or several
 OPTIONS = ("advantage_estimator_kwargs", "policy_loss_kwargs", "dynamic_sampling_kwargs")
 
 
@@ -37,10 +38,11 @@ class StagesConfig(RunConfig):
     Args:
         > Parameters that choose the advantage
 
-        advantage_estimator: A name in `canon_trl.advantages.ESTIMATORS` (`"canon"`, `"grpo"`, `"dr_grpo"`, `"rloo"`,
-            `"reinforce_pp_baseline"`, `"opo"`, `"a_grae"`, `"psr"`, `"nsr"`, `"w_reinforce"`), or an import path
-            `"package.module:function"` of a function that takes a [`~canon_trl.rollout.Rollout`] and returns
-            advantages `(P, G)`, or `(P, G, T)`, one per token.
+        advantage_estimator: A name: `"canon"`, `"grpo"`, `"dr_grpo"`, `"rloo"`, `"reinforce_pp_baseline"`, `"opo"`,
+            `"a_grae"`, `"maxrl"`, `"psr"`, `"nsr"`, `"w_reinforce"`, `"mix"`; `{name: options}`; or an import path
+            `"package.module:function"` of a function that reads a [`~canon_trl.rollout.Rollout`] and returns
+            advantages `(P, G)`, or `(P, G, T)`, one per token. `{"mix": {"canon": 0.5, "opo": 0.5}}` is a weighted
+            sum.
         advantage_estimator_kwargs: Options of the estimator, such as `{"eps": 1e-4}` for `"grpo"`. CANON's own are
             the `canon_*` fields.
         accuracy_reward: Name of the reward function that measures accuracy in [0, 1]. Default: the first one. It
@@ -48,13 +50,11 @@ class StagesConfig(RunConfig):
 
         > Parameters that choose the loss
 
-        token_advantage: What becomes of the advantage of each token before the loss: `"entropy_shaped"`,
-            `{name: options}`, an import path `"package.module:function"` of a function that reads
-            [`~canon_trl.tokens.Tokens`], or a list or mapping of several in the order in which they act. Default:
-            nothing.
-        loss_term: What is added to the loss: `"ter"`, or as for `token_advantage`. Default: nothing.
-        policy_loss: A name in `canon_trl.policy_losses.POLICY_LOSSES`: `"clip_cov"` or `"kl_cov"`. Default: TRL's
-            loss as it is.
+        token_advantage: A name: `"entropy_shaped"`; `{name: options}`; an import path `"package.module:function"` of a
+            function that reads [`~canon_trl.tokens.Tokens`]; or a list or mapping of several in the order in which
+            they act. It says what becomes of the advantage of each token before the loss. Default: nothing.
+        loss_term: A name: `"ter"`; or as for `token_advantage`. It is added to the loss. Default: nothing.
+        policy_loss: A name: `"clip_cov"`, `"kl_cov"`; default TRL's loss as it is.
         policy_loss_kwargs: Options of the policy loss, such as `{"ratio": 2e-4, "scope": "batch"}` for `"clip_cov"`.
 
         > Parameters that choose the groups that are trained on
@@ -72,7 +72,7 @@ class StagesConfig(RunConfig):
             `"auto"` takes the first where it is possible, else the second.
     """
 
-    advantage_estimator: str = "grpo"
+    advantage_estimator: dict[str, Any] | str | None = "grpo"
     advantage_estimator_kwargs: dict[str, Any] | str | None = None
     accuracy_reward: str | None = None
     token_advantage: dict[str, Any] | str | list[Any] | None = None
@@ -94,6 +94,10 @@ class StagesConfig(RunConfig):
         self._check_policy_loss()
         check_loss_stages(LossStages(self.make_token_advantages(), None, self.make_loss_terms()), self)
         self._check_dynamic_sampling()
+
+    def make_estimator(self) -> Method:
+        """The advantage estimator with its options bound."""
+        return find(ADVANTAGES, self.advantage_estimator, self.advantage_estimator_kwargs)
 
     def make_token_advantages(self) -> tuple[Method, ...]:
         """The token advantages with their options bound."""
@@ -140,28 +144,30 @@ class StagesConfig(RunConfig):
                 setattr(self, name, {})
             elif not isinstance(options, dict) or not all(isinstance(option, str) for option in options):
                 raise ValueError(f"{name}={options!r} must be a dict of options by name, or JSON of one")
+        if isinstance(self.advantage_estimator, dict) and len(self.advantage_estimator) == 1:
+            if self.advantage_estimator_kwargs:
+                raise ValueError(
+                    f"advantage_estimator={self.advantage_estimator} and advantage_estimator_kwargs="
+                    f"{self.advantage_estimator_kwargs} both have options; give them once"
+                )
+            ((self.advantage_estimator, options),) = self.advantage_estimator.items()
+            self.advantage_estimator_kwargs = options or {}
 
     def _check_estimator(self) -> None:
-        get_estimator(self.advantage_estimator)
-        if self.multi_objective_aggregation != "sum_then_normalize":
+        method = self.make_estimator()
+        get_metrics(method.required_metrics)
+        aggregation = method.agrees_with.get("multi_objective_aggregation", "sum_then_normalize")
+        if self.multi_objective_aggregation not in ("sum_then_normalize", aggregation):
             raise ValueError(
                 f"multi_objective_aggregation={self.multi_objective_aggregation!r} is an advantage estimator of TRL's "
                 "own, which advantage_estimator replaces; it must be 'sum_then_normalize'"
             )
-        allowed_scaling = ("none", "group") if self.advantage_estimator == "grpo" else ("none",)
-        if self.scale_rewards not in allowed_scaling:
+        scaling = tuple(dict.fromkeys(("none", method.agrees_with.get("scale_rewards", "none"))))
+        if self.scale_rewards not in scaling:
             raise ValueError(
                 f"scale_rewards={self.scale_rewards!r} is TRL's own scaling of advantages, which "
-                f"advantage_estimator={self.advantage_estimator!r} replaces; it must be one of {allowed_scaling}"
+                f"advantage_estimator={self.advantage_estimator!r} replaces; it must be one of {scaling}"
             )
-        self._check_estimator_options()
-
-    def _check_estimator_options(self) -> None:
-        estimator = get_estimator(self.advantage_estimator)
-        check_options(estimator, self.advantage_estimator_kwargs, field="advantage_estimator_kwargs")
-        if isinstance(estimator, OnRollout):
-            types = get_type_hints(estimator.function, include_extras=True)
-            check_values(self.advantage_estimator_kwargs, types, where="advantage_estimator_kwargs: ")
 
     def _check_policy_loss(self) -> None:
         if self.policy_loss is None and self.policy_loss_kwargs:

@@ -5,22 +5,29 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from canon_trl.advantages import RewardRange
 from canon_trl.guards.failures import SharedFailures
+from canon_trl.method import RewardRange
 from canon_trl.rollout import Rollout
 from canon_trl.rounding import rounding_error
 
 
+def nearest(rewards: Tensor, reward_range: RewardRange) -> Tensor:
+    """The nearest rewards within the range: an interval `"[0, 1]"`, or two values `"{0, 1}"`."""
+    low, high = (float(end) for end in reward_range[1:-1].split(","))
+    if reward_range.startswith("["):
+        return rewards.clamp(low, high)
+    return torch.where(rewards > (low + high) / 2, high, low).to(rewards.dtype)
+
+
 def snapped(rewards: Tensor, reward_range: RewardRange) -> Tensor:
-    """The rewards, those put into the range that only the rounding of a sum has put out of it."""
-    inside = rewards.clamp(0, 1) if reward_range == "[0, 1]" else (rewards > 0.5).to(rewards.dtype)
+    """The rewards, with those moved into the range that only the rounding of a sum has moved out of it."""
+    inside = nearest(rewards, reward_range)
     return torch.where((rewards - inside).abs() <= rounding_error(torch.ones_like(rewards)), inside, rewards)
 
 
 def in_range(rewards: Tensor, reward_range: RewardRange) -> Tensor:
     """Where rewards, [`snapped`] before, lie in the range or are NaN."""
-    inside = (rewards >= 0) & (rewards <= 1) if reward_range == "[0, 1]" else (rewards == 0) | (rewards == 1)
-    return inside | rewards.isnan()
+    return (rewards == nearest(rewards, reward_range)) | rewards.isnan()
 
 
 def check_numbers(

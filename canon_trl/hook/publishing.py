@@ -13,6 +13,7 @@ from canon_trl.evaluation.training_curves import save_history
 from canon_trl.hook.checkpoints import (
     RUN_OPTIONS,
 )
+from canon_trl.method import Method, paper_of
 from canon_trl.policy_losses import POLICY_LOSSES, PolicyLoss
 from canon_trl.publishing.hub import failure_told, upload_command
 from canon_trl.publishing.model_card import (
@@ -36,6 +37,7 @@ class Publishing(GRPOTrainer):
     _tag_names = ["trl", "canon_trl"]
     _name = "an advantage estimator"
     _paper: dict[str, str] = {}
+    _estimator: Method
 
     def method_options(self) -> dict[str, Any]:
         """The options of the method, as the model card lists them; `None` hides one."""
@@ -68,6 +70,9 @@ class Publishing(GRPOTrainer):
         options = self.method_options() | {name: asdict(chosen) for name, chosen in beside.items()}
         options |= {"reward_funcs": self.reward_func_names}
         model = self.accelerator.unwrap_model(self.model)
+        papers = {name: paper_of(type(chosen)) for name, chosen in beside.items()}
+        if not self._paper:  # a sum of several methods
+            papers |= self._estimator.papers
         facts = TrainingFacts(
             method=self._name,
             options=options | {n: value for n, value in changed_options(self.args).items() if n not in options},
@@ -75,14 +80,14 @@ class Publishing(GRPOTrainer):
             data=describe_data(dataset_name, self.train_dataset),
             num_processes=self.accelerator.num_processes,
             results=logged_results(history, accuracy, self.eval_dataset),
-            beside=list(beside),
+            beside={name: paper for name, paper in papers.items() if paper is not None},
             adapter=PeftType(model.peft_type).value.lower() if isinstance(model, PeftModel) else None,
             curves=curves,
         )
         complete_card(folder / "README.md", facts)
 
     def _beside(self) -> dict[str, PolicyLoss | DynamicSampling]:
-        """What the method is combined with, by the names in `canon_trl.publishing.papers`."""
+        """What the method is combined with, by name."""
         found: dict[str, PolicyLoss | DynamicSampling] = {}
         if self._gate is not None:
             chosen = self._gate.policy_loss

@@ -111,7 +111,8 @@ class Rollouts(Resampling):
         widths, lengths, *metrics = self.accelerator.gather(local).view(-1, group_size, local.shape[1]).unbind(-1)
 
         rewards = weighted_reward(rewards_per_func, self.reward_weights).view(-1, group_size)
-        rewards = rewards if self._reward_range is None else snapped(rewards, self._reward_range)
+        reward_range = self._estimator.reward_range
+        rewards = rewards if reward_range is None else snapped(rewards, reward_range)
         accuracy = snapped(making.drawn[:, self._accuracy_index], "[0, 1]")
         step = (self._steps_not_restored + self._step) // self._generate_every
         by_name = dict(zip(measured, metrics, strict=True))
@@ -119,7 +120,7 @@ class Rollouts(Resampling):
             by_name,
             rewards,
             accuracy if self._needs_accuracy else None,
-            reward_range=self._reward_range,
+            reward_range=reward_range,
             accuracy_reward=self.reward_func_names[self._accuracy_index],
             failures=self._failures,
         )
@@ -129,6 +130,7 @@ class Rollouts(Resampling):
             rewards=rewards,
             rewards_per_func=rewards_per_func.view(*rewards.shape, -1),
             reward_names=tuple(self.reward_func_names),
+            reward_weights=self.reward_weights.to(rewards.device),
             lengths=lengths.long(),
             metrics=ResponseMetrics(by_name),
             step=step,
@@ -145,4 +147,4 @@ class Rollouts(Resampling):
             return torch.tensor(self._failures.note(error, f"in metric {name!r}", rows))
 
     def _estimate_advantages(self, rollout: Rollout) -> Tensor:
-        return used_advantages(self._advantage_estimator(rollout), rollout)
+        return used_advantages(self._estimator(rollout), rollout)

@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor, nn
 from trl import GRPOConfig
 
-from canon_trl.advantages import AdvantageEstimator, RewardRange
+from canon_trl.advantages import STAGE
 from canon_trl.config.checks import (
     PER_TOKEN,
     check_dynamic_sampling,
@@ -38,8 +38,8 @@ from canon_trl.hook.resuming import Resuming
 from canon_trl.hook.rollout import Rollouts
 from canon_trl.hook.shrunken_steps import LeftOut, ShrunkenSteps
 from canon_trl.hook.token_gate import TokenGate
-from canon_trl.method import Method
-from canon_trl.metrics import ResponseMetric, token_inputs
+from canon_trl.method import Method, find
+from canon_trl.metrics import ResponseMetric, get_metrics, token_inputs
 from canon_trl.policy_losses import PolicyLoss
 from canon_trl.sampling import DynamicSampling, PromptStream
 from canon_trl.sampling.group_collector import GroupCollector
@@ -53,12 +53,15 @@ class PluggableGRPOTrainer(Publishing, Resuming, Logs, NotFinite, Rollouts):
 
     Args:
         model, reward_funcs, args, train_dataset, eval_dataset, **trl_kwargs: as for [`~trl.GRPOTrainer`].
-        advantage_estimator: called with a [`~canon_trl.rollout.Rollout`] on every rank; returns advantages `(P, G)`,
-            or `(P, G, T)` with T at least `Rollout.width`. Responses without a reward get advantage 0 in any case.
-        metrics: the response metrics that the rollout carries, by name; `None` stands for the random metric.
+        advantage_estimator: a function, called on every rank, whose positional parameters name fields of a
+            [`~canon_trl.rollout.Rollout`], or `rollout` for the whole; or a name in `canon_trl.advantages.ESTIMATORS`.
+            It returns advantages `(P, G)`, or `(P, G, T)` with T at least `Rollout.width`. Responses without a reward
+            get advantage 0 in any case.
+        metrics: response metrics that the rollout carries beyond those that the estimator declares, by name; `None`
+            stands for the random metric.
         accuracy_reward: name of the reward function behind `Rollout.accuracy`; default the first.
-        needs_accuracy: whether the estimator reads `Rollout.accuracy`; its reward must then lie in [0, 1].
-        reward_range: the rewards for which the estimator is defined; others are refused.
+        needs_accuracy: whether an estimator that is handed the whole rollout reads `Rollout.accuracy`; its reward must
+            then lie in [0, 1].
         entropy_source: `"generation"`, `"forward"` or `"auto"`, see [`~canon_trl.CANONConfig`].
         loss_function: the whole loss in place of TRL's, `(log_probs, ref_log_probs, advantages, mask) -> 0-d` of one
             micro-batch, `(B, T)` each but the advantages `(B,)`; needs `args.beta` above 0 for the reference.
@@ -93,11 +96,10 @@ class PluggableGRPOTrainer(Publishing, Resuming, Logs, NotFinite, Rollouts):
         train_dataset: Any = None,
         eval_dataset: Any = None,
         *,
-        advantage_estimator: AdvantageEstimator,
-        metrics: Mapping[str, ResponseMetric | None],
+        advantage_estimator: Callable[..., Tensor] | str | Mapping[str, Any],
+        metrics: Mapping[str, ResponseMetric | None] | None = None,
         accuracy_reward: str | None = None,
         needs_accuracy: bool = False,
-        reward_range: RewardRange | None = None,
         entropy_source: str = "auto",
         loss_function: Callable[[Tensor, Tensor, Tensor, Tensor], Tensor] | None = None,
         policy_loss: PolicyLoss | None = None,
@@ -115,11 +117,13 @@ class PluggableGRPOTrainer(Publishing, Resuming, Logs, NotFinite, Rollouts):
         check_shrink(dynamic_sampling, args)
         check_generation_kwargs(args)
         self._records_generation = records_generation(entropy_source, args, trl_kwargs)
-        self._advantage_estimator = advantage_estimator
-        self._response_metrics = dict(metrics)
+        self._estimator = find(STAGE, advantage_estimator)
+        self._response_metrics = get_metrics(self._estimator.required_metrics) | dict(metrics or {})
         self._trl_scores = trl_scores(args)
         self._samples_the_policy = samples_the_policy(args)
-        named = set().union(*(token_inputs(metric) for metric in metrics.values() if metric is not None))
+        named = set().union(
+            *(token_inputs(metric) for metric in self._response_metrics.values() if metric is not None)
+        )
         self._scored_inputs = frozenset(named & {"entropies", "log_probs"})
         if policy_loss is not None:
             check_policy_loss(args, policy_loss)
@@ -129,11 +133,11 @@ class PluggableGRPOTrainer(Publishing, Resuming, Logs, NotFinite, Rollouts):
             check_loss_function(args, policy_loss)
         self._stages = LossStages(tuple(token_advantages), None, tuple(loss_terms))
         check_loss_stages(self._stages, args)
-        self._needs_accuracy = needs_accuracy
-        self._reward_range = reward_range
+        self._needs_accuracy = needs_accuracy or "accuracy" in self._estimator.reads
         if entropy_source != "auto" and not self._scored_inputs:
             raise ValueError(
-                f"entropy_source={entropy_source!r} would be ignored: neither the metrics {list(metrics)} nor a "
+                f"entropy_source={entropy_source!r} would be ignored: neither the metrics "
+                f"{list(self._response_metrics)} nor a "
                 "policy loss read entropies or log-probabilities of the rollout; leave it at 'auto'"
             )
         self._loss_function = loss_function

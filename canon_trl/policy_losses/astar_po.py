@@ -2,6 +2,16 @@
 
 from torch import Tensor
 
+from canon_trl.paper import Paper
+
+PAPER = Paper(
+    key="brantley2025accelerating",
+    title="Accelerating RL for LLM Reasoning with Optimal Advantage Regression",
+    authors=r"Kiant\'e Brantley and Mingyu Chen and Zhaolin Gao and Jason D. Lee and Wen Sun and Wenhao Zhan and "
+    "Xuezhou Zhang",
+    id="2505.20686",
+)
+
 
 def astar_po_loss(
     log_probs: Tensor, ref_log_probs: Tensor, advantages: Tensor, mask: Tensor, *, beta: float

@@ -25,6 +25,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
+from canon_trl.paper import Paper
 from canon_trl.policy_losses.covariance_over_ranks import (
     Among,
     Statistics,
@@ -35,6 +36,15 @@ from canon_trl.policy_losses.covariance_over_ranks import (
     kl_cov_over_ranks,
 )
 from canon_trl.selection import Search, alone, largest, together
+
+PAPER = Paper(
+    key="cui2025entropy",
+    title="The Entropy Mechanism of Reinforcement Learning for Reasoning Language Models",
+    authors="Ganqu Cui and Yuchen Zhang and Jiacheng Chen and Lifan Yuan and Zhi Wang and Yuxin Zuo and Haozhan Li "
+    "and Yuchen Fan and Huayu Chen and Weize Chen and Zhiyuan Liu and Hao Peng and Lei Bai and Wanli Ouyang and "
+    "Yu Cheng and Bowen Zhou and Ning Ding",
+    id="2505.22617",
+)
 
 Scope = Literal["micro_batch", "batch"]
 

@@ -4,7 +4,7 @@ import dataclasses
 import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,8 @@ from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 from trl import GRPOConfig
 
 from canon_trl.config.run import decides_what_is_learnt
-from canon_trl.publishing.papers import PAPERS, package_citation
+from canon_trl.paper import Paper
+from canon_trl.publishing.citation import package_citation
 
 TASK = "text-generation"
 CITATIONS = "## Citations"
@@ -33,7 +34,7 @@ class TrainingFacts:
         base_model, data: as readers are to see them.
         num_processes: that trained.
         results: of evaluations.
-        beside: names in `canon_trl.publishing.papers.PAPERS` of what the method was combined with.
+        beside: what the method was combined with, and its paper.
         adapter: kind of adapter, such as `"lora"`, where the weights are one; else `None`.
         curves: whether `curves.png` and `metrics.csv` lie beside the card.
     """
@@ -44,7 +45,7 @@ class TrainingFacts:
     data: str
     num_processes: int
     results: Sequence[EvalResult] = ()
-    beside: Sequence[str] = ()
+    beside: Mapping[str, Paper] = field(default_factory=dict)
     adapter: str | None = None
     curves: bool = False
 
@@ -62,7 +63,7 @@ def complete_card(path: Path, facts: TrainingFacts) -> None:
     # Where the base model is a folder, or the model has no name on the Hub yet, TRL writes None.
     body = body.replace("[None](https://huggingface.co/None)", facts.base_model)
     body = body.replace('model="None"', f'model="{path.parent.name}"')
-    citing = [cite(name, PAPERS[name].citation) for name in facts.beside]
+    citing = [cite(name, paper.citation) for name, paper in facts.beside.items()]
     citing.append(cite("canon_trl", package_citation()))
     card.text = "\n\n".join([body.rstrip(), *sections(facts), f"{heading}{citations}".rstrip(), *citing, ""])
     card.data.pop("licence")  # a placeholder of TRL's, no license
@@ -81,7 +82,7 @@ def cite(name: str, entry: str) -> str:
 
 
 def sections(facts: TrainingFacts) -> list[str]:
-    beside = [f"[{name}](https://huggingface.co/papers/{PAPERS[name].id})" for name in facts.beside]
+    beside = [f"[{name}]({paper.url})" for name, paper in facts.beside.items()]
     processes = "one process" if facts.num_processes == 1 else f"{facts.num_processes} processes"
     rows = [f"| `{name}` | {cell(value)} |" for name, value in facts.options.items() if value is not None]
     written = [

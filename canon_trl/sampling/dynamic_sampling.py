@@ -13,7 +13,15 @@ import torch
 from torch import Tensor
 
 from canon_trl.advantages.groups import group_mean, has_spread, is_scored
+from canon_trl.paper import Paper
 from canon_trl.rounding import rounding_error
+
+PAPER = Paper(
+    key="yu2025dapo",
+    title="DAPO: An Open-Source LLM Reinforcement Learning System at Scale",
+    authors="Qiying Yu and Zheng Zhang and Ruofei Zhu and Yufeng Yuan and Xiaochen Zuo and others",
+    id="2503.14476",
+)
 
 
 def group_verdicts(

@@ -10,8 +10,7 @@ from transformers import PreTrainedModel
 from canon_trl.config.astar_po import AStarPOConfig
 from canon_trl.hook.data_checks import named_datasets
 from canon_trl.hook.trainer import PluggableGRPOTrainer
-from canon_trl.policy_losses.astar_po import astar_po_loss
-from canon_trl.publishing.papers import PAPERS
+from canon_trl.policy_losses.astar_po import PAPER, astar_po_loss
 from canon_trl.rollout import Rollout
 from canon_trl.sampling.optimal_values import VALUE, with_optimal_values
 from canon_trl.sampling.prompt_checks import check_prompts
@@ -52,7 +51,7 @@ class AStarPOTrainer(PluggableGRPOTrainer):
 
     _tag_names = ["trl", "canon_trl", "astar_po"]
     _name = "A*-PO"
-    _paper = PAPERS["astar_po"].for_trl
+    _paper = PAPER.for_trl
 
     def __init__(
         self,

@@ -1,31 +1,21 @@
 """CANON's trainer."""
 
-from dataclasses import fields
+from collections.abc import Callable
+from dataclasses import fields, replace
+from functools import wraps
 from typing import Any
 
 from torch import Tensor
 from transformers import PreTrainedModel
-from trl.trainer.utils import get_callable_name
 
-from canon_trl.advantages import (
-    ESTIMATORS,
-    AdvantageEstimator,
-    canon_estimator,
-    check_options,
-    default_options,
-    get_estimator,
-    required_metrics,
-    reward_range,
-    split_by_metric,
-)
-from canon_trl.advantages.canon import canon_statistics
+from canon_trl.advantages import ESTIMATORS, STAGE, canon_estimator, split_by_metric
+from canon_trl.advantages.canon import PAPER, canon_statistics
 from canon_trl.config.canon import ACCURACY_SCHEDULES, COSINE_SCHEDULES, CANONConfig
 from canon_trl.config.specs import find_all
 from canon_trl.hook.trainer import PluggableGRPOTrainer
 from canon_trl.loss_terms import STAGE as LOSS_TERM
-from canon_trl.method import Method, Stage
-from canon_trl.metrics import RANDOM, ResponseMetric, get_metric
-from canon_trl.publishing.papers import PAPERS
+from canon_trl.method import Method, Stage, find
+from canon_trl.metrics import ResponseMetric, metric_name
 from canon_trl.rollout import Rollout
 from canon_trl.token_advantages import STAGE as TOKEN_ADVANTAGE
 
@@ -54,8 +44,9 @@ class CANONTrainer(PluggableGRPOTrainer):
     Args:
         model, reward_funcs, args, train_dataset, eval_dataset, **trl_kwargs: as for [`~trl.GRPOTrainer`], with a
             [`CANONConfig`] as `args`.
-        advantage_estimator: a function `Rollout -> (P, G)` in place of the one that `args.advantage_estimator` names;
-            options are bound to it with `functools.partial`.
+        advantage_estimator: a function in place of the one that `args.advantage_estimator` names. Its positional
+            parameters name fields of a [`~canon_trl.rollout.Rollout`], or `rollout` for the whole; it returns `(P, G)`
+            or `(P, G, T)`. Options are bound to it with `functools.partial`.
         token_advantage, loss_term: in place of the fields of `args` of these names: a function, a list of several, or
             a mapping of them to their options.
         canon_metric: a metric in place of the one that `args.canon_metric` names, see `canon_trl.metrics`.
@@ -67,7 +58,7 @@ class CANONTrainer(PluggableGRPOTrainer):
 
     _tag_names = ["trl", "canon_trl", "canon"]
     _name = "CANON"
-    _paper = PAPERS["canon"].for_trl
+    _paper = PAPER.for_trl
 
     def __init__(
         self,
@@ -77,7 +68,7 @@ class CANONTrainer(PluggableGRPOTrainer):
         train_dataset: Any = None,
         eval_dataset: Any = None,
         *,
-        advantage_estimator: AdvantageEstimator | None = None,
+        advantage_estimator: Callable[..., Tensor] | None = None,
         canon_metric: ResponseMetric | None = None,
         token_advantage: Any = None,
         loss_term: Any = None,
@@ -89,20 +80,17 @@ class CANONTrainer(PluggableGRPOTrainer):
         if not isinstance(args, CANONConfig):
             raise TypeError(f"args is a {type(args).__name__}; it must be a CANONConfig, which takes the same fields")
         self._metric_name: str | None = None
-        named = get_estimator(args.advantage_estimator) if advantage_estimator is None else advantage_estimator
         if advantage_estimator is None and args.advantage_estimator == "canon":
-            estimator, metrics = self._canon(args, canon_metric)
+            method = self._canon(args, canon_metric)
         else:
-            estimator, metrics = self._other(args, advantage_estimator, canon_metric)
+            method = self._other(args, advantage_estimator, canon_metric)
         super().__init__(
             model,
             reward_funcs,
             args,
             train_dataset,
             eval_dataset,
-            advantage_estimator=estimator,
-            metrics=metrics,
-            reward_range=reward_range(named),
+            advantage_estimator=method,
             accuracy_reward=args.accuracy_reward,
             needs_accuracy=self._metric_name is not None and args.canon_mu_schedule in ACCURACY_SCHEDULES,
             entropy_source=args.entropy_source,
@@ -115,24 +103,21 @@ class CANONTrainer(PluggableGRPOTrainer):
             **trl_kwargs,
         )
 
-    def _canon(self, args: CANONConfig, metric: ResponseMetric | None) -> tuple[AdvantageEstimator, dict]:
+    def _canon(self, args: CANONConfig, metric: ResponseMetric | None) -> Method:
         if metric is not None and "canon_metric" in args.changed_canon_fields():
             raise ValueError(
                 f"canon_metric is given to the trainer and as args.canon_metric={args.canon_metric!r}; set only one"
             )
-        name = self._metric_name = args.canon_metric if metric is None else get_callable_name(metric)
-        resolved = metric or find_metric(name, field="canon_metric")
-        alpha_group = args.alpha_group(resolved)
+        method = args.make_estimator(metric)
+        self._metric_name = metric_name(method.options["metric"])
 
-        def estimator(rollout: Rollout) -> Tensor:
-            options = {"mu": self._mu(rollout), "alpha": args.canon_alpha, "alpha_group": alpha_group}
-            return canon_estimator(rollout, metric=name, **options)
+        @wraps(canon_estimator)
+        def scheduled(rollout: Rollout, **options: Any) -> Tensor:
+            return canon_estimator(rollout, mu=self._mu(rollout), **options)
 
-        return estimator, {name: resolved}
+        return replace(method, function=scheduled)
 
-    def _other(
-        self, args: CANONConfig, given: AdvantageEstimator | None, metric: ResponseMetric | None
-    ) -> tuple[AdvantageEstimator, dict]:
+    def _other(self, args: CANONConfig, given: Callable[..., Tensor] | None, metric: ResponseMetric | None) -> Method:
         if metric is not None:
             raise ValueError("canon_metric is used by advantage_estimator='canon' only")
         if given is not None and (args.advantage_estimator != "canon" or args.changed_canon_fields()):
@@ -140,18 +125,11 @@ class CANONTrainer(PluggableGRPOTrainer):
                 f"advantage_estimator is given to the trainer: args.advantage_estimator={args.advantage_estimator!r} "
                 f"and {args.changed_canon_fields()} would be ignored; leave them at their defaults"
             )
-        function = given or get_estimator(args.advantage_estimator)
-        check_options(function, args.advantage_estimator_kwargs, field="advantage_estimator_kwargs")
-
-        def estimator(rollout: Rollout) -> Tensor:
-            return function(rollout, **args.advantage_estimator_kwargs)
-
-        method = args.advantage_estimator if given is None else get_callable_name(function)
-        known = given is None and method in ESTIMATORS
-        self._name, self._paper = method, PAPERS[method].for_trl if known else {}
-        self._tag_names = ["trl", "canon_trl", *([method] if known else [])]
-        self._estimator_options = default_options(function) | args.advantage_estimator_kwargs
-        return estimator, {name: find_metric(name, field="requires_metrics") for name in required_metrics(function)}
+        method = args.make_estimator() if given is None else find(STAGE, given)
+        self._name, self._paper = method.name, {} if method.paper is None else method.paper.for_trl
+        self._tag_names = ["trl", "canon_trl", *([method.name] if given is None and method.name in ESTIMATORS else [])]
+        self._estimator_options = method.all_options
+        return method
 
     def _mu(self, rollout: Rollout) -> float | Tensor:
         return self.args.mu_schedule()(rollout.step, rollout.total_steps, rollout.accuracy)
@@ -181,11 +159,6 @@ class CANONTrainer(PluggableGRPOTrainer):
             return columns
         higher = split_by_metric(rollout.metrics[self._metric_name], rollout.valid)
         return columns | {"higher_half": higher}
-
-
-def find_metric(name: str, *, field: str) -> ResponseMetric | None:
-    """The metric of that name; `None` for the random one, which the trainer draws for all ranks at once."""
-    return None if name == RANDOM else get_metric(name, field=field)
 
 
 def chosen(stage: Stage, given: Any, args: CANONConfig) -> tuple[Method, ...]:

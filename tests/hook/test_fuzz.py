@@ -17,7 +17,7 @@ from transformers import PreTrainedModel
 from trl import GRPOConfig
 
 from canon_trl import AStarPOConfig, AStarPOTrainer, CANONConfig
-from canon_trl.advantages import ESTIMATORS, reward_range
+from canon_trl.advantages import ESTIMATORS
 from canon_trl.method import bounded, lies_in
 from canon_trl.metrics import METRICS, RANDOM
 from canon_trl.schedules import SCHEDULES
@@ -238,7 +238,7 @@ def is_finite(logged_value: float | None) -> bool:
 def check_canon(folder: str, options: dict[str, Any]) -> str:
     name = options.get("advantage_estimator", "canon")
     estimator = ESTIMATORS.get(name) if isinstance(name, str) else None
-    ranged = estimator is not None and reward_range(estimator) is not None
+    ranged = estimator is not None and estimator.reward_range is not None
     data = {"reward_funcs": [right] if ranged else [right, long], "train_dataset": prompts(16)}
     return check(folder, options, trainer_options=data | {"eval_dataset": prompts(2)})
 

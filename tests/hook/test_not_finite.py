@@ -104,7 +104,7 @@ def test_gradients_before_they_change_a_weight(tmp_path):
 
 
 def with_loss(folder, loss_function, **options):
-    estimator = {"advantage_estimator": lambda rollout: dr_grpo_advantage(rollout.rewards), "metrics": {}}
+    estimator = {"advantage_estimator": lambda rollout: dr_grpo_advantage(rollout.rewards)}
     return make_trainer(
         folder,
         trainer_class=PluggableGRPOTrainer,

@@ -164,7 +164,6 @@ def test_an_entropy_bonus_is_refused_beside_shrink_whatever_the_config(tmp_path,
             GRPOConfig(str(tmp_path), **OPTIONS, **bonus),
             prompts(),
             advantage_estimator=lambda rollout: rollout.rewards,
-            metrics={},
             dynamic_sampling=DynamicSampling(exhausted=exhausted),
         )
 

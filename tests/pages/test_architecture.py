@@ -69,7 +69,7 @@ def edges_of(page: str) -> list[Edge]:
 def test_the_page_lists_the_imports_between_the_parts():
     listed = edges_of(PAGE)
     assert len(listed) == len(set(listed))
-    assert set(listed) == found_edges(), "change the list in docs/architecture.md and run docs/architecture_picture.py"
+    assert set(listed) == found_edges(), "run docs/generate.py and docs/architecture_picture.py"
 
 
 def test_the_picture_is_drawn_from_that_list():

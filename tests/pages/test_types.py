@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from canon_trl import CANONConfig, CANONTrainer, Rollout, requires_metrics
-from canon_trl.advantages import canon_advantage, get_estimator
+from canon_trl.advantages import ESTIMATORS, canon_advantage
 from canon_trl.evaluation import pass_at_k
 from canon_trl.tasks import TASKS
 
@@ -38,7 +38,7 @@ def train() -> None:
 
 
 advantages: Tensor = canon_advantage(torch.ones(2, 4), torch.rand(2, 4), mu=0.5, alpha_group="lower")
-centred: Tensor = get_estimator("dr_grpo")(advantages)
+centred: Tensor = ESTIMATORS["dr_grpo"](Rollout.example(rewards=advantages))
 solved: float = float(pass_at_k(8, [1, 2], 4).mean())
 """
 

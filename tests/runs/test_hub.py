@@ -19,10 +19,12 @@ from trl import GRPOTrainer, RLOOTrainer
 
 from canon_trl import AStarPOConfig, AStarPOTrainer
 from canon_trl.advantages import ESTIMATORS
-from canon_trl.policy_losses import POLICY_LOSSES
+from canon_trl.method import paper_of
+from canon_trl.policy_losses import POLICY_LOSSES, astar_po, covariance
+from canon_trl.publishing.citation import package_citation
 from canon_trl.publishing.hub import upload_command
 from canon_trl.publishing.model_card import changed_options, logged_results
-from canon_trl.publishing.papers import PAPERS, package_citation
+from canon_trl.sampling import dynamic_sampling
 
 ROOT = Path(__file__).parents[2]
 TRAIN = ["--task", "arithmetic", "--task_train_prompts", "32", "--task_eval_prompts", "8", "--use_cpu", "true"]
@@ -128,8 +130,8 @@ def test_the_pushed_card_says_how_the_model_came_about(hub, pushed):
         "Data: the embedded task arithmetic, 32 prompts",
         "![Learning curves](curves.png)",
         'model="me/whole"',
-        PAPERS["canon"].citation,
-        PAPERS["kl_cov"].citation,
+        ESTIMATORS["canon"].paper.citation,
+        covariance.PAPER.citation,
         package_citation(),
     ):
         assert text in card.text, text
@@ -294,15 +296,15 @@ def test_a_model_without_a_card_is_refused_before_it_is_evaluated(tmp_path):
     assert not (tmp_path / "scores").exists()
 
 
-@pytest.mark.parametrize("name", [*ESTIMATORS])
+@pytest.mark.parametrize("name", [name for name, method in ESTIMATORS.items() if method.paper])
 def test_every_estimators_card_cites_its_own_paper(tmp_path, name):
     trainer = make_trainer(tmp_path, advantage_estimator=name, hub_token="hf_secret", run_name="private")
     trainer.create_model_card()
     card = ModelCard.load(tmp_path / "README.md")
     assert {"trl", "canon_trl", name} <= {*card.data.tags} and "grpo" not in {*card.data.tags} - {name}
-    assert f"https://huggingface.co/papers/{PAPERS[name].id}" in card.text
+    assert f"https://huggingface.co/papers/{ESTIMATORS[name].paper.id}" in card.text
     cited = re.findall(r"^@\w+{(.+),$", card.text, flags=re.MULTILINE)
-    assert cited == [PAPERS[name].key, "vonwerra2020trl", "canon_trl"]
+    assert cited == [ESTIMATORS[name].paper.key, "vonwerra2020trl", "canon_trl"]
     assert f"| `advantage_estimator` | `{name}` |" in card.text
     assert "hf_secret" not in card.content and "private" not in card.content
     assert "curves.png" not in card.text, "nothing was trained"
@@ -332,8 +334,17 @@ def test_the_card_has_the_options_in_force(tmp_path):
     assert "| `canon_metric` | `second_thoughts` |" in text and "| `canon_alpha_group` | `lower` |" in text
 
     text = texts(trainer_options={"advantage_estimator": lambda rollout: rollout.rewards}, dynamic_sampling=True)
-    assert "CANON" not in text and PAPERS["canon"].id not in text
-    assert '| `dynamic_sampling` | `{"max_rounds": 10,' in text and PAPERS["dynamic_sampling"].citation in text
+    assert "CANON" not in text and ESTIMATORS["canon"].paper.id not in text
+    assert '| `dynamic_sampling` | `{"max_rounds": 10,' in text and dynamic_sampling.PAPER.citation in text
+
+
+def test_the_card_of_a_mix_cites_all_of_its_estimators(tmp_path):
+    trainer = make_trainer(tmp_path, advantage_estimator={"mix": {"canon": 0.5, "opo": 0.25}})
+    trainer.create_model_card()
+    text = (tmp_path / "README.md").read_text()
+    assert "| `advantage_estimator` | `mix` |" in text and "| `canon` | `0.5` |" in text
+    cited = re.findall(r"^@\w+{(.+),$", text, flags=re.MULTILINE)
+    assert cited == ["vonwerra2020trl", *(ESTIMATORS[name].paper.key for name in ("canon", "opo")), "canon_trl"]
 
 
 def test_a_star_po_is_cited_with_its_options(tmp_path):
@@ -346,7 +357,7 @@ def test_a_star_po_is_cited_with_its_options(tmp_path):
     assert card.data.datasets == "me/values" and {"trl", "canon_trl", "astar_po"} <= {*card.data.tags}
     assert "| `beta1` | `0.25` |" in card.text and "| `beta2` | `0.001` |" in card.text
     assert "| `beta` |" not in card.text
-    assert PAPERS["astar_po"].citation in card.text
+    assert astar_po.PAPER.citation in card.text
     assert "[me/values](https://huggingface.co/datasets/me/values), 8 prompts" in card.text
 
 
@@ -393,12 +404,14 @@ def test_nothing_of_the_machine_is_an_option(tmp_path):
 
 
 def test_every_method_has_a_paper():
-    assert PAPERS.keys() == {*ESTIMATORS, *POLICY_LOSSES, "dynamic_sampling", "astar_po"}
+    without = [name for name, method in ESTIMATORS.items() if method.paper is None]
+    assert without == ["mix"]
+    assert {paper_of(kind) for kind in POLICY_LOSSES.values()} == {covariance.PAPER}
 
 
 @pytest.mark.parametrize(("name", "trainer"), [("grpo", GRPOTrainer), ("rloo", RLOOTrainer)])
 def test_papers_that_trl_cites_as_well_are_cited_alike(name, trainer):
-    paper, theirs = PAPERS[name], trainer._paper
+    paper, theirs = ESTIMATORS[name].paper, trainer._paper
     assert (paper.title, paper.id) == (theirs["title"], theirs["id"])
     (authors,) = re.findall(r"author\s*= {(.*)},\n", theirs["citation"])
     ours = paper.authors.replace("\\", "").split(" and ")  # TRL's string has lost the backslashes
@@ -412,7 +425,7 @@ def test_the_citations_have_the_facts_of_the_citation_file():
         assert f"{{{fact}}}" in package_citation()
     (reference,) = given["references"]
     names = " and ".join(f"{each['given-names']} {each['family-names']}" for each in reference["authors"])
-    paper = PAPERS["canon"]
+    paper = ESTIMATORS["canon"].paper
     assert (paper.title, paper.authors) == (reference["title"], names)
     assert (
         f"arXiv:{paper.id}" == reference["identifiers"][0]["value"]

@@ -25,7 +25,8 @@ from transformers import AutoTokenizer
 from transformers.generation import TopKLogitsWarper, TopPLogitsWarper
 
 from canon_trl.advantages import optimal_value
-from canon_trl.publishing.papers import PAPERS, package_citation
+from canon_trl.policy_losses.astar_po import PAPER
+from canon_trl.publishing.citation import package_citation
 from canon_trl.sampling.chunks import ChunkLog, collect_records, missing_chunks, sample_chunks
 from canon_trl.sampling.samplers import Response, TransformersSampler
 from canon_trl.sampling.scoring import Scorer
@@ -338,7 +339,7 @@ def test_the_dataset_is_pushed_and_loaded_back(whole, tmp_path):
     assert hub.commits == ["datasets/me/values"] * 2
     card = files["README.md"].decode()
     assert "--dataset_name me/values" in card and {*ModelCard(card).data.tags} == {"trl", "canon_trl", "astar_po"}
-    assert PAPERS["astar_po"].citation in card and package_citation() in card
+    assert PAPER.citation in card and package_citation() in card
     assert "- Reference model: `arithmetic_model`\n- Data: the embedded task arithmetic\n" in card
     assert str(ROOT) not in card and str(tmp_path) not in card
 
