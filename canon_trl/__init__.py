@@ -1,11 +1,18 @@
-"""Advantage estimators and entropy controls for TRL's GRPOTrainer; CANON is the flagship."""
+"""Advantage estimators and entropy controls for TRL's GRPOTrainer; CANON is the flagship.
 
+The names below are imported when they are used: a method's file is pure torch, and importing it loads no trainer.
+"""
+
+from importlib import import_module
 from importlib.metadata import version
+from typing import TYPE_CHECKING, Any
 
-from canon_trl.advantages import requires_metrics
-from canon_trl.config import AStarPOConfig, CANONConfig
-from canon_trl.rollout import Rollout
-from canon_trl.trainers import AStarPOTrainer, CANONTrainer, PluggableGRPOTrainer
+if TYPE_CHECKING:
+    from canon_trl.advantages import requires_metrics
+    from canon_trl.config import AStarPOConfig, CANONConfig
+    from canon_trl.rollout import Rollout
+    from canon_trl.tokens import Tokens
+    from canon_trl.trainers import AStarPOTrainer, CANONTrainer, PluggableGRPOTrainer
 
 __version__ = version("canon-trl")
 
@@ -16,6 +23,30 @@ __all__ = [
     "CANONTrainer",
     "PluggableGRPOTrainer",
     "Rollout",
+    "Tokens",
     "__version__",
     "requires_metrics",
 ]
+
+MODULES = {
+    "AStarPOConfig": "config",
+    "AStarPOTrainer": "trainers",
+    "CANONConfig": "config",
+    "CANONTrainer": "trainers",
+    "PluggableGRPOTrainer": "trainers",
+    "Rollout": "rollout",
+    "Tokens": "tokens",
+    "requires_metrics": "advantages",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    found = getattr(import_module(f"{__name__}.{MODULES[name]}"), name)
+    globals()[name] = found
+    return found
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
