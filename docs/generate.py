@@ -1,0 +1,231 @@
+"""Write what the pages say of every method, and of what imports what, between their marked lines.
+
+    python docs/generate.py            writes the parts that are not current
+    python docs/generate.py --check    names them, and fails if there are any
+
+A part stands between `<!-- generated: NAME -->` and `<!-- end -->`; everything else on a page is written by hand. In
+the docstring of a configuration the names of a stage stand between `A name: ` and `; ` in the text of its field.
+
+All of it comes from the dicts of the stages, the signatures and docstrings of their functions, and the `PAPER` on top
+of each method's file. Torch alone is needed.
+"""
+
+import argparse
+import ast
+import inspect
+import os
+import re
+import sys
+import textwrap
+from collections.abc import Callable, Iterator
+from importlib import import_module
+from pathlib import Path
+
+from canon_trl.method import Method, Stage, bounded, hints, options_of, plain_function
+from canon_trl.paper import Paper
+
+ROOT = Path(__file__).parents[1]
+PACKAGE = ROOT / "canon_trl"
+
+# In the order in which data pass through them.
+FOLDERS = ("policy_rewards", "advantages", "token_advantages", "policy_losses", "loss_terms", "controllers")
+
+MARKED = re.compile(r"<!-- generated: (?P<name>[\w ]+) -->\n.*?<!-- end -->\n", flags=re.DOTALL)
+REFERENCE = re.compile(r"\[`~?(?:\w+\.)*(\w+)`\]")
+SECTION = re.compile(r"^(Args|Returns|Raises):$", flags=re.MULTILINE)
+
+
+def stages() -> dict[str, Stage]:
+    """The stages by folder; those of whose folders there are."""
+    found = {}
+    for folder in filter(lambda each: (PACKAGE / each).is_dir(), FOLDERS):
+        for exported in vars(import_module(f"canon_trl.{folder}")).values():
+            if isinstance(exported, Stage):
+                found[folder] = exported
+    return found
+
+
+def file_of(method: Method) -> Path:
+    """The method's file, from the root of the repository."""
+    function = inspect.unwrap(plain_function(method.function))
+    return Path(inspect.getfile(function)).resolve().relative_to(ROOT.resolve())
+
+
+def docstring(method: Method) -> str:
+    """The docstring of its function, with references as code."""
+    text = inspect.getdoc(inspect.unwrap(plain_function(method.function))) or ""
+    assert text, f"{method.name} has no docstring, which is its page"
+    return REFERENCE.sub(r"`\1`", text)
+
+
+def idea(method: Method) -> str:
+    """The first paragraph of the docstring."""
+    return " ".join(docstring(method).split("\n\n")[0].split())
+
+
+def link(paper: Paper | None, text: str | None = None) -> str:
+    return "none" if paper is None else f"[{text or paper.id}]({paper.url})"
+
+
+def table(head: list[str], rows: list[list[str]]) -> str:
+    lines = [head, ["---"] * len(head), *([cell.replace("|", "\\|") for cell in row] for row in rows)]
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+# --- The parts ---
+
+
+def methods() -> str:
+    """README: a table per stage."""
+    parts = []
+    for folder, stage in stages().items():
+        rows = [[f"`{name}`", idea(method), link(method.paper)] for name, method in stage.methods.items()]
+        page = f"docs/stages/{folder}.md"
+        parts.append(f"[`{stage.field}`]({page}): {about(folder)}\n\n{table(['name', 'method', 'paper'], rows)}")
+    return "\n".join(parts)
+
+
+def about(folder: str) -> str:
+    """What a stage does: the first paragraph of the folder's docstring, after its colon."""
+    text = " ".join((import_module(f"canon_trl.{folder}").__doc__ or "").split("\n\n")[0].split())
+    return text.partition(": ")[2] or text
+
+
+def stage_page(folder: str) -> str:
+    """A page of a stage: each method with what its signature, docstring and paper say."""
+    stage = stages()[folder]
+    return "\n".join(section(stage, method) for method in stage.methods.values())
+
+
+def section(stage: Stage, method: Method) -> str:
+    facts = [["reads", ", ".join(f"`{name}`" for name in method.reads) or "nothing of the rollout"]]
+    facts += [["option", option] for option in options(method)]
+    if method.reward_range is not None:
+        facts.append(["rewards", f"in {method.reward_range}; others are refused"])
+    paper = method.paper
+    facts.append(["paper", "none" if paper is None else link(paper, paper.title)])
+    if paper is not None and paper.code is not None:
+        facts.append(["authors' code", f"[{paper.code}](https://github.com/{paper.code})"])
+    code = file_of(method)
+    facts.append(["file", f"[`{code}`](../../{code})"])
+    if page := hand_written(code):
+        facts.append(["more", f"[when to use it, and when not](../methods/{page})"])
+    text = SECTION.split(docstring(method))[0].strip()
+    return f"## `{method.name}`\n\n{text}\n\n{table(['', ''], facts)}"
+
+
+def options(method: Method) -> Iterator[str]:
+    """Each option with its default and its bounds."""
+    annotations = hints(method.function)
+    for parameter in options_of(method.function):
+        kind, bounds = bounded(annotations.get(parameter.name))
+        words = f"`{parameter.name}`"
+        if parameter.default is not parameter.empty:
+            words += f" = `{parameter.default!r}`"
+        choices = [repr(choice) for choice in getattr(kind, "__args__", ()) if isinstance(choice, str)]
+        if choices:
+            words += f", one of {', '.join(f'`{choice}`' for choice in choices)}"
+        elif bounds != "[-inf, inf]":
+            words += f" in {bounds}"
+        yield words
+
+
+def hand_written(code: Path) -> str | None:
+    """The page in docs/methods that names the method's file as its code."""
+    pages = sorted((ROOT / "docs" / "methods").glob("*.md"))
+    return next((page.name for page in pages if f"../../{code})" in page.read_text()), None)
+
+
+def papers() -> str:
+    """The index of papers: each with its methods."""
+    found: dict[Paper, list[str]] = {}
+    for folder, stage in stages().items():
+        for name, method in stage.methods.items():
+            if method.paper is not None:
+                found.setdefault(method.paper, []).append(f"[`{name}`](stages/{folder}.md#{name})")
+    rows = [
+        [link(paper, paper.title), ", ".join(names), "none known" if paper.code is None else f"`{paper.code}`"]
+        for paper, names in sorted(found.items(), key=lambda item: item[0].id)
+    ]
+    return table(["paper", "methods", "authors' code"], rows)
+
+
+def imports() -> str:
+    """Which part of the package imports which, a line per part."""
+    edges: dict[str, set[str]] = {}
+    for path in sorted(PACKAGE.rglob("*.py")):
+        names = path.relative_to(PACKAGE).with_suffix("").parts
+        importer = names[0] if names != ("__init__",) else PACKAGE.name
+        for node in ast.walk(ast.parse(path.read_text())):
+            module = node.module if isinstance(node, ast.ImportFrom) else None
+            if module is not None and module.startswith("canon_trl."):
+                edges.setdefault(importer, set()).add(module.split(".")[1])
+    below = {part: needed - {part} for part, needed in edges.items()}
+    order = sorted(below, key=lambda part: (-depth(part, below), part))
+    lines = [f"{part} -> {', '.join(sorted(below[part]))}\n" for part in order if below[part]]
+    return "```text\n" + "".join(lines) + "```\n"
+
+
+def depth(part: str, below: dict[str, set[str]]) -> int:
+    """The longest way down from a part; a circle has none."""
+    return 1 + max((depth(other, below) for other in below.get(part, ())), default=0)
+
+
+PARTS: dict[str, Callable[[], str]] = {
+    "methods": methods,
+    "papers": papers,
+    "imports": imports,
+    **{f"stage {folder}": lambda folder=folder: stage_page(folder) for folder in FOLDERS},
+}
+
+
+# --- Writing them ---
+
+
+def current(page: str) -> str:
+    """The page with its parts as they should be.
+
+    Raises:
+        KeyError: a part has a name that is none of [`PARTS`].
+    """
+    return MARKED.sub(
+        lambda part: f"<!-- generated: {part['name']} -->\n{PARTS[part['name']]().rstrip()}\n<!-- end -->\n", page
+    )
+
+
+def with_names(source: str) -> str:
+    """The source of a configuration with the names of each stage in the text of the stage's field."""
+    for stage in stages().values():
+        option = re.compile(rf"^        {stage.field}: A name: .+\n(?: {{12}}.+\n)*", flags=re.MULTILINE)
+        names = ", ".join(f'`"{name}"`' for name in stage.methods)
+        if found := option.search(source):
+            text = " ".join(re.sub(r"(A name: ).*?(; )", rf"\1{names}\2", found[0], count=1, flags=re.DOTALL).split())
+            filled = textwrap.fill(
+                text, 119, initial_indent=" " * 8, subsequent_indent=" " * 12, break_on_hyphens=False
+            )
+            source = source.replace(found[0], f"{filled}\n")
+    return source
+
+
+def files() -> dict[Path, str]:
+    """Every file that has a generated part, as it should be."""
+    pages = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+    found = {page: current(page.read_text()) for page in pages if MARKED.search(page.read_text())}
+    return found | {path: with_names(path.read_text()) for path in sorted((PACKAGE / "config").glob("*.py"))}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--check", action="store_true", help="write nothing; fail if a part is not current")
+    check = parser.parse_args().check
+    stale = {path: text for path, text in files().items() if path.read_text() != text}
+    for path, text in stale.items():
+        print(os.path.relpath(path), "is not current" if check else "written")
+        if not check:
+            path.write_text(text)
+    if check and stale:
+        sys.exit("run python docs/generate.py")
+
+
+if __name__ == "__main__":
+    main()
