@@ -23,6 +23,7 @@ from canon_trl.token_advantages import STAGE as TOKEN_ADVANTAGE
 
 logger = logging.getLogger(__name__)
 
+ONE_METHOD = ("advantage_estimator",)  # fields that hold a method, whose options may stand in `..._kwargs`
 METHODS = ("advantage_estimator", "token_advantage", "loss_term")  # fields that hold a method or several
 OPTIONS = ("advantage_estimator_kwargs", "policy_loss_kwargs", "dynamic_sampling_kwargs")
 
@@ -86,8 +87,10 @@ class StagesConfig(RunConfig):
     _VALID_DICT_FIELDS = [*GRPOConfig._VALID_DICT_FIELDS, *OPTIONS]
 
     def __post_init__(self) -> None:
-        for name in METHODS:
+        for name in (*ONE_METHOD, *METHODS):
             setattr(self, name, as_names(getattr(self, name), field=name))
+        for name in ONE_METHOD:
+            self._part_options(name)
         super().__post_init__()
         self._check_options()
         self._check_estimator()
@@ -137,6 +140,19 @@ class StagesConfig(RunConfig):
                 steps = math.ceil(self.num_train_epochs * -(-an_epoch // accumulation))
         return rollouts_in_run(steps, an_epoch=an_epoch, accumulation=accumulation, a_rollout=a_rollout)
 
+    def _part_options(self, name: str) -> None:
+        """Move the options that stand in a field, `{name: options}`, to its `..._kwargs`."""
+        spec, options = getattr(self, name), getattr(self, f"{name}_kwargs")
+        if not isinstance(spec, dict):
+            return
+        if len(spec) != 1:
+            raise ValueError(f"{name}={spec!r} must have one entry, name: options")
+        if options:
+            raise ValueError(f"{name}={spec!r} and {name}_kwargs={options!r} both have options; give them once")
+        ((method, own),) = spec.items()
+        setattr(self, name, method)
+        setattr(self, f"{name}_kwargs", own)
+
     def _check_options(self) -> None:
         for name in OPTIONS:
             options = getattr(self, name)
@@ -144,14 +160,6 @@ class StagesConfig(RunConfig):
                 setattr(self, name, {})
             elif not isinstance(options, dict) or not all(isinstance(option, str) for option in options):
                 raise ValueError(f"{name}={options!r} must be a dict of options by name, or JSON of one")
-        if isinstance(self.advantage_estimator, dict) and len(self.advantage_estimator) == 1:
-            if self.advantage_estimator_kwargs:
-                raise ValueError(
-                    f"advantage_estimator={self.advantage_estimator} and advantage_estimator_kwargs="
-                    f"{self.advantage_estimator_kwargs} both have options; give them once"
-                )
-            ((self.advantage_estimator, options),) = self.advantage_estimator.items()
-            self.advantage_estimator_kwargs = options or {}
 
     def _check_estimator(self) -> None:
         method = self.make_estimator()

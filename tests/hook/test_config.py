@@ -104,6 +104,33 @@ def test_a_method_or_several(tmp_path, source, spec, found):
     assert [(method.name, method.options) for method in methods] == found
 
 
+def first(rewards, lengths, *, share: Annotated[float, "(0, 1]"] = 0.5):
+    return share * rewards
+
+
+@pytest.mark.parametrize("source", SOURCES)
+@pytest.mark.parametrize(
+    ("options", "name", "bound"),
+    [
+        ({"advantage_estimator": "grpo"}, "grpo", {}),
+        ({"advantage_estimator": {"grpo": {"eps": 0.1}}}, "grpo", {"eps": 0.1}),
+        ({"advantage_estimator": "grpo", "advantage_estimator_kwargs": {"eps": 0.1}}, "grpo", {"eps": 0.1}),
+        ({"advantage_estimator": {"grpo": None}}, "grpo", {}),
+        ({"advantage_estimator": {f"{__name__}:first": {"share": 1}}}, f"{__name__}:first", {"share": 1}),
+    ],
+    ids=str,
+)
+def test_an_estimator_and_its_options(tmp_path, source, options, name, bound):
+    made = source(tmp_path, options)
+    assert (made.make_estimator().name, made.make_estimator().options) == (name, bound)
+    assert (made.advantage_estimator, made.advantage_estimator_kwargs) == (name, bound)
+
+
+def test_an_estimator_may_be_a_function(tmp_path):
+    made = from_python(tmp_path, {"advantage_estimator": partial(first, share=0.25)})
+    assert (made.advantage_estimator, made.advantage_estimator_kwargs) == (f"{__name__}:first", {"share": 0.25})
+
+
 @pytest.mark.parametrize(
     ("spec", "held"),
     [
@@ -127,6 +154,12 @@ REFUSED = {
     "what nothing supplies": ({"loss_term": "math:sqrt"}, r"sqrt reads \['x'\].*what can be read is \['advantages'"),
     "listed twice": ({"loss_term": ["ter", {"ter": {"coef": 1}}]}, r"loss_term lists \['ter'\] more than once"),
     "no reference": ({"loss_term": f"{__name__}:needs_reference"}, "which beta=0.0 does without; set beta above 0"),
+    "two estimators": ({"advantage_estimator": {"opo": {}, "grpo": {}}}, "must have one entry, name: options"),
+    "options twice": (
+        {"advantage_estimator": {"grpo": {"eps": 0.1}}, "advantage_estimator_kwargs": {"eps": 0.2}},
+        "advantage_estimator_kwargs=.* both have options; give them once",
+    ),
+    "an estimator's bounds": ({"advantage_estimator": {"grpo": {"eps": 0}}}, r"eps=0 must lie in \(0, 1e6\]"),
     "no such text": ({"loss_term": "{ter}"}, "loss_term='{ter}' is not JSON"),
 }
 

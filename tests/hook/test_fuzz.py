@@ -141,7 +141,7 @@ ASTAR_PO = [
 # the tokens that are trained on, of which there may be none.
 UNDEFINED = ("advantage/relative_to_dr_grpo", "clip_ratio/low_min", "clip_ratio/high_max")
 
-INNER = ("policy_loss_kwargs", "dynamic_sampling_kwargs")
+INNER = ("advantage_estimator_kwargs", "policy_loss_kwargs", "dynamic_sampling_kwargs")
 
 
 @st.composite
