@@ -11,6 +11,7 @@ from canon_trl.advantages import STAGE as ADVANTAGES
 from canon_trl.config.checks import check_policy_loss, check_shrink
 from canon_trl.config.help_texts import with_help
 from canon_trl.config.loss_stages import LossStages, check_loss_stages
+from canon_trl.config.policy_rewards import find_policy_rewards
 from canon_trl.config.run import RunConfig
 from canon_trl.config.run_length import rollouts_in_run
 from canon_trl.config.specs import as_names, find_all
@@ -18,13 +19,14 @@ from canon_trl.loss_terms import STAGE as LOSS_TERM
 from canon_trl.method import Method, check_values, find
 from canon_trl.metrics import get_metrics
 from canon_trl.policy_losses import POLICY_LOSSES, PolicyLoss, get_policy_loss
+from canon_trl.policy_rewards import PolicyReward
 from canon_trl.sampling import DynamicSampling
 from canon_trl.token_advantages import STAGE as TOKEN_ADVANTAGE
 
 logger = logging.getLogger(__name__)
 
 ONE_METHOD = ("advantage_estimator",)  # fields that hold a method, whose options may stand in `..._kwargs`
-METHODS = ("advantage_estimator", "token_advantage", "loss_term")  # fields that hold a method or several
+METHODS = ("policy_reward", "token_advantage", "loss_term")  # fields that hold a method or several
 OPTIONS = ("advantage_estimator_kwargs", "policy_loss_kwargs", "dynamic_sampling_kwargs")
 
 
@@ -37,6 +39,12 @@ class StagesConfig(RunConfig):
     An option that the chosen method does not take, and one that would be ignored, is refused.
 
     Args:
+        > Parameters that choose the rewards
+
+        policy_reward: A name: `"rent"`; `{name: options}` with the reward's `weight` among its options; an import path
+            `"package.module:function"`; or a list or mapping of several. Rewards from the policy itself, which join
+            those of the reward functions. Default: none.
+
         > Parameters that choose the advantage
 
         advantage_estimator: A name: `"canon"`, `"grpo"`, `"dr_grpo"`, `"rloo"`, `"reinforce_pp_baseline"`, `"opo"`,
@@ -73,6 +81,7 @@ class StagesConfig(RunConfig):
             `"auto"` takes the first where it is possible, else the second.
     """
 
+    policy_reward: dict[str, Any] | str | list[Any] | None = None
     advantage_estimator: dict[str, Any] | str | None = "grpo"
     advantage_estimator_kwargs: dict[str, Any] | str | None = None
     accuracy_reward: str | None = None
@@ -93,10 +102,15 @@ class StagesConfig(RunConfig):
             self._part_options(name)
         super().__post_init__()
         self._check_options()
+        self.make_policy_rewards()
         self._check_estimator()
         self._check_policy_loss()
         check_loss_stages(LossStages(self.make_token_advantages(), None, self.make_loss_terms()), self)
         self._check_dynamic_sampling()
+
+    def make_policy_rewards(self) -> tuple[PolicyReward, ...]:
+        """The policy rewards with their options bound and their weights."""
+        return find_policy_rewards(self.policy_reward)
 
     def make_estimator(self) -> Method:
         """The advantage estimator with its options bound."""

@@ -19,7 +19,7 @@ def distinct_names(names: Sequence[str]) -> list[str]:
 
 def check_accuracy_reward(name: str | None, reward_funcs: Any) -> None:
     """Before any model is loaded; a reward model's name is known only afterwards."""
-    functions = reward_funcs if isinstance(reward_funcs, list) else [reward_funcs]
+    functions = reward_funcs if isinstance(reward_funcs, list) else [] if reward_funcs is None else [reward_funcs]
     if name is None or any(isinstance(function, (str, nn.Module)) for function in functions):
         return
     known = distinct_names([get_callable_name(function) for function in functions])

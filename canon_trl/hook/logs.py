@@ -9,6 +9,7 @@ from trl.trainer.utils import nanstd
 
 from canon_trl.advantages import dr_grpo_advantage
 from canon_trl.advantages.groups import has_spread
+from canon_trl.guards.collapse import EXPECTED
 from canon_trl.rollout import Rollout
 
 
@@ -61,11 +62,15 @@ class Logs(GRPOTrainer):
                 self._metrics[mode][f"dynamic_sampling/{name}"].append(value)
         values = torch.stack([torch.as_tensor(v, device=advantages.device).float() for v in statistics.values()])
         bounds = [drawn.nan_to_num(nan=math.inf).amin(dim=0), drawn.nan_to_num(nan=-math.inf).amax(dim=0)]
-        parts = [advantages.isfinite().all().float().unsqueeze(0), *bounds, values]
+        watched = self._watched(rollout)
+        parts = [advantages.isfinite().all().float().unsqueeze(0), *bounds, *watched.values(), values]
         finite, *numbers = torch.cat([part.float() for part in parts]).tolist()  # one wait for all of them
         functions = len(self.reward_func_names)
         lowest, highest, numbers = numbers[:functions], numbers[functions : 2 * functions], numbers[2 * functions :]
+        means, numbers = dict(zip(watched, numbers, strict=False)), numbers[len(watched) :]
         if mode == "train":
+            for name, share in self._collapse.compare(means).items():
+                self._metrics[mode][f"policy_reward/{name}_of_first"].append(share)
             for name, count in self._constant_rewards.count(lowest, highest).items():
                 self._metrics[mode][f"rewards/{name}/constant_rollouts"].append(count)
         if not finite:
@@ -86,6 +91,14 @@ class Logs(GRPOTrainer):
         table.extend(advantages.flatten().tolist())
         for column, entries in self.completion_columns(rollout).items():
             self._logs["extra"][column].extend(entries.flatten().tolist())
+
+    def _watched(self, rollout: Rollout) -> dict[str, Tensor]:
+        """What tells that a policy collapses under its own rewards: means over the responses, `(1,)` each, by name."""
+        if not self._policy_rewards:
+            return {}
+        means = {"length": rollout.lengths.float().mean()}
+        means |= {name: metric.mean() for name, metric in rollout.metrics.items() if name in EXPECTED}
+        return {name: mean.unsqueeze(0) for name, mean in means.items()}
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         self._collect_statistics()

@@ -4,8 +4,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from canon_trl.hook.generation_recorder import NoRecorder
+from canon_trl.hook.policy_rewards import PolicyRewards
 from canon_trl.hook.rollout_parts import Making, Replaying, RewardsAreKnown, Sampling
-from canon_trl.hook.scoring import Scoring
 from canon_trl.sampling import DynamicSampling
 from canon_trl.sampling.group_collector import GroupCollector, SampledBatch, SampledResponse
 
@@ -74,7 +74,7 @@ class Collected(AsSampled):
 AS_SAMPLED = AsSampled()
 
 
-class Resampling(Scoring):
+class Resampling(PolicyRewards):
     """Begins rollouts, and samples rounds of responses for dynamic sampling."""
 
     _sampled = AS_SAMPLED  # in training

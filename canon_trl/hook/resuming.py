@@ -16,6 +16,7 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, TrainOutput, rotat
 from trl.trainer.utils import strip_images_from_messages
 
 from canon_trl.config.run_length import micro_batches
+from canon_trl.guards.collapse import Collapse
 from canon_trl.guards.constant_rewards import ConstantRewards
 from canon_trl.hook.checkpoints import (
     ROLLOUT_STATE,
@@ -81,6 +82,7 @@ class Resuming(Counting, Losses):
         for noted in (*self._metrics.values(), *self._logs.values(), self._pending_extra_logs, self._pending_metrics):
             noted.clear()
         self._constant_rewards = ConstantRewards(self.reward_func_names)
+        self._collapse = Collapse()
         if self._gate is not None:
             self._gate = TokenGate(self._gate.policy_loss, self.accelerator, self.args)
         self._sampled.restart()
@@ -192,6 +194,7 @@ class Resuming(Counting, Losses):
             "loss_to_log": (self._tr_loss.item(), self._globalstep_last_logged),
             "reward_weights": (self.args.reward_weights, self.reward_weights.tolist()),
             "constant_rollouts": self._constant_rewards.in_a_row,
+            "policy_reward_first": self._collapse.first,
             "table": plain(texts),
             "table_columns": plain(columns),
         }
@@ -234,6 +237,7 @@ class Resuming(Counting, Losses):
         self._step, self._steps_not_restored = state["step"], 0
         self._measured.numbers = state.get("measured", {})  # which checkpoints of 0.1 lack
         self._constant_rewards.in_a_row = state["constant_rollouts"]
+        self._collapse.first = state.get("policy_reward_first", {})  # which checkpoints of 0.1 lack
         self._buffered_inputs = send_to_device(state["in_flight"], self.accelerator.device)
         self._metrics["train"].update(state["metrics"])
         self._loss_to_log = state["loss_to_log"]

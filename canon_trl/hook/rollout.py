@@ -26,6 +26,7 @@ class Rollouts(Resampling):
 
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
         self._check_weights()
+        self._weigh_policy_rewards()
         inputs, making = self._begin_rollout(inputs)
         with self._during(making):
             output = super()._generate_and_score_completions(inputs)
@@ -97,7 +98,7 @@ class Rollouts(Resampling):
         group_size = self.num_generations if self.model.training else self.num_generations_eval
 
         mask = making.model_mask(width, device)
-        making.token_values = self._token_values(output, making)
+        making.token_values = self._token_values(making)
         inputs = making.metric_inputs | making.token_values | {"mask": mask}
         with self._failures.deferred():
             measured = {

@@ -54,6 +54,7 @@ class Making(Phase):
     Attributes:
         completion_ids: of each response.
         tool_mask: 1 on the tokens that the model wrote, per response; `None` where it wrote all.
+        sampling_log_probs: per response, as the sampler reported them; `None` where it reported none.
         recorded: what the recorder noted of each response, `(T,)` each, by name.
         rewards_per_func: `(N, F)`, of all ranks, once they are known.
         drawn: the same, including responses that dynamic sampling replaced.
@@ -68,6 +69,7 @@ class Making(Phase):
         self.scores = scores
         self.completion_ids: list[list[int]] = []
         self.tool_mask: list[list[int]] | None = None
+        self.sampling_log_probs: list[list[float | None]] | None = None
         self.recorded: list[dict[str, Tensor]] = []
         self.rewards_per_func: Tensor
         self.drawn: Tensor
@@ -83,7 +85,7 @@ class Making(Phase):
     def generate(self, generate: Callable[..., tuple], prompts: list) -> tuple:
         with self.recorder:
             generated = generate(prompts)
-        self.completion_ids, self.tool_mask = generated[1], generated[2]
+        self.completion_ids, self.tool_mask, self.sampling_log_probs = generated[1], generated[2], generated[4]
         self.recorded = self.recorder.of(generated[1])
         return generated
 
@@ -180,6 +182,7 @@ class Replaying(Making):
 
         parts = {name: part(name) for name in GENERATED if name != "extra_fields"} | {"extra_fields": {}}
         self.completion_ids, self.tool_mask = parts["completion_ids"], parts["tool_mask"]
+        self.sampling_log_probs = parts["sampling_log_probs"]
         self.recorded = [response.recorded for response in responses]
         return tuple((parts[name] or []) if name == "tool_images" else parts[name] for name in GENERATED)
 

@@ -23,6 +23,7 @@ from canon_trl.config.sampler import (
     samples_the_policy,
     trl_scores,
 )
+from canon_trl.guards.collapse import Collapse
 from canon_trl.guards.constant_rewards import ConstantRewards
 from canon_trl.guards.failures import SharedFailures, guarded_reward
 from canon_trl.guards.reward_names import check_accuracy_reward, distinct_names
@@ -31,6 +32,14 @@ from canon_trl.hook.epoch_ends import EpochEnds
 from canon_trl.hook.jit_checkpoint import write_at_step_begin
 from canon_trl.hook.logs import Logs
 from canon_trl.hook.not_finite import NotFinite
+from canon_trl.hook.policy_rewards import (
+    check_alone,
+    check_policy_rewards,
+    check_recorded,
+    telling_metrics,
+    token_inputs_of,
+    unscored,
+)
 from canon_trl.hook.publishing import Publishing
 from canon_trl.hook.reference_state import check_reference
 from canon_trl.hook.resampling import Collected
@@ -41,6 +50,7 @@ from canon_trl.hook.token_gate import TokenGate
 from canon_trl.method import Method, find
 from canon_trl.metrics import ResponseMetric, get_metrics, token_inputs
 from canon_trl.policy_losses import PolicyLoss
+from canon_trl.policy_rewards import PolicyReward
 from canon_trl.sampling import DynamicSampling, PromptStream
 from canon_trl.sampling.group_collector import GroupCollector
 
@@ -59,6 +69,8 @@ class PluggableGRPOTrainer(Publishing, Resuming, Logs, NotFinite, Rollouts):
             get advantage 0 in any case.
         metrics: response metrics that the rollout carries beyond those that the estimator declares, by name; `None`
             stands for the random metric.
+        policy_rewards: rewards from the policy itself, see `canon_trl.policy_rewards`; with one, `reward_funcs` may be
+            `None`.
         accuracy_reward: name of the reward function behind `Rollout.accuracy`; default the first.
         needs_accuracy: whether an estimator that is handed the whole rollout reads `Rollout.accuracy`; its reward must
             then lie in [0, 1].
@@ -98,6 +110,7 @@ class PluggableGRPOTrainer(Publishing, Resuming, Logs, NotFinite, Rollouts):
         *,
         advantage_estimator: Callable[..., Tensor] | str | Mapping[str, Any],
         metrics: Mapping[str, ResponseMetric | None] | None = None,
+        policy_rewards: Sequence[PolicyReward] = (),
         accuracy_reward: str | None = None,
         needs_accuracy: bool = False,
         entropy_source: str = "auto",
@@ -116,15 +129,14 @@ class PluggableGRPOTrainer(Publishing, Resuming, Logs, NotFinite, Rollouts):
         check_dynamic_sampling(dynamic_sampling is not None, trl_kwargs)
         check_shrink(dynamic_sampling, args)
         check_generation_kwargs(args)
-        self._records_generation = records_generation(entropy_source, args, trl_kwargs)
+        check_policy_rewards(policy_rewards, train_dataset, eval_dataset, trl_kwargs)
         self._estimator = find(STAGE, advantage_estimator)
-        self._response_metrics = get_metrics(self._estimator.required_metrics) | dict(metrics or {})
+        declared = get_metrics(self._estimator.required_metrics) | dict(metrics or {})
+        self._response_metrics = {**telling_metrics(policy_rewards), **declared}
         self._trl_scores = trl_scores(args)
         self._samples_the_policy = samples_the_policy(args)
-        named = set().union(
-            *(token_inputs(metric) for metric in self._response_metrics.values() if metric is not None)
-        )
-        self._scored_inputs = frozenset(named & {"entropies", "log_probs"})
+        named = set().union(*(token_inputs(metric) for metric in declared.values() if metric is not None))
+        self._scored_inputs = frozenset(named & {"entropies", "log_probs"}).union(token_inputs_of(policy_rewards))
         if policy_loss is not None:
             check_policy_loss(args, policy_loss)
             if policy_loss.scope == "batch" and not self._trl_scores:
@@ -136,15 +148,26 @@ class PluggableGRPOTrainer(Publishing, Resuming, Logs, NotFinite, Rollouts):
         self._needs_accuracy = needs_accuracy or "accuracy" in self._estimator.reads
         if entropy_source != "auto" and not self._scored_inputs:
             raise ValueError(
-                f"entropy_source={entropy_source!r} would be ignored: neither the metrics "
-                f"{list(self._response_metrics)} nor a "
-                "policy loss read entropies or log-probabilities of the rollout; leave it at 'auto'"
+                f"entropy_source={entropy_source!r} would be ignored: none of the metrics {list(declared)}, the "
+                "policy rewards and the policy loss reads entropies or log-probabilities of the rollout; leave it at "
+                "'auto'"
             )
+        records = records_generation(entropy_source, args, trl_kwargs)
+        chosen_by_them = dynamic_sampling is not None and bool(token_inputs_of(policy_rewards))
+        if chosen_by_them:
+            check_recorded(policy_rewards, records=records)
+        needed = bool(self._scored_inputs) and (chosen_by_them or not self._trl_scores)
+        self._records_generation = records and needed
         self._loss_function = loss_function
         self._given_optimizer = trl_kwargs.get("optimizers", (None, None))[0]
         if isinstance(reward_funcs, list):
             reward_funcs = list(reward_funcs)  # which is changed below, and the caller's may go to another trainer
+        if policy_rewards and not reward_funcs:
+            check_alone(args, needs_accuracy=needs_accuracy)
+            reward_funcs = [unscored]
         super().__init__(model, reward_funcs, args, train_dataset, eval_dataset, **trl_kwargs)
+        self._add_policy_rewards(policy_rewards)
+        self._collapse = Collapse()
         self.reward_func_names = distinct_names(self.reward_func_names)
         if not self.use_vllm and self.min_p is None and self.model.generation_config.min_p is not None:
             self.generation_config.min_p = 0.0  # for None generate would take the model's own

@@ -1,12 +1,46 @@
 """Rewards from the policy itself: what its own probabilities say about a response, without a label or a judge.
 
-Each is a pure function of `(B, T)` tensors that returns `(B,)`, in a file of its own. [`POLICY_REWARDS`] names them
-for the config; they are added, with their weights, to the rewards of the reward functions.
+Each is a pure function in a file of its own that returns `(B,)`. It reads what a response metric reads: `entropies`,
+`log_probs` and `mask` of the policy that wrote the responses, `(B, T)` each, and what TRL hands a reward function.
+[`POLICY_REWARDS`] names them for the config; they are added, with their weights, to the rewards of the reward
+functions.
 """
 
-from canon_trl.method import Method, by_name
+from collections.abc import Collection
+from dataclasses import dataclass
+
+from canon_trl.method import Method, Stage, by_name
 from canon_trl.policy_rewards.rent import rent_reward
 
 POLICY_REWARDS = by_name(Method("rent", rent_reward))
 
-__all__ = ["POLICY_REWARDS", "rent_reward"]
+STAGE = Stage("policy_reward", POLICY_REWARDS)  # what can be read besides depends on the dataset's columns
+
+
+@dataclass(frozen=True)
+class PolicyReward:
+    """A policy reward with its options bound, and its weight in the sum of all rewards."""
+
+    method: Method
+    weight: float = 1.0
+
+    @property
+    def name(self) -> str:
+        """Under which it is logged and tabulated; of an import path, the function's."""
+        return self.method.name.rpartition(":")[2]
+
+
+def check_readable(method: Method, readable: Collection[str]) -> None:
+    """Refuse a policy reward that reads what nothing supplies.
+
+    Raises:
+        ValueError: names the parameters, and what can be read.
+    """
+    if unknown := [name for name in method.reads if name not in readable]:
+        raise ValueError(
+            f"policy_reward: {method.name} reads {unknown}, which nothing supplies; what can be read is "
+            f"{sorted(readable)}"
+        )
+
+
+__all__ = ["POLICY_REWARDS", "STAGE", "PolicyReward", "check_readable", "rent_reward"]

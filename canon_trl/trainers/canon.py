@@ -11,10 +11,11 @@ from transformers import PreTrainedModel
 from canon_trl.advantages import ESTIMATORS, STAGE, canon_estimator, split_by_metric
 from canon_trl.advantages.canon import PAPER, canon_statistics
 from canon_trl.config.canon import ACCURACY_SCHEDULES, COSINE_SCHEDULES, CANONConfig
+from canon_trl.config.policy_rewards import find_policy_rewards
 from canon_trl.config.specs import find_all
 from canon_trl.hook.trainer import PluggableGRPOTrainer
 from canon_trl.loss_terms import STAGE as LOSS_TERM
-from canon_trl.method import Method, Stage, find
+from canon_trl.method import Method, find
 from canon_trl.metrics import ResponseMetric, metric_name
 from canon_trl.rollout import Rollout
 from canon_trl.token_advantages import STAGE as TOKEN_ADVANTAGE
@@ -47,8 +48,8 @@ class CANONTrainer(PluggableGRPOTrainer):
         advantage_estimator: a function in place of the one that `args.advantage_estimator` names. Its positional
             parameters name fields of a [`~canon_trl.rollout.Rollout`], or `rollout` for the whole; it returns `(P, G)`
             or `(P, G, T)`. Options are bound to it with `functools.partial`.
-        token_advantage, loss_term: in place of the fields of `args` of these names: a function, a list of several, or
-            a mapping of them to their options.
+        policy_reward, token_advantage, loss_term: in place of the fields of `args` of these names: a function, a list
+            of several, or a mapping of them to their options. With a policy reward, `reward_funcs` may be left out.
         canon_metric: a metric in place of the one that `args.canon_metric` names, see `canon_trl.metrics`.
 
     Raises:
@@ -70,6 +71,7 @@ class CANONTrainer(PluggableGRPOTrainer):
         *,
         advantage_estimator: Callable[..., Tensor] | None = None,
         canon_metric: ResponseMetric | None = None,
+        policy_reward: Any = None,
         token_advantage: Any = None,
         loss_term: Any = None,
         **trl_kwargs: Any,
@@ -91,12 +93,13 @@ class CANONTrainer(PluggableGRPOTrainer):
             train_dataset,
             eval_dataset,
             advantage_estimator=method,
+            policy_rewards=find_policy_rewards(chosen("policy_reward", policy_reward, args)),
             accuracy_reward=args.accuracy_reward,
             needs_accuracy=self._metric_name is not None and args.canon_mu_schedule in ACCURACY_SCHEDULES,
             entropy_source=args.entropy_source,
-            token_advantages=chosen(TOKEN_ADVANTAGE, token_advantage, args),
+            token_advantages=find_all(TOKEN_ADVANTAGE, chosen("token_advantage", token_advantage, args)),
             policy_loss=args.make_policy_loss(),
-            loss_terms=chosen(LOSS_TERM, loss_term, args),
+            loss_terms=find_all(LOSS_TERM, chosen("loss_term", loss_term, args)),
             dynamic_sampling=args.make_dynamic_sampling(),
             reward_time_limit=args.reward_time_limit,
             resume_with_changes=args.resume_with_changes,
@@ -161,9 +164,9 @@ class CANONTrainer(PluggableGRPOTrainer):
         return columns | {"higher_half": higher}
 
 
-def chosen(stage: Stage, given: Any, args: CANONConfig) -> tuple[Method, ...]:
+def chosen(field: str, given: Any, args: CANONConfig) -> Any:
     """The methods of a stage that are given to the trainer or named by the field of `args`."""
-    named = getattr(args, stage.field)
+    named = getattr(args, field)
     if given is not None and named is not None:
-        raise ValueError(f"{stage.field} is given to the trainer and as args.{stage.field}={named!r}; set only one")
-    return find_all(stage, named if given is None else given)
+        raise ValueError(f"{field} is given to the trainer and as args.{field}={named!r}; set only one")
+    return named if given is None else given

@@ -2,18 +2,15 @@
 
 import inspect
 import math
-import re
 from collections import deque
 
 import pytest
 import torch
 from toy import make_trainer
 from trl import GRPOTrainer
-from trl.models.utils import disable_gradient_checkpointing
 from trl.trainer.utils import strip_images_from_messages
 
 from canon_trl.hook.rollout_parts import GENERATED
-from canon_trl.hook.scoring import MULTIMODAL_INPUTS
 
 SIGNATURES = {
     "_generate": ["self", "prompts"],
@@ -220,14 +217,27 @@ def test_helpers_of_trl(observed):
     messages = [{"role": "user", "content": [{"type": "image", "image": "picture"}, {"type": "text", "text": "a"}]}]
     assert "picture" not in str(strip_images_from_messages(messages)), "strip_images_from_messages"
     assert strip_images_from_messages("text") == "text"
-    with disable_gradient_checkpointing(observed.model, None):
-        pass
 
 
-def test_inputs_of_the_model_beside_the_tokens():
-    """Those that TRL's loss hands to the scoring pass are those that a scoring pass of the hook hands on."""
-    handed = set(re.findall(r"(\w+)=inputs.get\(", inspect.getsource(GRPOTrainer._compute_loss)))
-    assert handed - {"importance_sampling_ratio"} == set(MULTIMODAL_INPUTS), "_compute_loss"
+class Requesting(Observed):
+    def _generate(self, prompts):
+        generated = super()._generate(prompts)
+        self.num_iterations = self.args.gradient_accumulation_steps + 1
+        return generated
+
+    def _calculate_rewards(self, *args):
+        self.scored_before_rewards = len(self.scored)
+        return super()._calculate_rewards(*args)
+
+
+def test_a_scoring_pass_can_be_requested_while_generating(tmp_path):
+    """TRL decides by num_iterations after it has generated, and scores before it computes rewards."""
+    from trl import GRPOConfig
+
+    trainer = make_trainer(tmp_path, trainer_class=Requesting, config_class=GRPOConfig, max_steps=1)
+    trainer.train()
+    assert trainer.scored_before_rewards == 1, "num_iterations"
+    assert trainer.output["old_per_token_logps"] is trainer.scored_in_rollout[0][3][0], "old_per_token_logps"
 
 
 @pytest.fixture(scope="module")
