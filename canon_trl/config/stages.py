@@ -2,7 +2,7 @@
 
 import logging
 import math
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any, Literal, get_type_hints
 
 from trl import GRPOConfig
@@ -16,7 +16,7 @@ from canon_trl.config.run import RunConfig
 from canon_trl.config.run_length import rollouts_in_run
 from canon_trl.config.specs import as_names, find_all
 from canon_trl.loss_terms import STAGE as LOSS_TERM
-from canon_trl.method import Method, check_values, find
+from canon_trl.method import Method, check_options, check_values, find
 from canon_trl.metrics import get_metrics
 from canon_trl.policy_losses import POLICY_LOSSES, PolicyLoss, get_policy_loss
 from canon_trl.policy_rewards import PolicyReward
@@ -213,10 +213,7 @@ class StagesConfig(RunConfig):
         options = self.dynamic_sampling_kwargs
         if not self.dynamic_sampling and options:
             raise ValueError(f"dynamic_sampling_kwargs={options} would be ignored: dynamic_sampling is False")
-        known = [option.name for option in fields(DynamicSampling)]
-        if unknown := sorted(set(options) - set(known)):
-            raise ValueError(f"dynamic_sampling_kwargs has {unknown}; it takes {known}")
-        check_values(options, get_type_hints(DynamicSampling), where="dynamic_sampling_kwargs: ")
+        check_options(DynamicSampling, options, where="dynamic_sampling_kwargs: ")
         try:
             made = self.make_dynamic_sampling()
         except ValueError as error:

@@ -7,12 +7,13 @@ full.
 """
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 from torch import Tensor
 
 from canon_trl.advantages.groups import group_mean, has_spread, is_scored
+from canon_trl.method import check_options
 from canon_trl.paper import Paper
 from canon_trl.rounding import rounding_error
 
@@ -52,25 +53,22 @@ class DynamicSampling:
     as many as the share kept so far suggests is enough, at most a batch; groups beyond a full batch are dropped.
 
     Args:
-        max_rounds: generation rounds for one batch, at least 1.
+        max_rounds: generation rounds for one batch.
         lower, upper: the band of accuracy, see [`group_verdicts`].
         exhausted: what to do when the rounds run out before the batch is full. `"shrink"`: train on what was kept; the
             places left over have no part in the loss and its divisors. `"keep"`: fill them with groups that were
             sampled and not kept, the first ones first, and train on those as well. `"error"`: stop.
 
     Raises:
-        ValueError: a value is out of range.
+        ValueError: a value is out of its bounds.
     """
 
-    max_rounds: int = 10
-    lower: float = 0.0
-    upper: float = 1.0
+    max_rounds: Annotated[int, "[1, inf)"] = 10
+    lower: Annotated[float, "[0, 1]"] = 0.0
+    upper: Annotated[float, "[0, 1]"] = 1.0
     exhausted: Literal["shrink", "keep", "error"] = "shrink"
 
     def __post_init__(self) -> None:
-        if self.max_rounds < 1:
-            raise ValueError(f"max_rounds={self.max_rounds!r} must be at least 1")
-        if not 0 <= self.lower <= self.upper <= 1:
-            raise ValueError(f"lower={self.lower!r} and upper={self.upper!r} must satisfy 0 <= lower <= upper <= 1")
-        if self.exhausted not in ("shrink", "keep", "error"):
-            raise ValueError(f"exhausted={self.exhausted!r} must be 'shrink', 'keep' or 'error'")
+        check_options(type(self), vars(self), where="")
+        if self.lower > self.upper:
+            raise ValueError(f"lower={self.lower!r} must be at most upper={self.upper!r}")

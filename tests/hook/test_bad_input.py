@@ -143,11 +143,11 @@ def with_bonus(rollout, *, bonus):
         ({"dynamic_sampling_kwargs": {"lower": 0.1}}, "would be ignored: dynamic_sampling is False"),
         (
             {"dynamic_sampling": True, "dynamic_sampling_kwargs": {"rounds": 2}},
-            r"has \['rounds'\]; it takes \['max",
+            r"dynamic_sampling_kwargs: takes no option 'rounds' \(did you mean 'max_rounds'\?\); it takes \['max",
         ),
         (
             {"dynamic_sampling": True, "dynamic_sampling_kwargs": {"lower": 0.9, "upper": 0.2}},
-            "dynamic_sampling_kwargs: lower=0.9 and upper=0.2 must satisfy",
+            "dynamic_sampling_kwargs: lower=0.9 must be at most upper=0.2",
         ),
         ({"dynamic_sampling": True, "entropy_coef": 0.1}, "entropy_coef=0.1 and .*cannot leave places out"),
         (

@@ -418,8 +418,8 @@ def test_resume(tmp_path, options):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"max_rounds": 0}, "max_rounds=0 must be at least 1"),
-        ({"lower": 0.6, "upper": 0.4}, "lower=0.6 and upper=0.4 must satisfy"),
+        ({"max_rounds": 0}, "max_rounds=0 must lie in"),
+        ({"lower": 0.6, "upper": 0.4}, "lower=0.6 must be at most upper=0.4"),
         ({"exhausted": "stop"}, "exhausted='stop' must be 'shrink', 'keep' or 'error'"),
     ],
 )
