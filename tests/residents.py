@@ -3,6 +3,8 @@
 from typing import Any
 
 FIRST: dict[str, dict[str, Any]] = {
+    "policy_reward": {"rent": {"weight": 0.5}},
+    "advantage_estimator": {"maxrl": {}},
     "token_advantage": {"entropy_shaped": {"alpha": 0.4}},
     "loss_term": {"ter": {"coef": 0.2, "target": 0.1}},
 }
