@@ -1,6 +1,6 @@
 """Advantage estimators and entropy controls for TRL's GRPOTrainer; CANON is the flagship.
 
-The names below are imported when they are used: a method's file is pure torch, and importing it loads no trainer.
+The public names are imported when they are used: a method's file is pure torch, and importing it loads no trainer.
 """
 
 from importlib import import_module
@@ -40,12 +40,13 @@ MODULES = {
 }
 
 
-def __getattr__(name: str) -> Any:
-    if name not in MODULES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    found = getattr(import_module(f"{__name__}.{MODULES[name]}"), name)
-    globals()[name] = found
-    return found
+if not TYPE_CHECKING:  # a type checker would take any name for known
+
+    def __getattr__(name: str) -> Any:
+        if name not in MODULES:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        globals()[name] = getattr(import_module(f"{__name__}.{MODULES[name]}"), name)
+        return globals()[name]
 
 
 def __dir__() -> list[str]:

@@ -1,8 +1,8 @@
-"""Functions named in a YAML file or on the command line."""
+"""Functions named in a YAML file or on the command line, and names that a module no longer has."""
 
 import importlib
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, NoReturn
 
 
 def is_import_path(name: str) -> bool:
@@ -27,3 +27,14 @@ def load_function(path: str, *, field: str) -> Callable[..., Any]:
     if not callable(function):
         raise ValueError(f"{field}={path!r} is a {type(function).__name__}, not a function")
     return function
+
+
+def moved(module: str, successors: Mapping[str, str]) -> Callable[[str], NoReturn]:
+    """The `__getattr__` of a module that has lost public names: using one raises an error that names its successor."""
+
+    def lookup(name: str) -> NoReturn:
+        if name in successors:  # an AttributeError would be replaced by `from ... import name`
+            raise ImportError(f"{module}.{name} has gone; use {successors[name]} (docs/migrating.md)")
+        raise AttributeError(f"module {module!r} has no attribute {name!r}")
+
+    return lookup

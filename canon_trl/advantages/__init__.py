@@ -6,7 +6,7 @@ the config; there an estimator is called with a [`~canon_trl.rollout.Rollout`] a
 """
 
 from collections.abc import Callable
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from torch import Tensor
 
@@ -27,6 +27,7 @@ from canon_trl.advantages.opo import opo_advantage
 from canon_trl.advantages.reinforce import nsr_advantage, psr_advantage, w_reinforce_advantage
 from canon_trl.advantages.reinforce_pp import reinforce_pp_baseline_advantage
 from canon_trl.advantages.rloo import rloo_advantage
+from canon_trl.imports import moved
 from canon_trl.method import Method, Stage, by_name
 from canon_trl.metrics import ResponseMetric
 from canon_trl.rollout import READABLE
@@ -71,6 +72,21 @@ def requires_metrics(*metrics: str | ResponseMetric) -> Callable[[Estimator], Es
 
     return declare
 
+
+if not TYPE_CHECKING:
+    __getattr__ = moved(
+        __name__,
+        {
+            "AdvantageEstimator": "canon_trl.method.Method",
+            "OnRollout": "canon_trl.method.Method, which reads a rollout's fields from the function's signature",
+            "check_options": "Method.with_options",
+            "default_options": "Method.all_options",
+            "get_estimator": "canon_trl.advantages.ESTIMATORS[name], or canon_trl.method.find(STAGE, spec)",
+            "option_parameters": "Method.all_options",
+            "required_metrics": "Method.required_metrics",
+            "reward_range": "Method.reward_range",
+        },
+    )
 
 __all__ = [
     "ESTIMATORS",
