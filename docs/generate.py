@@ -199,7 +199,7 @@ def with_names(source: str) -> str:
         option = re.compile(rf"^        {stage.field}: A name: .+\n(?: {{12}}.+\n)*", flags=re.MULTILINE)
         names = ", ".join(f'`"{name}"`' for name in stage.methods)
         if found := option.search(source):
-            text = " ".join(re.sub(r"(A name: ).*?(; )", rf"\1{names}\2", found[0], count=1, flags=re.DOTALL).split())
+            text = re.sub(r"(A name: ).*?(; )", rf"\1{names}\2", " ".join(found[0].split()), count=1)
             filled = textwrap.fill(
                 text, 119, initial_indent=" " * 8, subsequent_indent=" " * 12, break_on_hyphens=False
             )

@@ -1,5 +1,9 @@
 """What the pages say of every method follows from the code: `python docs/generate.py` has nothing to write."""
 
+import os
+import re
+import shutil
+import subprocess
 import sys
 from pathlib import Path
 
@@ -23,6 +27,59 @@ def test_every_stage_has_a_page_and_its_table_in_the_readme():
         for name in stage.methods:
             assert f"\n## `{name}`\n" in page
             assert f"| `{name}` |" in readme
+
+
+def test_a_method_costs_four_edits(tmp_path):
+    """The method of CONTRIBUTING.md, added to a copy of the repository, is on every page, and taken back on none."""
+    for name in ("canon_trl", "docs", "tests", "README.md", "CHANGELOG.md", "pyproject.toml"):
+        copy = shutil.copytree if (ROOT / name).is_dir() else shutil.copyfile
+        copy(ROOT / name, tmp_path / name)
+    before = contents(tmp_path)
+
+    def run(*command: str) -> None:
+        environment = os.environ | {"PYTHONPATH": str(tmp_path), "PYTHONDONTWRITEBYTECODE": "1"}
+        options = {"cwd": tmp_path, "env": environment, "capture_output": True, "text": True}
+        done = subprocess.run([sys.executable, *command], **options)
+        assert done.returncode == 0, done.stdout + done.stderr
+
+    example = (ROOT / "CONTRIBUTING.md").read_text()
+    written = dict(re.findall(r"`([\w/]+range_scaled\.py)`:\n\n```python\n(.*?)```", example, flags=re.DOTALL))
+    imported, line = re.findall(r"^\+(.*range_scaled.*\n)", example, flags=re.MULTILINE)
+    folder, changelog = tmp_path / "canon_trl" / "advantages" / "__init__.py", tmp_path / "CHANGELOG.md"
+    for path, code in written.items():
+        (tmp_path / path).write_text(code)
+    edited = before[folder].replace("ESTIMATORS = by_name(\n", f"ESTIMATORS = by_name(\n{line}")
+    below = "from canon_trl.advantages.reinforce import"
+    folder.write_text(edited.replace(below, imported + below))
+    changelog.write_text(before[changelog].replace("## [Unreleased]\n", "## [Unreleased]\n\n- `range_scaled`\n"))
+    assert len(changes(before, contents(tmp_path))) == 4
+
+    run("docs/generate.py")
+    changed = changes(before, contents(tmp_path))
+    for page in ("README.md", "docs/stages/advantages.md", "canon_trl/config/stages.py"):
+        assert page in changed
+        assert "range_scaled" in (tmp_path / page).read_text()
+    assert "`power` = `1.0` in [0, 1]" in (tmp_path / "docs" / "stages" / "advantages.md").read_text()
+    run("-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/methods/test_range_scaled.py")
+
+    for path in written:
+        (tmp_path / path).unlink()
+    folder.write_text(before[folder])
+    changelog.write_text(before[changelog])
+    run("docs/generate.py")
+    assert changes(before, contents(tmp_path)) == set()
+
+
+def contents(folder: Path) -> dict[Path, str]:
+    """The text files below a folder."""
+    found = (path for path in folder.rglob("*") if path.suffix in (".py", ".md", ".toml", ".svg"))
+    return {path: path.read_text() for path in found}
+
+
+def changes(before: dict[Path, str], after: dict[Path, str]) -> set[str]:
+    """The files that differ, from the root."""
+    root = next(path.parent for path in before if path.name == "pyproject.toml")
+    return {str(path.relative_to(root)) for path in before | after if before.get(path) != after.get(path)}
 
 
 def unpublished(rewards):
