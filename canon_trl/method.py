@@ -125,11 +125,13 @@ class Stage:
         field: of the config, which chooses its methods.
         methods: by name.
         supplies: what a method of the stage can read, by parameter name.
+        repeats: whether a method may be chosen more than once, with other options.
     """
 
     field: str
     methods: Mapping[str, Method]
     supplies: Collection[str] = ()
+    repeats: bool = False
 
 
 def by_name(*methods: Method) -> dict[str, Method]:

@@ -1,7 +1,7 @@
 """The stages between the advantages and the gradient (T, L, L+) as they are chosen, and what does not go together."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from trl import GRPOConfig
 
@@ -34,6 +34,15 @@ class LossStages:
         if self.policy_loss is not None:
             yield self.policy_loss
         yield from self.loss_terms
+
+    def own(self) -> "LossStages":
+        """The same methods with options that nobody else holds, so that controllers may change them."""
+        kept = None if self.policy_loss is None else replace(self.policy_loss, options=dict(self.policy_loss.options))
+        owned = [
+            tuple(replace(method, options=dict(method.options)) for method in methods)
+            for methods in (self.token_advantages, self.loss_terms)
+        ]
+        return LossStages(owned[0], kept, owned[1])
 
     @property
     def whole(self) -> Whole | None:

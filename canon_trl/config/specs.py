@@ -32,7 +32,8 @@ def find_all(stage: Stage, spec: Any) -> tuple[Method, ...]:
         spec = [{name: options} for name, options in spec.items()]
     found = tuple(find(stage, each) for each in (spec if isinstance(spec, list | tuple) else [spec]))
     names = [method.name for method in found]
-    if repeated := sorted({name for name in names if names.count(name) > 1}):
+    repeated = sorted({name for name in names if names.count(name) > 1})
+    if repeated and not stage.repeats:
         raise ValueError(f"{stage.field} lists {repeated} more than once")
     return found
 

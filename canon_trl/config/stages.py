@@ -9,12 +9,14 @@ from trl import GRPOConfig
 
 from canon_trl.advantages import STAGE as ADVANTAGES
 from canon_trl.config.checks import check_policy_loss, check_shrink
+from canon_trl.config.controllers import check_controllers
 from canon_trl.config.help_texts import with_help
 from canon_trl.config.loss_stages import LossStages, check_loss_stages
 from canon_trl.config.policy_rewards import find_policy_rewards
 from canon_trl.config.run import RunConfig
 from canon_trl.config.run_length import rollouts_in_run
 from canon_trl.config.specs import as_names, find_all
+from canon_trl.controllers import STAGE as CONTROLLER
 from canon_trl.loss_terms import STAGE as LOSS_TERM
 from canon_trl.method import Method, check_options, check_values, find
 from canon_trl.metrics import get_metrics
@@ -26,7 +28,8 @@ from canon_trl.token_advantages import STAGE as TOKEN_ADVANTAGE
 logger = logging.getLogger(__name__)
 
 ONE_METHOD = ("advantage_estimator",)  # fields that hold a method, whose options may stand in `..._kwargs`
-METHODS = ("policy_reward", "token_advantage", "loss_term")  # fields that hold a method or several
+# Fields that hold a method or several.
+METHODS = ("policy_reward", "token_advantage", "loss_term", "controller")
 OPTIONS = ("advantage_estimator_kwargs", "policy_loss_kwargs", "dynamic_sampling_kwargs")
 
 
@@ -66,6 +69,12 @@ class StagesConfig(RunConfig):
         policy_loss: A name: `"clip_cov"`, `"kl_cov"`; default TRL's loss as it is.
         policy_loss_kwargs: Options of the policy loss, such as `{"ratio": 2e-4, "scope": "batch"}` for `"clip_cov"`.
 
+        > Parameters that choose what moves while the run goes on
+
+        controller: A name: `"e3_temperature"`; `{name: options}`; an import path `"package.module:function"` of what
+            makes a [`~canon_trl.controllers.Controller`]; or a list or mapping of several. Each steers a number of the
+            run, on numbers measured over all ranks. Default: nothing.
+
         > Parameters that choose the groups that are trained on
 
         dynamic_sampling: Whether groups of fresh prompts replace groups without spread, or outside a band of
@@ -89,6 +98,7 @@ class StagesConfig(RunConfig):
     loss_term: dict[str, Any] | str | list[Any] | None = None
     policy_loss: str | None = None
     policy_loss_kwargs: dict[str, Any] | str | None = None
+    controller: dict[str, Any] | str | list[Any] | None = None
     dynamic_sampling: bool = False
     dynamic_sampling_kwargs: dict[str, Any] | str | None = None
     entropy_source: Literal["auto", "generation", "forward"] = "auto"
@@ -105,7 +115,9 @@ class StagesConfig(RunConfig):
         self.make_policy_rewards()
         self._check_estimator()
         self._check_policy_loss()
-        check_loss_stages(LossStages(self.make_token_advantages(), None, self.make_loss_terms()), self)
+        stages = LossStages(self.make_token_advantages(), None, self.make_loss_terms())
+        check_loss_stages(stages, self)
+        check_controllers(self.make_controllers(), self, stages)
         self._check_dynamic_sampling()
 
     def make_policy_rewards(self) -> tuple[PolicyReward, ...]:
@@ -123,6 +135,10 @@ class StagesConfig(RunConfig):
     def make_loss_terms(self) -> tuple[Method, ...]:
         """The loss terms with their options bound."""
         return find_all(LOSS_TERM, self.loss_term)
+
+    def make_controllers(self) -> tuple[Method, ...]:
+        """What makes the controllers, with their options bound."""
+        return find_all(CONTROLLER, self.controller)
 
     def make_policy_loss(self) -> PolicyLoss | None:
         """The policy loss with its options bound."""

@@ -51,14 +51,14 @@ class E3Temperature:
 
     def __init__(
         self,
-        *,
         vocab_size: Annotated[int, "[2, inf)"],
         temperature: Annotated[float, "(0, inf)"] = 1.0,
+        total_steps: Annotated[int, "[1, inf)"] | None = None,
+        *,
         target_entropy: Annotated[float, "(0, inf)"] | None = None,
         init_steps: Annotated[int, "[0, inf)"] = 1,
         annealing_ratio: Annotated[float, "(0, 1]"] | None = None,
         annealing_factor: Annotated[float, "[0, 1]"] = 0.9,
-        total_steps: Annotated[int, "[1, inf)"] | None = None,
     ) -> None:
         if annealing_ratio is not None and total_steps is None:
             raise ValueError(f"annealing_ratio={annealing_ratio!r} needs total_steps")

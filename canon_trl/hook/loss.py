@@ -72,15 +72,10 @@ class Losses(TokenInputs):
             inputs["advantages"] = inputs["advantages"].masked_fill(~trained_tokens(inputs), 0.0)
         stages = self._stages if training else NO_STAGES
         losing = Losing(inputs, partial(self._act, stages))
-        measures = training and self._stages.read("measured")
-        if measures:
-            self._measured.open(self._metrics["train"])
         with self._during(losing):
             loss = super()._compute_loss(model, inputs)
-        if measures:
-            self._measured.add(losing.entropies, trained_tokens(inputs))
-            if self.accelerator.sync_gradients:
-                self._measured.close(self._metrics["train"])
+        if training:
+            self._measure_entropy(losing.entropies, trained_tokens(inputs))
         accumulated = self.current_gradient_accumulation_steps if training else 1
         routing = self.router_aux_loss_coef * losing.aux_loss / accumulated if self.aux_loss_enabled else 0.0
         if self._loss_function is not None:

@@ -26,7 +26,6 @@ from canon_trl.hook.checkpoints import (
     options_of_run,
     passes_and_batches,
 )
-from canon_trl.hook.counting import Counting
 from canon_trl.hook.loss import Losses
 from canon_trl.hook.reference_state import check_saved_reference, load_reference, save_reference
 from canon_trl.hook.rollout_files import load_rollout, rollout_file, warn_of_missing_random_states
@@ -40,7 +39,7 @@ TABLE_TEXTS = ("prompt", "completion")
 TABLE_COLUMNS = ("rewards", "extra")
 
 
-class Resuming(Counting, Losses):
+class Resuming(Losses):
     """Saves and restores what TRL forgets, so that a resumed run continues as if it had never stopped."""
 
     _has_trained = False
@@ -150,6 +149,7 @@ class Resuming(Counting, Losses):
             self._restore_prompt_order()
             state, missing = load_rollout(checkpoint, self._failures)
             self._restore_fresh_prompts(state)
+            self._restore_steering(state.get("steering") if state is not None else None)
             self._restore_rollout(state, missing)
             if self.args.sync_ref_model:
                 load_reference(self._reference(), Path(checkpoint))
@@ -188,7 +188,7 @@ class Resuming(Counting, Losses):
             "step": self._step,
             "width": self._gate.width if self._gate is not None else 0,
             "fresh_prompts": plain(self._sampled.state_dict()),
-            "measured": self._measured.numbers,
+            "steering": self._steering_state(),
             "in_flight": self._buffered_inputs if self._step % self._generate_every else None,
             "metrics": dict(self._metrics["train"]),
             "loss_to_log": (self._tr_loss.item(), self._globalstep_last_logged),
@@ -235,7 +235,8 @@ class Resuming(Counting, Losses):
         if self._gate is not None:
             self._gate.width = state["width"]
         self._step, self._steps_not_restored = state["step"], 0
-        self._measured.numbers = state.get("measured", {})  # which checkpoints of 0.1 lack
+        if "steering" in state:  # which checkpoints of 0.1 lack
+            self._restore_rollout_entropy(state["steering"])
         self._constant_rewards.in_a_row = state["constant_rollouts"]
         self._collapse.first = state.get("policy_reward_first", {})  # which checkpoints of 0.1 lack
         self._buffered_inputs = send_to_device(state["in_flight"], self.accelerator.device)

@@ -1,28 +1,21 @@
 """What the stages of the loss see of a micro-batch."""
 
 from collections.abc import Mapping
-from functools import cached_property, partial
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from canon_trl.config.loss_stages import LossStages
-from canon_trl.hook.measured import Measured
 from canon_trl.hook.phases import Phases
 from canon_trl.hook.rollout_parts import Making
+from canon_trl.hook.steering import Steering
 from canon_trl.rollout import Rollout
 from canon_trl.tokens import Tokens
 
 
-class TokenInputs(Phases):
+class TokenInputs(Phases, Steering):
     """Makes the `Tokens` of a micro-batch, of what the rollout left for it and what TRL's scoring pass gave."""
-
-    _stages = LossStages()
-
-    @cached_property
-    def _measured(self) -> Measured:
-        return Measured(self.accelerator)
 
     def _stage_inputs(self, output: Mapping[str, Any], rollout: Rollout, making: Making) -> dict[str, Tensor]:
         """What goes with each response into its micro-batch, besides TRL's own."""

@@ -16,6 +16,7 @@ from canon_trl.config.checks import (
     check_shrink,
     one_rollout_a_step,
 )
+from canon_trl.config.controllers import check_controllers
 from canon_trl.config.loss_stages import LossStages, check_loss_stages
 from canon_trl.config.sampler import (
     check_generation_kwargs,
@@ -81,6 +82,7 @@ class PluggableGRPOTrainer(Publishing, Resuming, Logs, NotFinite, Rollouts):
         token_advantages: change the advantages of single tokens in every micro-batch, one after the other, see
             `canon_trl.token_advantages`.
         loss_terms: are added to the loss, see `canon_trl.loss_terms`.
+        controllers: what makes the controllers of a run, see `canon_trl.controllers`.
         dynamic_sampling: how groups that teach nothing are replaced, see `canon_trl.sampling`; default not at all.
         reward_time_limit: seconds that a call of a reward function may take; default no limit.
         resume_with_changes: whether a checkpoint that was made with other options is resumed; default refused.
@@ -118,6 +120,7 @@ class PluggableGRPOTrainer(Publishing, Resuming, Logs, NotFinite, Rollouts):
         policy_loss: PolicyLoss | None = None,
         token_advantages: Sequence[Method] = (),
         loss_terms: Sequence[Method] = (),
+        controllers: Sequence[Method] = (),
         dynamic_sampling: DynamicSampling | None = None,
         reward_time_limit: float | None = None,
         resume_with_changes: bool = False,
@@ -143,8 +146,9 @@ class PluggableGRPOTrainer(Publishing, Resuming, Logs, NotFinite, Rollouts):
                 self._scored_inputs |= {"log_probs"}
         if loss_function is not None:
             check_loss_function(args, policy_loss)
-        self._stages = LossStages(tuple(token_advantages), None, tuple(loss_terms))
+        self._stages = LossStages(tuple(token_advantages), None, tuple(loss_terms)).own()
         check_loss_stages(self._stages, args)
+        check_controllers(controllers, args, self._stages)
         self._needs_accuracy = needs_accuracy or "accuracy" in self._estimator.reads
         if entropy_source != "auto" and not self._scored_inputs:
             raise ValueError(
@@ -168,6 +172,7 @@ class PluggableGRPOTrainer(Publishing, Resuming, Logs, NotFinite, Rollouts):
         super().__init__(model, reward_funcs, args, train_dataset, eval_dataset, **trl_kwargs)
         self._add_policy_rewards(policy_rewards)
         self._collapse = Collapse()
+        self._prepare_steering(controllers)
         self.reward_func_names = distinct_names(self.reward_func_names)
         if not self.use_vllm and self.min_p is None and self.model.generation_config.min_p is not None:
             self.generation_config.min_p = 0.0  # for None generate would take the model's own

@@ -13,6 +13,7 @@ from canon_trl.advantages.canon import PAPER, canon_statistics
 from canon_trl.config.canon import ACCURACY_SCHEDULES, COSINE_SCHEDULES, CANONConfig
 from canon_trl.config.policy_rewards import find_policy_rewards
 from canon_trl.config.specs import find_all
+from canon_trl.controllers import STAGE as CONTROLLER
 from canon_trl.hook.trainer import PluggableGRPOTrainer
 from canon_trl.loss_terms import STAGE as LOSS_TERM
 from canon_trl.method import Method, find
@@ -48,8 +49,9 @@ class CANONTrainer(PluggableGRPOTrainer):
         advantage_estimator: a function in place of the one that `args.advantage_estimator` names. Its positional
             parameters name fields of a [`~canon_trl.rollout.Rollout`], or `rollout` for the whole; it returns `(P, G)`
             or `(P, G, T)`. Options are bound to it with `functools.partial`.
-        policy_reward, token_advantage, loss_term: in place of the fields of `args` of these names: a function, a list
-            of several, or a mapping of them to their options. With a policy reward, `reward_funcs` may be left out.
+        policy_reward, token_advantage, loss_term, controller: in place of the fields of `args` of these names: a
+            function, a list of several, or a mapping of them to their options. With a policy reward, `reward_funcs`
+            may be left out.
         canon_metric: a metric in place of the one that `args.canon_metric` names, see `canon_trl.metrics`.
 
     Raises:
@@ -74,6 +76,7 @@ class CANONTrainer(PluggableGRPOTrainer):
         policy_reward: Any = None,
         token_advantage: Any = None,
         loss_term: Any = None,
+        controller: Any = None,
         **trl_kwargs: Any,
     ) -> None:
         if args is None:
@@ -100,6 +103,7 @@ class CANONTrainer(PluggableGRPOTrainer):
             token_advantages=find_all(TOKEN_ADVANTAGE, chosen("token_advantage", token_advantage, args)),
             policy_loss=args.make_policy_loss(),
             loss_terms=find_all(LOSS_TERM, chosen("loss_term", loss_term, args)),
+            controllers=find_all(CONTROLLER, chosen("controller", controller, args)),
             dynamic_sampling=args.make_dynamic_sampling(),
             reward_time_limit=args.reward_time_limit,
             resume_with_changes=args.resume_with_changes,

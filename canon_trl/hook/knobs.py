@@ -1,0 +1,79 @@
+"""The knobs that controllers steer: what each is called, and where its value lies."""
+
+import math
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+from canon_trl.hook.temperature import Temperature
+from canon_trl.method import Method
+
+
+class Knob(Protocol):
+    """A number that may change while a run goes on."""
+
+    value: float
+
+
+class Attribute:
+    """A number that TRL's loss reads from an attribute of the trainer."""
+
+    def __init__(self, trainer: Any, name: str) -> None:
+        self._trainer = trainer
+        self._name = name
+
+    @property
+    def value(self) -> float:
+        return getattr(self._trainer, self._name)
+
+    @value.setter
+    def value(self, value: float) -> None:
+        setattr(self._trainer, self._name, value)
+
+
+class Option:
+    """An option of a method, which every call of it reads.
+
+    Args:
+        method: this trainer's own, whose options change.
+        name: of the option.
+    """
+
+    def __init__(self, method: Method, name: str) -> None:
+        self._method = method
+        self._name = name
+
+    @property
+    def value(self) -> float:
+        return self._method.all_options[self._name]
+
+    @value.setter
+    def value(self, value: float) -> None:
+        self._method.with_options({self._name: value}, where=f"{self._method.name}.")  # refuses what is out of bounds
+        self._method.options[self._name] = value
+
+
+def make_knob(name: str, trainer: Any, methods: Sequence[Method]) -> Knob:
+    """The knob of a name that `check_controllers` has let pass.
+
+    Args:
+        name: `"temperature"`, `"entropy_coef"`, `"epsilon_high"` or `"<method>.<option>"`.
+        trainer: a [`~trl.GRPOTrainer`].
+        methods: the active ones, this trainer's own.
+    """
+    if name == "temperature":
+        return Temperature(trainer)
+    if name == "entropy_coef":
+        trainer._entropy_bonus_enabled = True  # also where it starts at 0, for which TRL would leave the bonus out
+        return Attribute(trainer, name)
+    if name == "epsilon_high":
+        return Attribute(trainer, name)
+    of, option = name.rsplit(".", 1)
+    (method,) = (method for method in methods if method.name == of)
+    return Option(method, option)
+
+
+def checked(value: Any, controller: str) -> float:
+    """What a controller returned, if it is a finite number."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+        raise ValueError(f"the controller of {controller!r} returned {value!r}; it must return a finite number")
+    return float(value)

@@ -1,0 +1,140 @@
+"""Controllers at work: what they are told, when they move their knobs, and how both survive a checkpoint."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from accelerate.logging import get_logger
+from accelerate.utils import broadcast_object_list
+from torch import Tensor
+
+from canon_trl.config.controllers import by_knob
+from canon_trl.config.loss_stages import LossStages
+from canon_trl.controllers.protocol import Controller, Run, make_controller
+from canon_trl.hook.counting import Counting
+from canon_trl.hook.knobs import Knob, checked, make_knob
+from canon_trl.hook.measured import MeanEntropy, Measured
+from canon_trl.hook.rollout_parts import plain
+from canon_trl.method import Method
+
+logger = get_logger(__name__)  # which speaks on the main process alone: every rank finds the same
+
+
+class Steering(Counting):
+    """Moves knobs between rollouts and optimiser steps, on every rank alike."""
+
+    _stages = LossStages()
+    _measured: Measured
+    _rollout_entropy: MeanEntropy
+    _measures = False  # whether anything reads what is measured
+    _makers: Mapping[str, Method] = {}  # of controllers, by the knob
+    _knobs: Mapping[str, Knob] = {}
+    _configured: Mapping[str, float] = {}  # values of the knobs
+    _controllers: dict[str, Controller]
+
+    def _prepare_steering(self, controllers: Sequence[Method]) -> None:
+        """Find the knobs, as soon as TRL has made the trainer.
+
+        Args:
+            controllers: what makes them.
+        """
+        self._makers = by_knob(controllers)
+        self._measures = bool(controllers) or self._stages.read("measured")
+        self._knobs = {name: make_knob(name, self, [*self._stages]) for name in self._makers}
+        self._configured = {name: knob.value for name, knob in self._knobs.items()}
+        self._measured, self._rollout_entropy = Measured(self.accelerator), MeanEntropy(self.accelerator)
+
+    def set_initial_training_values(self, args: Any, dataloader: Any) -> tuple:
+        """As transformers', which plans a run here; controllers begin anew."""
+        values = super().set_initial_training_values(args, dataloader)
+        self._measured, self._rollout_entropy = Measured(self.accelerator), MeanEntropy(self.accelerator)
+        self._controllers = {}
+        for name, maker in self._makers.items():
+            self._knobs[name].value = self._configured[name]
+            run = Run(
+                start=self._configured[name],
+                temperature=self.args.temperature,
+                vocab_size=self.model.config.get_text_config().vocab_size,
+                total_steps=self._rollouts_in_run if name == "temperature" else values[-1],
+            )
+            self._controllers[name] = make_controller(maker, run)
+        return values
+
+    def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
+        if not self._measures:
+            return super().training_step(*args, **kwargs)
+        self._measured.open(self._metrics["train"])
+        loss = super().training_step(*args, **kwargs)
+        if self.accelerator.sync_gradients:
+            self._end_step()
+        if "temperature" in self._controllers and self._step % self._generate_every == 0:
+            self._end_rollout()
+        return loss
+
+    def _measure_entropy(self, entropies: Tensor, mask: Tensor) -> None:
+        """Note a micro-batch that is trained on: its entropies `(B, T)`, and which tokens count."""
+        if self._measures:
+            self._measured.add(entropies, mask)
+            self._rollout_entropy.add(entropies, mask)
+
+    def _end_step(self) -> None:
+        """The optimiser is about to step; nothing reads a knob until the next micro-batch."""
+        self._measured.close(self._metrics["train"])
+        for name, knob in self._knobs.items():
+            self._metrics["train"][f"controller/{name}"].append(knob.value)
+        for name in self._controllers.keys() - {"temperature"}:
+            self._move(name, self._measured.numbers)
+
+    def _end_rollout(self) -> None:
+        """The last micro-batch of the rollout has been scored, the next rollout has not been sampled."""
+        entropy = self._rollout_entropy.take()
+        if entropy is not None:  # else no token was trained on
+            self._move("temperature", self._measured.numbers | {"entropy": entropy})
+
+    def _move(self, name: str, measured: Mapping[str, float]) -> None:
+        self._knobs[name].value = checked(self._controllers[name].update(measured), name)
+
+    def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:
+        """As transformers', at the temperature of the config."""
+        with self._configured_temperature():
+            return super().evaluation_loop(*args, **kwargs)
+
+    @contextmanager
+    def _configured_temperature(self) -> Iterator[None]:
+        knob = self._knobs.get("temperature")
+        if knob is None:
+            yield
+            return
+        now, knob.value = knob.value, self._configured["temperature"]
+        try:
+            yield
+        finally:
+            knob.value = now
+
+    def _steering_state(self) -> dict[str, Any]:
+        """What a checkpoint needs, in plain numbers and text."""
+        return {
+            "measured": dict(self._measured.numbers),
+            "rollout_entropy": self._rollout_entropy.totals.tolist(),  # of this rank
+            "knobs": {name: float(knob.value) for name, knob in self._knobs.items()},
+            "controllers": {name: plain(each.state_dict()) for name, each in self._controllers.items()},
+        }
+
+    def _restore_steering(self, state: Mapping[str, Any] | None) -> None:
+        """Before anything is sampled; the main process tells all, so that ranks that were not there before agree."""
+        (state,) = broadcast_object_list([state])
+        if state is None:
+            if self._measures:
+                logger.warning("the checkpoint has nothing of controllers or of what they read: they begin anew")
+            return
+        self._measured.numbers = dict(state["measured"])
+        for name, controller in self._controllers.items():
+            if name in state["controllers"]:
+                controller.load_state_dict(state["controllers"][name])
+                self._knobs[name].value = state["knobs"][name]
+
+    def _restore_rollout_entropy(self, state: Mapping[str, Any]) -> None:
+        """This rank's part, where the rollout in flight is restored."""
+        totals = self._rollout_entropy.totals
+        totals.copy_(torch.tensor(state["rollout_entropy"], dtype=totals.dtype))

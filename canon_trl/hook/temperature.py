@@ -1,0 +1,81 @@
+"""Where TRL keeps the temperature, so that all of it can change between two rollouts."""
+
+from types import CellType
+from typing import Any
+
+import trl
+from peft import PeftModel
+from torch import nn
+
+
+class Temperature:
+    """The temperature of sampling and of the scores.
+
+    The sampler reads it from vLLM's settings, or from a `GenerationConfig` and the arguments that this was made of.
+    From release 1.15 on the scores read it from a variable that the fused head of the policy, and the one of the
+    reference, closed over when the trainer was made. To write that variable gives the scores of a trainer that was
+    made with this temperature, bit for bit. The variables are looked up when the trainer has been made: later the
+    model is wrapped, by then they are known.
+
+    Args:
+        trainer: a [`~trl.GRPOTrainer`].
+
+    Raises:
+        RuntimeError: a fused head keeps the temperature elsewhere.
+    """
+
+    def __init__(self, trainer: Any) -> None:
+        self._trainer = trainer
+        models = {"policy": trainer.model, "reference model": trainer.ref_model}
+        self._cells = [
+            find_cell(trainer.accelerator.unwrap_model(model), name, trainer.temperature)
+            for name, model in models.items()
+            if model is not None
+        ]
+
+    @property
+    def value(self) -> float:
+        return self._trainer.temperature
+
+    @value.setter
+    def value(self, temperature: float) -> None:
+        if not temperature > 0:
+            raise ValueError(f"temperature={temperature!r} must be above 0")
+        trainer = self._trainer
+        trainer.temperature = temperature
+        if trainer.use_vllm:
+            trainer.vllm_generation.temperature = temperature
+        else:
+            trainer.generation_config.temperature = temperature
+            trainer.generation_kwargs["temperature"] = temperature
+        for cell in self._cells:
+            cell.cell_contents = temperature
+
+
+def find_cell(model: nn.Module, name: str, temperature: float) -> CellType:
+    """The variable that the forward of a model with a fused head reads its temperature from.
+
+    Mixed precision wraps the forward, and keeps the one with the head as `_original_forward`.
+
+    Args:
+        model: without the wrappers of distributed training.
+        name: of the model, for the message.
+        temperature: what the variable must hold.
+
+    Raises:
+        RuntimeError: there is no such variable, or it holds something else.
+    """
+    module = model.get_base_model() if isinstance(model, PeftModel) else model
+    for attribute in ("forward", "_original_forward"):
+        method: Any = getattr(module, attribute, None)
+        function: Any = getattr(method, "__func__", method)
+        names = function.__code__.co_freevars if hasattr(function, "__code__") else ()
+        if "temperature" in names:
+            cell = function.__closure__[names.index("temperature")]
+            if cell.cell_contents == temperature:
+                return cell
+    raise RuntimeError(
+        f"the {name}, a {type(module).__name__}, keeps the temperature {temperature} of its scores where a controller "
+        f"cannot reach it (TRL {trl.__version__}); train without a controller of the temperature, or with the release "
+        "of TRL that canon_trl is tested with"
+    )
