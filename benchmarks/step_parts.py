@@ -33,7 +33,16 @@ PARTS = (
     REST,
 )
 GENERATION, SCORING, REWARDS, OURS, LOSS, BACKWARD, OPTIMISER, _ = PARTS
-OUR_METHODS = ("_make_rollout", "_estimate_advantages", "_gate_inputs", "_leave_out", "_log_rollout")
+OUR_STEPS = ("_stage_inputs", "_tokens", "_terms")  # of the stages of the loss
+OUR_METHODS = ("_make_rollout", "_estimate_advantages", *OUR_STEPS, "_leave_out", "_log_rollout")
+    "_make_rollout",
+    "_estimate_advantages",
+    "_stage_inputs",
+    "_tokens",
+    "_terms",
+    "_leave_out",
+    "_log_rollout",
+)
 
 
 class PartClock:
@@ -105,8 +114,6 @@ def watched(method: str, workload: Workload, updates: int) -> tuple[GRPOTrainer,
     if method != BASELINE:
         for name in OUR_METHODS:
             setattr(trainer, name, clock.timed(getattr(trainer, name), OURS))
-        if trainer._gate is not None:
-            trainer._gate.advantages = clock.timed(trainer._gate.advantages, OURS)
     return trainer, clock
 
 

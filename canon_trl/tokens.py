@@ -1,16 +1,15 @@
 """What a method sees of one micro-batch, after TRL has scored it and before its loss is computed."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields
-from typing import Any
+from dataclasses import dataclass, field, fields
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
+from canon_trl.selection import Search, alone, draw, largest, together
 
-def alone(local: Tensor) -> Tensor:
-    """The sum over the ranks of a single rank."""
-    return local
+Scope = Literal["micro_batch", "batch"]
 
 
 def token_mean(values: Tensor, among: Tensor) -> Tensor:
@@ -34,6 +33,7 @@ class Tokens:
         sampling_log_probs: `(B, T)`, as the sampler reported them; NaN where it reported none.
         ref_log_probs: `(B, T)` under the reference model; `None` without one (`beta=0`).
         advantages: `(B, T)`, 0 off the mask.
+        response_advantages: `(B,)`, as the estimator returned them; of one per token their mean over the response.
         mask: `(B, T)` bool, true on the tokens that are trained on.
         rewards: `(B,)`, the weighted reward of each response; NaN where it has none.
         group_rewards: `(B, G)`, those of all responses to the prompt, in sampling order.
@@ -43,7 +43,10 @@ class Tokens:
         step: optimiser steps before this one.
         micro_step: micro-batches before this one.
         seed: of random choices.
+        responses: of the rollout, over all ranks.
+        width: positions of its longest response, on any rank.
         reduce: sums a tensor over the ranks.
+        step_tokens: the tokens of the whole optimiser step, and which of their rows are these; see [`within`].
     """
 
     log_probs: Tensor
@@ -52,6 +55,7 @@ class Tokens:
     sampling_log_probs: Tensor
     ref_log_probs: Tensor | None
     advantages: Tensor
+    response_advantages: Tensor
     mask: Tensor
     rewards: Tensor
     group_rewards: Tensor
@@ -61,7 +65,11 @@ class Tokens:
     step: int
     micro_step: int
     seed: int
+    responses: int
+    width: int
     reduce: Callable[[Tensor], Tensor] = alone
+    step_tokens: "Callable[[], tuple[Tokens, slice]] | None" = None
+    _found: dict[Any, Any] = field(default_factory=dict, init=False, repr=False)
 
     @classmethod
     def example(cls, responses: int = 4, tokens: int = 6, group: int = 2, *, seed: int = 0, **given: Any) -> "Tokens":
@@ -91,6 +99,7 @@ class Tokens:
             "sampling_log_probs": old,
             "ref_log_probs": old - 0.1 * torch.rand(responses, tokens, generator=random),
             "advantages": centred.unsqueeze(1).expand(mask.shape).masked_fill(~mask, 0.0),
+            "response_advantages": centred,
             "mask": mask,
             "rewards": rewards,
             "group_rewards": groups.repeat_interleave(group, dim=0),
@@ -100,6 +109,8 @@ class Tokens:
             "step": 0,
             "micro_step": 0,
             "seed": seed,
+            "responses": responses,
+            "width": tokens,
         }
         return cls(**(example | given))
 
@@ -110,6 +121,46 @@ class Tokens:
         Those are handed their rows prompt by prompt, in sampling order: row p * G + g is response g to prompt p.
         """
         return self.group_rewards[:: self.group_rewards.shape[1]]
+
+    @property
+    def order(self) -> Tensor:
+        """`(B, T)` integers below `responses * width`: the place of each token in sampling order, over all ranks."""
+        return self.response.unsqueeze(1) * self.width + torch.arange(self.mask.shape[1], device=self.mask.device)
+
+    def largest(self, values: Tensor, among: Tensor, count: Tensor) -> Tensor:
+        """The `count` largest of the `(B, T)` values of all ranks that `among` marks, those of this rank, bool.
+
+        Of equal values the first in sampling order. No token is sent anywhere.
+        """
+        search = largest(values, among, count.view(1), self.order, below=self.responses * self.width)
+        chosen: Tensor
+        (((chosen,), _),) = together(self.reduce, search)
+        return chosen
+
+    def draw(self, among: Tensor, count: Tensor) -> Tensor:
+        """`count` of the tokens of all ranks that `among` marks, at random, those of this rank, `(B, T)` bool."""
+        position = torch.arange(self.mask.shape[1], device=self.mask.device)
+        search = draw(among, count.view(1), self.response.unsqueeze(1), position, seed=self.seed, step=self.micro_step)
+        chosen: Tensor
+        ((chosen,),) = together(self.reduce, search)
+        return chosen
+
+    def within(self, scope: Scope) -> "tuple[Tokens, slice]":
+        """The tokens among which a method chooses, and which of their rows are these.
+
+        Args:
+            scope: `"micro_batch"` are these tokens; `"batch"` are those of the whole optimiser step, as the rollout
+                left them: with its log-probabilities and advantages, and neither entropies nor a gradient.
+        """
+        if scope == "micro_batch" or self.step_tokens is None:
+            return self, slice(0, len(self.mask))
+        return self.step_tokens()
+
+    def once(self, key: Any, search: Callable[[], Search[Any]]) -> Any:
+        """What a search over the ranks has found, which is made once for each key."""
+        if key not in self._found:
+            (self._found[key],) = together(self.reduce, search())
+        return self._found[key]
 
     def mean(self, values: Tensor, among: Tensor) -> Tensor:
         """[`token_mean`] over the tokens of all ranks, the same number on each of them.
@@ -124,4 +175,5 @@ class Tokens:
         return mean.to(torch.promote_types(values.dtype, torch.float32))
 
 
-READABLE = ("tokens", "mean", "prompt_rewards", *(attribute.name for attribute in fields(Tokens)))
+NAMED = ("tokens", "mean", "largest", "draw", "within", "order", "prompt_rewards")
+READABLE = (*NAMED, *(attribute.name for attribute in fields(Tokens) if attribute.init))

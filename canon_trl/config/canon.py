@@ -6,8 +6,9 @@ from functools import partial
 from typing import Annotated, Any, Literal
 
 from canon_trl.advantages import ESTIMATORS
-from canon_trl.config.checks import PPO_LOSSES, assignments
+from canon_trl.config.checks import assignments
 from canon_trl.config.help_texts import with_help
+from canon_trl.config.loss_stages import PPO_LOSSES
 from canon_trl.config.stages import StagesConfig
 from canon_trl.method import Method
 from canon_trl.metrics import METRICS, ResponseMetric, get_metric

@@ -1,15 +1,21 @@
 """The stages between the advantages and the gradient (T, L, L+) as they are chosen, and what does not go together."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
+from typing import Any
 
 from trl import GRPOConfig
 
-from canon_trl.method import Method
-from canon_trl.policy_losses.kinds import OnTRL, Whole
-from canon_trl.token_advantages.kinds import TokenAdvantage
+from canon_trl.method import Method, find
+from canon_trl.policy_losses import POLICY_LOSSES, OnTRL, Whole
+from canon_trl.policy_losses import STAGE as POLICY_LOSS
+from canon_trl.token_advantages import TokenAdvantage
+from canon_trl.tokens import Tokens
 
 ORDER = ("shape", "weight", "mask")
+
+# Losses that clip the ratio of every token as PPO does; they differ in what they divide by.
+PPO_LOSSES = ("grpo", "bnpo", "dapo", "dr_grpo")
 
 # Losses whose divisor is that of a loss term per token as well: there a term has its place next to TRL's own KL.
 WITH_TERMS = ("grpo", "bnpo", "dr_grpo", "dapo", "luspo")
@@ -45,6 +51,36 @@ class LossStages:
         return LossStages(owned[0], kept, owned[1])
 
     @property
+    def step_wide(self) -> bool:
+        """Whether a method chooses among the tokens of the whole optimiser step."""
+        return any(method.all_options.get("scope") == "batch" for method in self)
+
+    @property
+    def evaluation(self) -> "LossStages":
+        """What acts in evaluation: TRL's loss is reported, unless a whole loss is said to be."""
+        return LossStages(policy_loss=self.whole) if self.whole is not None and self.whole.evaluates else LossStages()
+
+    @property
+    def in_place(self) -> tuple[Method, ...]:
+        """All methods that change the advantages, in order."""
+        chosen = self.policy_loss
+        last = (chosen,) if isinstance(chosen, OnTRL) and chosen.part == "token_advantage" else ()
+        return (*self.token_advantages, *last)
+
+    @property
+    def added(self) -> tuple[Method, ...]:
+        """All methods that are added to the loss."""
+        chosen = self.policy_loss
+        first = (chosen,) if isinstance(chosen, OnTRL) and chosen.part == "loss_term" else ()
+        return (*first, *self.loss_terms)
+
+    def prefix(self, method: Method) -> str:
+        """The name under which a method is logged."""
+        if method is self.policy_loss:
+            return "policy_loss"
+        return f"{'token_advantage' if method in self.token_advantages else 'loss_term'}/{method.name}"
+
+    @property
     def whole(self) -> Whole | None:
         """The loss in place of TRL's, if there is one."""
         return self.policy_loss if isinstance(self.policy_loss, Whole) else None
@@ -59,12 +95,70 @@ def kind_of(method: Method) -> str:
     return method.kind if isinstance(method, TokenAdvantage) else "shape"
 
 
+def find_policy_loss(spec: Any, options: dict[str, Any] | None = None) -> OnTRL | Whole | None:
+    """The policy loss that a field stands for, if any. A function of one's own is a whole loss.
+
+    Raises:
+        TypeError: an object with `select` and `advantages`, as a policy loss was in 0.1.
+        ValueError: see [`canon_trl.method.find`][].
+    """
+    if spec is None:
+        return None
+    if hasattr(spec, "select") and hasattr(spec, "advantages"):
+        raise TypeError(
+            f"policy_loss={spec!r} has select and advantages, as in 0.1; now it is a function of the tokens, such as "
+            "canon_trl.policy_losses.OnTRL('name', f, part='token_advantage')"
+        )
+    method = find(POLICY_LOSS, spec, options or None)
+    if not isinstance(method, OnTRL | Whole):
+        method = Whole(**{each.name: getattr(method, each.name) for each in fields(method)})
+    try:
+        if method.name in POLICY_LOSSES:
+            method(Tokens.example())  # options that do not go together are refused before a model is loaded
+    except ValueError as error:
+        raise ValueError(f"policy_loss {method.name!r}: {error}") from None
+    return method
+
+
+def check_policy_loss(policy_loss: OnTRL, args: GRPOConfig) -> None:
+    """Refuse what would give a part of PPO's loss per token another meaning."""
+    needed: dict[str, tuple[Any, ...]] = {"loss_type": PPO_LOSSES, "importance_sampling_level": ("token",)}
+    needed |= {"delta": (None,), "off_policy_mask_threshold": (None,)}
+    for name, allowed in needed.items():
+        if (value := getattr(args, name)) not in allowed:
+            raise ValueError(
+                f"{name}={value!r} does not go with policy_loss={policy_loss.name!r}, which is defined on PPO's loss "
+                f"per token; it must be one of {allowed}"
+            )
+    if args.top_entropy_quantile < 1:
+        raise ValueError(
+            f"top_entropy_quantile={args.top_entropy_quantile!r} does not go with policy_loss={policy_loss.name!r}: "
+            "most of the tokens that it selects would be among those that have no loss; it must be 1.0"
+        )
+    clip = {option.name: option.default for option in fields(args) if option.name in ("epsilon", "epsilon_high")}
+    changed = [name for name, default in clip.items() if getattr(args, name) not in (default, None)]
+    if changed and not policy_loss.clips:
+        raise ValueError(
+            f"{', '.join(f'{name}={getattr(args, name)!r}' for name in changed)} would be ignored: "
+            f"policy_loss={policy_loss.name!r} clips no ratio; leave {clip} as they are"
+        )
+    a_step, a_rollout = args.gradient_accumulation_steps, args.steps_per_generation
+    if policy_loss.all_options.get("scope") == "batch" and a_rollout % a_step:
+        raise ValueError(
+            f"policy_loss={policy_loss.name!r} has scope='batch', the batch of one optimiser step, whose "
+            f"gradient_accumulation_steps={a_step} micro-batches must come from one rollout of "
+            f"steps_per_generation={a_rollout}; make this a multiple of the former"
+        )
+
+
 def check_loss_stages(stages: LossStages, args: GRPOConfig) -> None:
     """Refuse what would be ignored, or would have another meaning, before a model is loaded.
 
     Raises:
         ValueError: names the method and the option.
     """
+    if isinstance(stages.policy_loss, OnTRL):
+        check_policy_loss(stages.policy_loss, args)
     kinds = [kind_of(method) for method in stages.token_advantages]
     if kinds != sorted(kinds, key=ORDER.index):
         listed = [f"{m.name} (a {kind})" for m, kind in zip(stages.token_advantages, kinds, strict=True)]
@@ -83,8 +177,16 @@ def check_loss_stages(stages: LossStages, args: GRPOConfig) -> None:
             f"loss_term={stages.loss_terms[0].name!r} does not go with loss_type={args.loss_type!r}, whose tokens are "
             f"weighed by more than the advantage; it must be one of {WITH_TERMS}"
         )
-    if stages.whole is not None and stages.token_advantages and not {"advantages", "tokens"} & {*stages.whole.reads}:
+    if stages.whole is None:
+        return
+    if stages.token_advantages and not {"advantages", "tokens"} & {*stages.whole.reads}:
         raise ValueError(
             f"token_advantage={stages.token_advantages[0].name!r} would be ignored: "
             f"policy_loss={stages.whole.name!r} reads no advantages"
+        )
+    if stages.whole.whole_groups and args.per_device_train_batch_size % args.num_generations:
+        raise ValueError(
+            f"policy_loss={stages.whole.name!r} needs all responses to a prompt in one micro-batch, and "
+            f"per_device_train_batch_size={args.per_device_train_batch_size} cannot hold whole groups of "
+            f"num_generations={args.num_generations}; make the former a multiple of the latter"
         )

@@ -3,24 +3,24 @@
 import logging
 import math
 from dataclasses import dataclass
-from typing import Any, Literal, get_type_hints
+from typing import Any, Literal
 
 from trl import GRPOConfig
 
 from canon_trl.advantages import STAGE as ADVANTAGES
-from canon_trl.config.checks import check_policy_loss, check_shrink
+from canon_trl.config.checks import check_shrink
 from canon_trl.config.controllers import check_controllers
 from canon_trl.config.help_texts import with_help
-from canon_trl.config.loss_stages import LossStages, check_loss_stages
+from canon_trl.config.loss_stages import LossStages, check_loss_stages, find_policy_loss
 from canon_trl.config.policy_rewards import find_policy_rewards
 from canon_trl.config.run import RunConfig
 from canon_trl.config.run_length import rollouts_in_run
 from canon_trl.config.specs import as_names, find_all
 from canon_trl.controllers import STAGE as CONTROLLER
 from canon_trl.loss_terms import STAGE as LOSS_TERM
-from canon_trl.method import Method, check_options, check_values, find
+from canon_trl.method import Method, check_options, find
 from canon_trl.metrics import get_metrics
-from canon_trl.policy_losses import POLICY_LOSSES, PolicyLoss, get_policy_loss
+from canon_trl.policy_losses import OnTRL, Whole
 from canon_trl.policy_rewards import PolicyReward
 from canon_trl.sampling import DynamicSampling
 from canon_trl.token_advantages import STAGE as TOKEN_ADVANTAGE
@@ -66,7 +66,8 @@ class StagesConfig(RunConfig):
             function that reads [`~canon_trl.tokens.Tokens`]; or a list or mapping of several in the order in which
             they act. It says what becomes of the advantage of each token before the loss. Default: nothing.
         loss_term: A name: `"ter"`; or as for `token_advantage`. It is added to the loss. Default: nothing.
-        policy_loss: A name: `"clip_cov"`, `"kl_cov"`; default TRL's loss as it is.
+        policy_loss: A name: `"clip_cov"`, `"kl_cov"`, `"disco"`; or an import path of a function that reads
+            [`~canon_trl.tokens.Tokens`] and returns the whole loss. Default: TRL's loss as it is.
         policy_loss_kwargs: Options of the policy loss, such as `{"ratio": 2e-4, "scope": "batch"}` for `"clip_cov"`.
 
         > Parameters that choose what moves while the run goes on
@@ -114,10 +115,7 @@ class StagesConfig(RunConfig):
         self._check_options()
         self.make_policy_rewards()
         self._check_estimator()
-        self._check_policy_loss()
-        stages = LossStages(self.make_token_advantages(), None, self.make_loss_terms())
-        check_loss_stages(stages, self)
-        check_controllers(self.make_controllers(), self, stages)
+        self._check_loss()
         self._check_dynamic_sampling()
 
     def make_policy_rewards(self) -> tuple[PolicyReward, ...]:
@@ -140,14 +138,9 @@ class StagesConfig(RunConfig):
         """What makes the controllers, with their options bound."""
         return find_all(CONTROLLER, self.controller)
 
-    def make_policy_loss(self) -> PolicyLoss | None:
+    def make_policy_loss(self) -> OnTRL | Whole | None:
         """The policy loss with its options bound."""
-        if self.policy_loss is None:
-            return None
-        clip = {"epsilon_low": self.epsilon, "epsilon_high": self.epsilon_high}
-        if self.epsilon_high is None:  # then TRL clips at epsilon on both sides
-            clip["epsilon_high"] = self.epsilon
-        return get_policy_loss(self.policy_loss, self.policy_loss_kwargs, **clip)
+        return find_policy_loss(self.policy_loss, self.policy_loss_kwargs)
 
     def make_dynamic_sampling(self) -> DynamicSampling | None:
         """The options of dynamic sampling, or `None` without it."""
@@ -207,22 +200,20 @@ class StagesConfig(RunConfig):
                 f"advantage_estimator={self.advantage_estimator!r} replaces; it must be one of {scaling}"
             )
 
-    def _check_policy_loss(self) -> None:
+    def _check_loss(self) -> None:
         if self.policy_loss is None and self.policy_loss_kwargs:
             raise ValueError(f"policy_loss_kwargs={self.policy_loss_kwargs} would be ignored: policy_loss is None")
-        if self.policy_loss in POLICY_LOSSES:
-            types = get_type_hints(POLICY_LOSSES[self.policy_loss])
-            check_values(self.policy_loss_kwargs, types, where="policy_loss_kwargs: ")
-        policy_loss = self.make_policy_loss()
-        if policy_loss is None:
-            return
-        check_policy_loss(self, policy_loss)
-        a_step, a_rollout = self.gradient_accumulation_steps, self.steps_per_generation
-        if self.policy_loss == "kl_cov" and a_step % (a_rollout * self.num_iterations) == 0:
+        chosen = self.make_policy_loss()
+        stages = LossStages(self.make_token_advantages(), chosen, self.make_loss_terms())
+        check_loss_stages(stages, self)
+        check_controllers(self.make_controllers(), self, stages)
+        updates = self.steps_per_generation * self.num_iterations
+        if isinstance(chosen, OnTRL) and chosen.acts_on_change and self.gradient_accumulation_steps % updates == 0:
             logger.warning(
-                "policy_loss='kl_cov' with one update a rollout is the plain policy gradient: its penalty on the "
-                "change since the rollout has no slope where nothing has changed; set steps_per_generation or "
-                "num_iterations for several updates a rollout"
+                "policy_loss=%r with one update per rollout is the plain policy gradient: its penalty on the change "
+                "since the rollout has no slope where nothing has changed; set steps_per_generation or num_iterations "
+                "for several updates per rollout",
+                chosen.name,
             )
 
     def _check_dynamic_sampling(self) -> None:

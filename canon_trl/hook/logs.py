@@ -108,8 +108,3 @@ class Logs(GRPOTrainer):
         """Bring what the stages of the loss have noted to the host, all at once. Every rank must call."""
         for name, value in self._noted.take():
             self._metrics["train"][name].append(value)
-        noted = self._gate.pop_statistics() if self._gate is not None else []
-        if noted:
-            values = torch.stack([torch.stack(list(statistics.values())).float() for statistics in noted])
-            for name, column in zip(noted[0], values.T.tolist(), strict=True):
-                self._metrics["train"][f"policy_loss/{name}"].extend(column)

@@ -7,14 +7,14 @@ from typing import Any
 
 from peft import PeftModel, PeftType
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
-from trl import GRPOTrainer
 
 from canon_trl.evaluation.training_curves import save_history
 from canon_trl.hook.checkpoints import (
     RUN_OPTIONS,
 )
+from canon_trl.hook.resampling import Resampling
+from canon_trl.hook.token_inputs import TokenInputs
 from canon_trl.method import Method, paper_of
-from canon_trl.policy_losses import POLICY_LOSSES, PolicyLoss
 from canon_trl.publishing.hub import failure_told, upload_command
 from canon_trl.publishing.model_card import (
     TrainingFacts,
@@ -26,12 +26,11 @@ from canon_trl.publishing.model_card import (
     logged_results,
     own_options,
 )
-from canon_trl.sampling import DynamicSampling
 
 logger = logging.getLogger(__name__)
 
 
-class Publishing(GRPOTrainer):
+class Publishing(TokenInputs, Resampling):
     """Completes TRL's model card, and reports uploads that fail."""
 
     _tag_names = ["trl", "canon_trl"]
@@ -67,10 +66,11 @@ class Publishing(GRPOTrainer):
         curves = bool(history) and (self.args.push_to_hub or not self.is_in_train)
         if curves:
             save_history(history, folder, accuracy_reward=accuracy)
-        options = self.method_options() | {name: asdict(chosen) for name, chosen in beside.items()}
+        options = self.method_options() | beside
         options |= {"reward_funcs": self.reward_func_names}
         model = self.accelerator.unwrap_model(self.model)
-        papers = {name: paper_of(type(chosen)) for name, chosen in beside.items()}
+        papers = {method.name: method.paper for method in self._stages if method.name in beside}
+        papers |= {name: paper_of(type(chosen)) for name, chosen in self._sampled.options.items()}
         if not self._paper:  # a sum of several methods
             papers |= self._estimator.papers
         facts = TrainingFacts(
@@ -86,13 +86,10 @@ class Publishing(GRPOTrainer):
         )
         complete_card(folder / "README.md", facts)
 
-    def _beside(self) -> dict[str, PolicyLoss | DynamicSampling]:
-        """What the method is combined with, by name."""
-        found: dict[str, PolicyLoss | DynamicSampling] = {}
-        if self._gate is not None:
-            chosen = self._gate.policy_loss
-            found |= {name: chosen for name, kind in POLICY_LOSSES.items() if isinstance(chosen, kind)}
-        return found | dict(self._sampled.options)
+    def _beside(self) -> dict[str, dict[str, Any]]:
+        """What the method is combined with, by name, with its options."""
+        stages = {method.name: method.all_options for method in self._stages if method.name not in self._tag_names}
+        return stages | {name: asdict(options) for name, options in self._sampled.options.items()}
 
     def push_to_hub(self, *args: Any, **kwargs: Any) -> Any:
         """As `transformers.Trainer.push_to_hub`; an upload that fails loses nothing and says how it is repeated."""

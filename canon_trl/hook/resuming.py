@@ -30,7 +30,6 @@ from canon_trl.hook.loss import Losses
 from canon_trl.hook.reference_state import check_saved_reference, load_reference, save_reference
 from canon_trl.hook.rollout_files import load_rollout, rollout_file, warn_of_missing_random_states
 from canon_trl.hook.rollout_parts import plain
-from canon_trl.hook.token_gate import TokenGate
 
 logger = logging.getLogger(__name__)
 
@@ -82,8 +81,7 @@ class Resuming(Losses):
             noted.clear()
         self._constant_rewards = ConstantRewards(self.reward_func_names)
         self._collapse = Collapse()
-        if self._gate is not None:
-            self._gate = TokenGate(self._gate.policy_loss, self.accelerator, self.args)
+        self._step_tokens = {}
         self._sampled.restart()
         self._left_out.restart()
         self.optimizer = self._given_optimizer
@@ -186,7 +184,7 @@ class Resuming(Losses):
         return {
             "sampling": self._sampling(),
             "step": self._step,
-            "width": self._gate.width if self._gate is not None else 0,
+            "width": self._rollout_width,
             "fresh_prompts": plain(self._sampled.state_dict()),
             "steering": self._steering_state(),
             "in_flight": self._buffered_inputs if self._step % self._generate_every else None,
@@ -207,7 +205,6 @@ class Resuming(Losses):
             "steps_per_generation": self.args.steps_per_generation,
             "num_iterations": self.num_iterations,
             "gradient_accumulation_steps": self.args.gradient_accumulation_steps,
-            "policy_loss": repr(self._gate.policy_loss) if self._gate is not None else "",
         }
 
     def _restore_rollout(self, state: dict[str, Any] | None, missing: list[int]) -> None:
@@ -225,15 +222,19 @@ class Resuming(Losses):
                 missing,
             )
             return
-        if state["sampling"] != self._sampling():
+        here = self._sampling()
+        if {name: state["sampling"].get(name) for name in here} != here:
             logger.warning(
                 "the checkpoint was written with %s and is resumed with %s: a rollout in flight is sampled anew",
                 state["sampling"],
-                self._sampling(),
+                here,
             )
             return
-        if self._gate is not None:
-            self._gate.width = state["width"]
+        lacking = self._read_of_rollout - set((state["in_flight"] or [self._read_of_rollout])[0])
+        if lacking:
+            logger.warning("the rollout in flight has no %s, which is read now: it is sampled anew", sorted(lacking))
+            return
+        self._rollout_width = state["width"]
         self._step, self._steps_not_restored = state["step"], 0
         if "steering" in state:  # which checkpoints of 0.1 lack
             self._restore_rollout_entropy(state["steering"])

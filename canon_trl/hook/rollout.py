@@ -35,7 +35,7 @@ class Rollouts(Resampling):
         if trained is not None:
             self._leave_out(output, trained)
             output["trained"] = self._local(trained)
-        if self._loss_function is not None:  # which an advantage of 0 would teach something
+        if self._stages.whole is not None:  # which an advantage of 0 would teach something
             self._leave_out(output, rollout.valid.flatten())
         advantages = self._estimate_advantages(rollout)
         width = output["completion_ids"].shape[1]
@@ -48,8 +48,7 @@ class Rollouts(Resampling):
         self._log_rollout(rollout, advantages, making.drawn)
         for observe in self._rollout_observers:
             observe(rollout, advantages)
-        if self.model.training:
-            output |= self._stage_inputs(output, rollout, making) | self._gate_inputs(output, rollout, making)
+        output |= self._stage_inputs(output, rollout, making)
         return output
 
     def _check_rows(self, rows: list[dict[str, Any]]) -> None:

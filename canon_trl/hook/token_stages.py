@@ -15,23 +15,35 @@ from canon_trl.tokens import Tokens
 
 def shaped(stages: LossStages, tokens: Tokens, noted: Noted) -> Tokens:
     """The tokens with the advantages that the loss is to see."""
-    for method in stages.token_advantages:
-        before = tokens
-        tokens = changed(method, kind_of(method), tokens)
-        share = ((tokens.advantages != before.advantages) & tokens.mask).sum()
-        noted.part(f"token_advantage/{method.name}/share_changed", share, tokens.mask.sum())
-        report(method, f"token_advantage/{method.name}", before, noted)
+    for method in stages.in_place:
+        before, tokens = tokens, changed(method, tokens)
+        prefix = stages.prefix(method)
+        if method is not stages.policy_loss:
+            share = ((tokens.advantages != before.advantages) & tokens.mask).sum()
+            noted.part(f"{prefix}/share_changed", share, tokens.mask.sum())
+        report(method, prefix, before, noted)
     return tokens
 
 
-def changed(method: Method, kind: str, tokens: Tokens) -> Tokens:
+def changed(method: Method, tokens: Tokens) -> Tokens:
     """The tokens with the advantages that one method makes of theirs; no gradient goes through them."""
-    returned = per_token(method, method(tokens), tokens).detach()
+    returned, kind = per_token(method, method(tokens), tokens).detach(), kind_of(method)
     if kind == "mask" or returned.dtype == torch.bool:
         advantages = tokens.advantages.masked_fill(returned.bool(), 0.0)
     else:
         advantages = tokens.advantages * returned if kind == "weight" else returned
     return replace(tokens, advantages=advantages.masked_fill(~tokens.mask, 0.0))
+
+
+def terms(stages: LossStages, tokens: Tokens, noted: Noted) -> list[tuple[str, Tensor]]:
+    """What is added to the loss, with its name: `(B, T)` for the divisor of the loss, 0-d for its own."""
+    found = []
+    for method in stages.added:
+        term, prefix = method(tokens), stages.prefix(method)
+        one_number = isinstance(term, Tensor) and term.dim() == 0
+        found.append((prefix, term if one_number else per_token(method, term, tokens)))
+        report(method, prefix, tokens, noted)
+    return found
 
 
 def per_token(method: Method, returned: Any, tokens: Tokens) -> Tensor:
@@ -41,19 +53,9 @@ def per_token(method: Method, returned: Any, tokens: Tokens) -> Tensor:
     return returned
 
 
-def loss_terms(stages: LossStages, tokens: Tokens) -> dict[str, Tensor]:
-    """What is added to the loss, by name: `(B, T)` for the divisor of the loss, 0-d for that of accumulation."""
-    terms = {}
-    for method in stages.loss_terms:
-        term = method(tokens)
-        whole = isinstance(term, Tensor) and term.dim() == 0
-        terms[f"loss_term/{method.name}"] = term if whole else per_token(method, term, tokens)
-    return terms
-
-
 def report(method: Method, prefix: str, tokens: Tokens, noted: Noted) -> None:
     """Note what a method reports; its numbers are those of all ranks."""
     if method.reports is not None:
-        reported: Mapping[str, Tensor] = replace(method, function=method.reports)(tokens)
+        reported: Mapping[str, Tensor] = replace(method, function=method.reports, options=method.all_options)(tokens)
         for name, number in reported.items():
             noted.number(f"{prefix}/{name}", torch.as_tensor(number, device=tokens.mask.device))

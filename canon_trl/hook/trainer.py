@@ -11,19 +11,18 @@ from canon_trl.advantages import STAGE
 from canon_trl.config.checks import (
     PER_TOKEN,
     check_dynamic_sampling,
-    check_loss_function,
-    check_policy_loss,
     check_shrink,
     one_rollout_a_step,
 )
 from canon_trl.config.controllers import check_controllers
-from canon_trl.config.loss_stages import LossStages, check_loss_stages
+from canon_trl.config.loss_stages import LossStages, check_loss_stages, find_policy_loss
 from canon_trl.config.sampler import (
     check_generation_kwargs,
     records_generation,
     samples_the_policy,
     trl_scores,
 )
+from canon_trl.config.specs import find_all
 from canon_trl.guards.collapse import Collapse
 from canon_trl.guards.constant_rewards import ConstantRewards
 from canon_trl.guards.failures import SharedFailures, guarded_reward
@@ -47,16 +46,18 @@ from canon_trl.hook.resampling import Collected
 from canon_trl.hook.resuming import Resuming
 from canon_trl.hook.rollout import Rollouts
 from canon_trl.hook.shrunken_steps import LeftOut, ShrunkenSteps
-from canon_trl.hook.token_gate import TokenGate
+from canon_trl.hook.whole_groups import WholeGroups
+from canon_trl.loss_terms import STAGE as LOSS_TERM
 from canon_trl.method import Method, find
 from canon_trl.metrics import ResponseMetric, get_metrics, token_inputs
-from canon_trl.policy_losses import PolicyLoss
+from canon_trl.policy_losses import OnTRL
 from canon_trl.policy_rewards import PolicyReward
 from canon_trl.sampling import DynamicSampling, PromptStream
 from canon_trl.sampling.group_collector import GroupCollector
+from canon_trl.token_advantages import STAGE as TOKEN_ADVANTAGE
 
 
-class PluggableGRPOTrainer(Publishing, Resuming, Logs, NotFinite, Rollouts):
+class PluggableGRPOTrainer(Publishing, Resuming, Logs, NotFinite, WholeGroups, Rollouts):
     """[`~trl.GRPOTrainer`] with the step from rewards to advantages replaced by a function.
 
     Beyond that it saves the rollout in flight with every checkpoint, so that a resumed run continues as if it had
@@ -76,12 +77,12 @@ class PluggableGRPOTrainer(Publishing, Resuming, Logs, NotFinite, Rollouts):
         needs_accuracy: whether an estimator that is handed the whole rollout reads `Rollout.accuracy`; its reward must
             then lie in [0, 1].
         entropy_source: `"generation"`, `"forward"` or `"auto"`, see [`~canon_trl.CANONConfig`].
-        loss_function: the whole loss in place of TRL's, `(log_probs, ref_log_probs, advantages, mask) -> 0-d` of one
-            micro-batch, `(B, T)` each but the advantages `(B,)`; needs `args.beta` above 0 for the reference.
-        policy_loss: what single tokens weigh in the loss, see `canon_trl.policy_losses`; default all alike.
-        token_advantages: change the advantages of single tokens in every micro-batch, one after the other, see
-            `canon_trl.token_advantages`.
-        loss_terms: are added to the loss, see `canon_trl.loss_terms`.
+        token_advantage: what becomes of the advantages of single tokens in every micro-batch: a name in
+            `canon_trl.token_advantages.TOKEN_ADVANTAGES`, `{name: options}`, an import path, a function of
+            [`~canon_trl.tokens.Tokens`], a `Method`, or a list of these, which act one after the other.
+        policy_loss: how the loss differs from TRL's, see `canon_trl.policy_losses`: one of these. A function of your
+            own that returns one number is the whole loss.
+        loss_term: what is added to the loss, see `canon_trl.loss_terms`: as `token_advantage`.
         controllers: what makes the controllers of a run, see `canon_trl.controllers`.
         dynamic_sampling: how groups that teach nothing are replaced, see `canon_trl.sampling`; default not at all.
         reward_time_limit: seconds that a call of a reward function may take; default no limit.
@@ -116,16 +117,20 @@ class PluggableGRPOTrainer(Publishing, Resuming, Logs, NotFinite, Rollouts):
         accuracy_reward: str | None = None,
         needs_accuracy: bool = False,
         entropy_source: str = "auto",
-        loss_function: Callable[[Tensor, Tensor, Tensor, Tensor], Tensor] | None = None,
-        policy_loss: PolicyLoss | None = None,
-        token_advantages: Sequence[Method] = (),
-        loss_terms: Sequence[Method] = (),
+        token_advantage: Any = None,
+        policy_loss: Any = None,
+        loss_term: Any = None,
         controllers: Sequence[Method] = (),
         dynamic_sampling: DynamicSampling | None = None,
         reward_time_limit: float | None = None,
         resume_with_changes: bool = False,
         **trl_kwargs: Any,
     ) -> None:
+        if "loss_function" in trl_kwargs:
+            raise TypeError(
+                "loss_function of 0.1 is gone: give the function as policy_loss. Its parameters name what it reads of "
+                "canon_trl.tokens.Tokens, such as log_probs, ref_log_probs, response_advantages and mask"
+            )
         if trl_kwargs.get("environment_factory") is None:
             check_accuracy_reward(accuracy_reward, reward_funcs)
         check_data(train_dataset, eval_dataset, args, trl_kwargs)
@@ -140,15 +145,13 @@ class PluggableGRPOTrainer(Publishing, Resuming, Logs, NotFinite, Rollouts):
         self._samples_the_policy = samples_the_policy(args)
         named = set().union(*(token_inputs(metric) for metric in declared.values() if metric is not None))
         self._scored_inputs = frozenset(named & {"entropies", "log_probs"}).union(token_inputs_of(policy_rewards))
-        if policy_loss is not None:
-            check_policy_loss(args, policy_loss)
-            if policy_loss.scope == "batch" and not self._trl_scores:
-                self._scored_inputs |= {"log_probs"}
-        if loss_function is not None:
-            check_loss_function(args, policy_loss)
-        self._stages = LossStages(tuple(token_advantages), None, tuple(loss_terms)).own()
+        self._stages = LossStages(
+            find_all(TOKEN_ADVANTAGE, token_advantage), find_policy_loss(policy_loss), find_all(LOSS_TERM, loss_term)
+        ).own()
         check_loss_stages(self._stages, args)
         check_controllers(controllers, args, self._stages)
+        if self._stages.step_wide and not self._trl_scores:
+            self._scored_inputs |= {"log_probs"}
         self._needs_accuracy = needs_accuracy or "accuracy" in self._estimator.reads
         if entropy_source != "auto" and not self._scored_inputs:
             raise ValueError(
@@ -162,7 +165,6 @@ class PluggableGRPOTrainer(Publishing, Resuming, Logs, NotFinite, Rollouts):
             check_recorded(policy_rewards, records=records)
         needed = bool(self._scored_inputs) and (chosen_by_them or not self._trl_scores)
         self._records_generation = records and needed
-        self._loss_function = loss_function
         self._given_optimizer = trl_kwargs.get("optimizers", (None, None))[0]
         if isinstance(reward_funcs, list):
             reward_funcs = list(reward_funcs)  # which is changed below, and the caller's may go to another trainer
@@ -191,10 +193,8 @@ class PluggableGRPOTrainer(Publishing, Resuming, Logs, NotFinite, Rollouts):
         if args.sync_ref_model:
             check_reference(self.accelerator)
         self._resume_with_changes = resume_with_changes
-        if policy_loss is not None:
-            self._gate = TokenGate(policy_loss, self.accelerator, args)
-            if not policy_loss.clips_ratios:
-                self.epsilon_low, self.epsilon_high = 1.0, math.inf  # a ratio is never below 0
+        if isinstance(self._stages.policy_loss, OnTRL) and not self._stages.policy_loss.clips:
+            self.epsilon_low, self.epsilon_high = 1.0, math.inf  # a ratio is never below 0
         self._accuracy_index = self.reward_func_names.index(accuracy_reward) if accuracy_reward else 0
         if dynamic_sampling is not None:
             collector = GroupCollector(

@@ -1,7 +1,7 @@
-"""Policy losses: what becomes of single tokens between the advantage and its gradient.
+"""Policy losses: TRL's loss with a part of its own ([`OnTRL`]), or another loss in its place ([`Whole`]).
 
-A policy loss selects tokens and says what their advantage is in the loss; the loss itself, with its clipping, its
-weights and its divisors, stays TRL's. [`POLICY_LOSSES`] names them for the config. Each has a `scope`:
+[`POLICY_LOSSES`] names them for the config. Where the weights and divisors of TRL's loss stay, so does its code. Those
+that choose among tokens have a `scope`:
 
     "micro_batch"    the tokens of one forward and backward pass on all ranks, with the log-probabilities of that very
                      pass, as the reference implementations have it. How a batch is cut into micro-batches then
@@ -11,57 +11,58 @@ weights and its divisors, stays TRL's. [`POLICY_LOSSES`] names them for the conf
                      on a rollout and older ones later. So no token counts as clipped by its ratio beforehand.
 """
 
-import inspect
-from typing import Any
+from typing import Any, NoReturn
 
+from canon_trl.method import Stage, by_name
 from canon_trl.policy_losses.astar_po import astar_po_loss
 from canon_trl.policy_losses.covariance import (
-    ClipCov,
-    KLCov,
+    clip_cov,
     clip_cov_mask,
+    clip_cov_report,
+    kl_cov,
     kl_cov_mask,
+    kl_cov_report,
     token_covariance,
 )
-from canon_trl.policy_losses.covariance_over_ranks import Among, covariance_statistics
+from canon_trl.policy_losses.covariance_over_ranks import covariance_statistics
 from canon_trl.policy_losses.disco import disco_loss
+from canon_trl.policy_losses.kinds import OnTRL, Whole
+from canon_trl.tokens import READABLE
 
-PolicyLoss = ClipCov | KLCov
+POLICY_LOSSES: dict[str, Any] = by_name(
+    OnTRL("clip_cov", clip_cov, part="token_advantage", reports=clip_cov_report),
+    OnTRL("kl_cov", kl_cov, part="loss_term", clips=False, acts_on_change=True, reports=kl_cov_report),
+    Whole("disco", disco_loss, renamed={"rewards": "prompt_rewards"}, whole_groups=True),
+)
 
-POLICY_LOSSES: dict[str, type[PolicyLoss]] = {"clip_cov": ClipCov, "kl_cov": KLCov}
+STAGE = Stage("policy_loss", POLICY_LOSSES, READABLE)
+
+# Of 0.1, and what has taken their place.
+GONE = {
+    "ClipCov": "POLICY_LOSSES['clip_cov'].with_options({...}, where='policy_loss: ')",
+    "KLCov": "POLICY_LOSSES['kl_cov'].with_options({...}, where='policy_loss: ')",
+    "PolicyLoss": "OnTRL and Whole",
+    "get_policy_loss": "canon_trl.method.find",
+}
 
 
-def get_policy_loss(name: str, options: dict[str, Any], *, epsilon_low: float, epsilon_high: float) -> PolicyLoss:
-    """The policy loss of that name with its options.
-
-    Raises:
-        ValueError: there is none, or it does not take an option or its value.
-    """
-    if name not in POLICY_LOSSES:
-        raise ValueError(f"policy_loss={name!r} is unknown; choose one of {sorted(POLICY_LOSSES)}")
-    policy_loss = POLICY_LOSSES[name]
-    clip: dict[str, Any] = (
-        {"epsilon_low": epsilon_low, "epsilon_high": epsilon_high} if policy_loss.clips_ratios else {}
-    )
-    known = sorted(set(inspect.signature(policy_loss).parameters) - clip.keys())
-    if unknown := sorted(set(options) - set(known)):
-        raise ValueError(f"policy_loss_kwargs has {unknown}, which {name!r} does not take; it takes {known}")
-    try:
-        return policy_loss(**clip, **options)
-    except ValueError as error:
-        raise ValueError(f"policy_loss_kwargs: {error}") from None
+def __getattr__(name: str) -> NoReturn:
+    if name in GONE:
+        raise AttributeError(f"canon_trl.policy_losses.{name} of 0.1 is gone; in its place there is {GONE[name]}")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 __all__ = [
     "POLICY_LOSSES",
-    "Among",
-    "ClipCov",
-    "KLCov",
-    "PolicyLoss",
+    "STAGE",
+    "OnTRL",
+    "Whole",
     "astar_po_loss",
+    "clip_cov",
     "clip_cov_mask",
     "covariance_statistics",
     "disco_loss",
-    "get_policy_loss",
+    "kl_cov",
     "kl_cov_mask",
     "token_covariance",
 ]

@@ -3,6 +3,7 @@
 from torch import Tensor
 
 from canon_trl.paper import Paper
+from canon_trl.policy_losses.kinds import Whole
 
 PAPER = Paper(
     key="brantley2025accelerating",
@@ -35,3 +36,7 @@ def astar_po_loss(
     """
     implicit_reward = beta * (log_probs - ref_log_probs).masked_fill(~mask.bool(), 0.0).sum(dim=-1)
     return (implicit_reward - advantages).pow(2).mean()
+
+
+# What the paper calls r - V* is an advantage per response. TRL's own loss would say nothing about it in evaluation.
+ASTAR_PO = Whole("astar_po", astar_po_loss, renamed={"advantages": "response_advantages"}, evaluates=True)

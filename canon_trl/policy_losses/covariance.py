@@ -18,13 +18,13 @@ probabilities now and at the time of sampling; `advantages` is `(B, T)`, or `(B,
 `mask` is `(B, T)`, true on the tokens that are trained on. What lies under the mask never counts, whatever it is.
 """
 
-import math
-from dataclasses import dataclass
-from typing import ClassVar, Literal
+from collections.abc import Callable
+from typing import Annotated
 
 import torch
 from torch import Tensor
 
+from canon_trl.method import Share
 from canon_trl.paper import Paper
 from canon_trl.policy_losses.covariance_over_ranks import (
     Among,
@@ -36,6 +36,7 @@ from canon_trl.policy_losses.covariance_over_ranks import (
     kl_cov_over_ranks,
 )
 from canon_trl.selection import Search, alone, largest, together
+from canon_trl.tokens import Scope, Tokens
 
 PAPER = Paper(
     key="cui2025entropy",
@@ -46,7 +47,8 @@ PAPER = Paper(
     id="2505.22617",
 )
 
-Scope = Literal["micro_batch", "batch"]
+Within = Callable[[Scope], tuple[Tokens, slice]]
+Choice = tuple[Tensor, Statistics]
 
 
 def token_covariance(log_probs: Tensor, advantages: Tensor, mask: Tensor) -> Tensor:
@@ -112,126 +114,101 @@ def largest_of_one_rank(values: Tensor, among: Tensor, count: Tensor) -> Tensor:
     return chosen
 
 
-@dataclass(frozen=True, kw_only=True)
-class ClipCov:
-    """Clip-Cov as a policy loss: PPO's, in which the selected tokens have no part while every divisor stays.
+def clip_cov(
+    advantages: Tensor,
+    within: Within,
+    *,
+    ratio: Share = 2e-4,
+    low: float = 1.0,
+    high: float = 5.0,
+    scope: Scope = "micro_batch",
+) -> Tensor:
+    """Clip-Cov as a token advantage, `(B, T)`: 0 for the selected tokens, so that they have neither loss nor gradient.
+
+    Every divisor of the loss stays. The trainer's `epsilon` and `epsilon_high` say which tokens PPO clips; the
+    authors' scripts widen them to ratios in [0, 2], 1 and 1, so that the ordinary clip leaves the work to this one.
 
     Args:
-        epsilon_low, epsilon_high: PPO's clip; the trainer's `epsilon` and `epsilon_high`. The authors' scripts widen
-            it to ratios in [0, 2], 1 and 1, so that the ordinary clip leaves the work to this one.
         ratio, low, high: see [`clip_cov_mask`].
         scope: the tokens over which the means are taken and the choice is made, see the package's docstring.
-
-    Raises:
-        ValueError: a value is out of range.
     """
+    (selected, _), rows = clip_cov_choice(within, ratio, low, high, scope)
+    return advantages.masked_fill(selected[rows], 0.0)
 
-    epsilon_low: float
-    epsilon_high: float
-    ratio: float = 2e-4
-    low: float = 1.0
-    high: float = 5.0
-    scope: Scope = "micro_batch"
 
-    clips_ratios: ClassVar[bool] = True
+def clip_cov_report(within: Within, *, ratio: float, low: float, high: float, scope: Scope) -> Statistics:
+    (_, statistics), rows = clip_cov_choice(within, ratio, low, high, scope)
+    return {} if rows.start else statistics  # once for all micro-batches that it was made for
 
-    def __post_init__(self) -> None:
-        check_share("ratio", self.ratio)
-        check_scope(self.scope)
-        if not self.low < self.high:
-            raise ValueError(f"low={self.low!r} must be less than high={self.high!r}")
 
-    def select(
-        self, log_probs: Tensor, old_log_probs: Tensor, advantages: Tensor, mask: Tensor, generator: torch.Generator
-    ) -> Tensor:
-        return clip_cov_mask(
-            log_probs,
-            old_log_probs,
-            advantages,
-            mask,
-            ratio=self.ratio,
-            low=self.low,
-            high=self.high,
-            epsilon_low=self.epsilon_low,
-            epsilon_high=self.epsilon_high,
-            generator=generator,
-        )
+def clip_cov_choice(within: Within, ratio: float, low: float, high: float, scope: Scope) -> tuple[Choice, slice]:
+    """The choice of [`clip_cov_over_ranks`], and which of its rows are those of the micro-batch."""
+    if not low < high:
+        raise ValueError(f"low={low!r} must be less than high={high!r}")
+    tokens, rows = within(scope)
 
-    def select_over_ranks(
-        self, log_probs: Tensor, old_log_probs: Tensor, advantages: Tensor, mask: Tensor, among: Among
-    ) -> Search[tuple[Tensor, Statistics]]:
+    def search() -> Search[Choice]:
         return clip_cov_over_ranks(
-            log_probs,
-            old_log_probs,
-            advantages,
-            mask,
-            among,
-            ratio=self.ratio,
-            low=self.low,
-            high=self.high,
-            clip=(self.epsilon_low, self.epsilon_high),
+            tokens.log_probs,
+            tokens.old_log_probs,
+            tokens.advantages,
+            tokens.mask,
+            place_of(tokens),
+            clip=tokens.clip,
+            ratio=ratio,
+            low=low,
+            high=high,
         )
 
-    def advantages(self, selected: Tensor, log_probs: Tensor, old_log_probs: Tensor, advantages: Tensor) -> Tensor:
-        """`(B, T)`: 0 for the selected tokens, so that neither their loss nor their gradient is left."""
-        return advantages.masked_fill(selected, 0.0)
+    return tokens.once(("clip_cov", ratio, low, high), search), rows
 
 
-@dataclass(frozen=True, kw_only=True)
-class KLCov:
-    """KL-Cov as a policy loss: no ratio is clipped, and the selected tokens pay coef * |lp - old| in addition.
+def kl_cov(
+    log_probs: Tensor,
+    old_log_probs: Tensor,
+    within: Within,
+    *,
+    fraction: Share = 0.002,
+    coef: Annotated[float, "[0, inf)"] = 1.0,
+    scope: Scope = "micro_batch",
+) -> Tensor:
+    """KL-Cov as a loss term, `(B, T)`: coef * |lp - old| for the selected tokens, while no ratio is clipped.
 
         loss_t = -A_t * exp(lp_t - old_t) + coef * |lp_t - old_t|
 
-    for the selected tokens, without the second term for the others. With one update a rollout lp equals old, the
-    penalty has no slope and this is the plain policy gradient.
+    With one update per rollout lp equals old, the penalty has no slope and this is the plain policy gradient.
 
     Args:
         fraction: see [`kl_cov_mask`].
-        coef: weight of the penalty, at least 0; 1 in the paper, 0.1 in verl's configuration.
-        scope: as for [`ClipCov`].
-
-    Raises:
-        ValueError: a value is out of range.
+        coef: weight of the penalty; 1 in the paper, 0.1 in verl's configuration.
+        scope: as for [`clip_cov`].
     """
-
-    fraction: float = 0.002
-    coef: float = 1.0
-    scope: Scope = "micro_batch"
-
-    clips_ratios: ClassVar[bool] = False
-
-    def __post_init__(self) -> None:
-        check_share("fraction", self.fraction)
-        check_scope(self.scope)
-        if not 0 <= self.coef < math.inf:
-            raise ValueError(f"coef={self.coef!r} must be finite and at least 0")
-
-    def select(
-        self, log_probs: Tensor, old_log_probs: Tensor, advantages: Tensor, mask: Tensor, generator: torch.Generator
-    ) -> Tensor:
-        return kl_cov_mask(log_probs, advantages, mask, fraction=self.fraction)
-
-    def select_over_ranks(
-        self, log_probs: Tensor, old_log_probs: Tensor, advantages: Tensor, mask: Tensor, among: Among
-    ) -> Search[tuple[Tensor, Statistics]]:
-        return kl_cov_over_ranks(log_probs, advantages, mask, among, fraction=self.fraction)
-
-    def advantages(self, selected: Tensor, log_probs: Tensor, old_log_probs: Tensor, advantages: Tensor) -> Tensor:
-        """`(B, T)`: A - coef * |lp - old| / ratio for the selected tokens, with its gradient.
-
-        Times the ratio, which the policy loss multiplies by, that is the penalty: it gets every weight and divisor
-        that the policy loss has, and none of them is written twice.
-        """
-        log_ratio = torch.where(selected, log_probs - old_log_probs, 0.0)  # of no other token, lest it overflow
-        return advantages - self.coef * log_ratio.abs() * (-log_ratio).exp()
+    (selected, _), rows = kl_cov_choice(within, fraction, scope)
+    return coef * torch.where(selected[rows], log_probs - old_log_probs, 0.0).abs()
 
 
-def check_share(name: str, value: float) -> None:
-    if not 0 < value <= 1:
-        raise ValueError(f"{name}={value!r} must lie in (0, 1]; it is a share, not a percentage")
+def kl_cov_report(within: Within, *, fraction: float, coef: float, scope: Scope) -> Statistics:
+    (_, statistics), rows = kl_cov_choice(within, fraction, scope)
+    return {} if rows.start else statistics
 
 
-def check_scope(scope: str) -> None:
-    if scope not in ("micro_batch", "batch"):
-        raise ValueError(f"scope={scope!r} must be 'micro_batch' or 'batch'")
+def kl_cov_choice(within: Within, fraction: float, scope: Scope) -> tuple[Choice, slice]:
+    """The choice of [`kl_cov_over_ranks`], and which of its rows are those of the micro-batch."""
+    tokens, rows = within(scope)
+
+    def search() -> Search[Choice]:
+        seen = (tokens.log_probs, tokens.advantages, tokens.mask)
+        return kl_cov_over_ranks(*seen, place_of(tokens), fraction=fraction)
+
+    return tokens.once(("kl_cov", fraction), search), rows
+
+
+def place_of(tokens: Tokens) -> Among:
+    """Where the tokens stand among those of all ranks, and which draw this is."""
+    return Among(
+        response=tokens.response,
+        responses=tokens.responses,
+        width=tokens.width,
+        seed=tokens.seed,
+        step=tokens.micro_step,
+    )

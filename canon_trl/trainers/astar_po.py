@@ -1,6 +1,5 @@
 """A*-PO's trainer: stage 2, regression onto the optimal advantage."""
 
-from functools import partial
 from typing import Any
 
 from datasets import Dataset
@@ -10,7 +9,7 @@ from transformers import PreTrainedModel
 from canon_trl.config.astar_po import AStarPOConfig
 from canon_trl.hook.data_checks import named_datasets
 from canon_trl.hook.trainer import PluggableGRPOTrainer
-from canon_trl.policy_losses.astar_po import PAPER, astar_po_loss
+from canon_trl.policy_losses.astar_po import ASTAR_PO, PAPER
 from canon_trl.rollout import Rollout
 from canon_trl.sampling.optimal_values import VALUE, with_optimal_values
 from canon_trl.sampling.prompt_checks import check_prompts
@@ -84,7 +83,7 @@ class AStarPOTrainer(PluggableGRPOTrainer):
             eval_dataset,
             advantage_estimator=optimal_advantage,
             metrics={VALUE: value_of_prompt},
-            loss_function=partial(astar_po_loss, beta=args.beta2),
+            policy_loss=ASTAR_PO.with_options({"beta": args.beta2}, where="beta2: "),
             reward_time_limit=args.reward_time_limit,
             resume_with_changes=args.resume_with_changes,
             **trl_kwargs,

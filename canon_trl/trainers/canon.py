@@ -15,11 +15,9 @@ from canon_trl.config.policy_rewards import find_policy_rewards
 from canon_trl.config.specs import find_all
 from canon_trl.controllers import STAGE as CONTROLLER
 from canon_trl.hook.trainer import PluggableGRPOTrainer
-from canon_trl.loss_terms import STAGE as LOSS_TERM
 from canon_trl.method import Method, find
 from canon_trl.metrics import ResponseMetric, metric_name
 from canon_trl.rollout import Rollout
-from canon_trl.token_advantages import STAGE as TOKEN_ADVANTAGE
 
 
 class CANONTrainer(PluggableGRPOTrainer):
@@ -100,9 +98,9 @@ class CANONTrainer(PluggableGRPOTrainer):
             accuracy_reward=args.accuracy_reward,
             needs_accuracy=self._metric_name is not None and args.canon_mu_schedule in ACCURACY_SCHEDULES,
             entropy_source=args.entropy_source,
-            token_advantages=find_all(TOKEN_ADVANTAGE, chosen("token_advantage", token_advantage, args)),
+            token_advantage=chosen("token_advantage", token_advantage, args),
             policy_loss=args.make_policy_loss(),
-            loss_terms=find_all(LOSS_TERM, chosen("loss_term", loss_term, args)),
+            loss_term=chosen("loss_term", loss_term, args),
             controllers=find_all(CONTROLLER, chosen("controller", controller, args)),
             dynamic_sampling=args.make_dynamic_sampling(),
             reward_time_limit=args.reward_time_limit,

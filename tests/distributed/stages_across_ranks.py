@@ -7,12 +7,14 @@ import os
 import sys
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from observe import keep_rollouts, scored_entropy
 from toy import OPTIONS, TASK, leave, make_trainer, parameters, prompts
 
 from canon_trl import AStarPOConfig, AStarPOTrainer
+from canon_trl.tokens import Tokens
 
 # KL-Cov's penalty is small: at a rollout's first update its sign is that of a rounding error.
 POLICY_LOSSES = {
@@ -68,20 +70,15 @@ def run(folder: Path, name: str, scope: str, ranks: int, resume: str | None = No
         **options,
     )
     seen: dict[str, list] = {"rewards": [], "selected": [], "texts": []}
-    estimate, select, generate = (
-        trainer._estimate_advantages,
-        trainer._gate._select,
-        trainer._generate_and_score_completions,
-    )
+    generate, once = trainer._generate_and_score_completions, Tokens.once
 
-    def keep_rollout(rollout: Any) -> torch.Tensor:
-        seen["rewards"].append(rollout.rewards)
-        return estimate(rollout)
-
-    def keep_selected(packed: torch.Tensor, responses: torch.Tensor, seed: int) -> torch.Tensor:
-        selected = select(packed, responses, seed)
-        seen["selected"].append({int(row): chosen for row, chosen in zip(responses, selected, strict=True)})
-        return selected
+    def keep_selected(tokens: Tokens, key: Any, search: Any) -> Any:
+        known = key in tokens._found
+        found = once(tokens, key, search)
+        if not known:
+            rows = zip(tokens.response, found[0], strict=True)
+            seen["selected"].append({int(row): selected for row, selected in rows})
+        return found
 
     def keep_texts(inputs: list) -> dict[str, Any]:
         output = generate(inputs)
@@ -89,9 +86,10 @@ def run(folder: Path, name: str, scope: str, ranks: int, resume: str | None = No
         seen["texts"].append(trainer.processing_class.batch_decode(ids, skip_special_tokens=True))
         return output
 
-    trainer._estimate_advantages, trainer._gate._select = keep_rollout, keep_selected
+    trainer.on_rollout(lambda rollout, advantages: seen["rewards"].append(rollout.rewards))
     trainer._generate_and_score_completions = keep_texts
-    trainer.train(resume_from_checkpoint=resume)
+    with patch.object(Tokens, "once", keep_selected):
+        trainer.train(resume_from_checkpoint=resume)
     log = [
         {k: v for k, v in entry.items() if "dynamic" in k or "policy_loss" in k} for entry in trainer.state.log_history
     ]

@@ -187,8 +187,10 @@ def test_the_upper_clip_is_that_of_the_loss(tmp_path, options, want, source):
 @pytest.mark.parametrize(("given", "bound"), [({}, 0.28), ({"epsilon_high": None}, 0.2), ({"epsilon_high": 0.3}, 0.3)])
 def test_a_gate_clips_where_the_loss_does(tmp_path, given, bound):
     trainer = make_trainer(tmp_path, policy_loss="clip_cov", num_iterations=2, max_steps=1, **given)
-    assert (trainer.args.make_policy_loss().epsilon_high, trainer.epsilon_high) == (bound, bound)
+    seen = []
+    trainer.on_tokens(seen.append)
     trainer.train()
+    assert [tokens.clip for tokens in seen] == [(0.2, bound)]
 
 
 def test_no_clipping_of_the_gradient(tmp_path):

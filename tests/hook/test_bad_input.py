@@ -1,5 +1,6 @@
 """Errors come before any model is loaded and name the field, the value and what is allowed."""
 
+import importlib
 import logging
 from functools import partial
 
@@ -8,11 +9,11 @@ from datasets import Dataset
 from toy import NO_MODEL, OPTIONS, TASK, build, config, length_reward, make_trainer, prompts
 from trl import GRPOConfig
 
-from canon_trl import AStarPOConfig, CANONConfig, CANONTrainer, PluggableGRPOTrainer, requires_metrics
+from canon_trl import AStarPOConfig, CANONConfig, CANONTrainer, PluggableGRPOTrainer, policy_losses, requires_metrics
 from canon_trl.advantages import ESTIMATORS
 from canon_trl.config.canon import PRESETS
 from canon_trl.metrics import METRICS
-from canon_trl.policy_losses import KLCov
+from canon_trl.policy_losses import POLICY_LOSSES
 
 
 def with_bonus(rollout, *, bonus):
@@ -66,42 +67,42 @@ def with_bonus(rollout, *, bonus):
         ({"scale_rewards": "group"}, "scale_rewards='group' is TRL's own scaling"),
         ({"scale_rewards": True}, "scale_rewards='group' is TRL's own scaling"),
         ({"scale_rewards": "batch", "advantage_estimator": "grpo"}, "scale_rewards='batch'"),
-        ({"policy_loss": "cov"}, r"policy_loss='cov' is unknown; choose one of \['clip_cov', 'kl_cov'\]"),
+        ({"policy_loss": "cov"}, r"policy_loss='cov' is unknown(.*); choose one of \['clip_cov', 'disco', 'kl_cov'\]"),
         ({"policy_loss_kwargs": {"ratio": 0.1}}, "would be ignored: policy_loss is None"),
         (
             {"policy_loss": "kl_cov", "policy_loss_kwargs": {"ratio": 0.1}},
-            r"has \['ratio'\], which 'kl_cov' does not take; it takes \['coef', 'fraction', 'scope'\]",
+            r"policy_loss 'kl_cov': takes no option 'ratio'.*; it takes \['fraction', 'coef', 'scope'\]",
         ),
         (
             {"policy_loss": "clip_cov", "policy_loss_kwargs": {"epsilon_low": 0.1}},
-            r"does not take; it takes \['high', 'low', 'ratio', 'scope'\]",
+            r"takes no option 'epsilon_low'.*; it takes \['ratio', 'low', 'high', 'scope'\]",
         ),
         (
             {"policy_loss": "clip_cov", "policy_loss_kwargs": {"ratio": 20}},
-            r"policy_loss_kwargs: ratio=20 must lie in \(0, 1\]; it is a share, not a percentage",
+            r"policy_loss 'clip_cov': ratio=20 must lie in \(0, 1\]",
         ),
         ({"policy_loss": "clip_cov", "policy_loss_kwargs": {"low": 6.0}}, "low=6.0 must be less than high=5.0"),
-        ({"policy_loss": "kl_cov", "policy_loss_kwargs": {"coef": -1.0}}, "coef=-1.0 must be finite and at least 0"),
+        ({"policy_loss": "kl_cov", "policy_loss_kwargs": {"coef": -1.0}}, r"coef=-1.0 must lie in \[0, inf\)"),
         (
             {"policy_loss": "kl_cov", "policy_loss_kwargs": {"scope": "rank"}},
-            "policy_loss_kwargs: scope='rank' must be 'micro_batch' or 'batch'",
+            "policy_loss 'kl_cov': scope='rank' must be 'micro_batch' or 'batch'",
         ),
         (
             {"policy_loss": "clip_cov", "loss_type": "cispo"},
-            "loss_type='cispo' does not go with a policy_loss",
+            "loss_type='cispo' does not go with policy_loss='clip_cov'",
         ),
         (
             {"policy_loss": "clip_cov", "importance_sampling_level": "sequence"},
             "importance_sampling_level='sequence' does not go with",
         ),
-        ({"policy_loss": "kl_cov", "delta": 2.0}, "delta=2.0 does not go with a policy_loss"),
+        ({"policy_loss": "kl_cov", "delta": 2.0}, "delta=2.0 does not go with policy_loss='kl_cov'"),
         (
             {"policy_loss": "kl_cov", "off_policy_mask_threshold": 0.5},
             "off_policy_mask_threshold=0.5 does not",
         ),
         (
             {"policy_loss": "kl_cov", "epsilon_high": 0.3},
-            "epsilon_high=0.3 would be ignored: KLCov clips no ratio",
+            "epsilon_high=0.3 would be ignored: policy_loss='kl_cov' clips no ratio",
         ),
         (
             {
@@ -114,7 +115,7 @@ def with_bonus(rollout, *, bonus):
         ),
         (
             {"policy_loss": "clip_cov", "top_entropy_quantile": 0.2},
-            "top_entropy_quantile=0.2 does not go with a policy_loss: most of the tokens that it selects",
+            "top_entropy_quantile=0.2 does not go with policy_loss='clip_cov': most of the tokens that it selects",
         ),
         ({"policy_loss": "kl_cov", "top_entropy_quantile": 0.9}, "top_entropy_quantile=0.9 does not go with"),
         *(
@@ -427,14 +428,60 @@ def test_the_range_holds_for_bound_options(tmp_path):
         make_trainer(tmp_path, trainer_options=trainer_options).train()
 
 
+def from_the_reference(log_probs, ref_log_probs, mask):
+    return ((log_probs - ref_log_probs) * mask).mean()
+
+
+class Gate:
+    """What a policy loss was in 0.1."""
+
+    clips_ratios = False
+
+    def select(self, log_probs, old_log_probs, advantages, mask, generator):
+        return mask
+
+    def advantages(self, selected, log_probs, old_log_probs, advantages):
+        return advantages
+
+
+@pytest.mark.parametrize(
+    ("stage", "message"),
+    [
+        ({"loss_function": print}, "loss_function of 0.1 is gone: give the function as policy_loss"),
+        ({"policy_loss": Gate()}, r"has select and advantages, as in 0\.1; now it is a function of the tokens"),
+    ],
+)
+def test_what_is_gone_names_its_successor(stage, message):
+    shared = {"advantage_estimator": ESTIMATORS["dr_grpo"], "metrics": {}}
+    with pytest.raises(TypeError, match=message):
+        PluggableGRPOTrainer(NO_MODEL, TASK.reward, GRPOConfig("out", **OPTIONS), prompts(8), **shared, **stage)
+
+
+def test_names_that_are_gone_are_told():
+    with pytest.raises(ImportError, match=r"canon_trl\.rewards holds no rewards and is now canon_trl\.guards"):
+        importlib.import_module("canon_trl.rewards")
+    with pytest.raises(AttributeError, match=r"policy_losses\.KLCov of 0\.1 is gone; in its place"):
+        policy_losses.KLCov  # noqa: B018
+
+
 @pytest.mark.parametrize(
     ("options", "loss_options", "message"),
     [
-        ({"loss_type": "sapo"}, {"policy_loss": KLCov()}, "loss_type='sapo' does not go with a policy_loss"),
-        ({"top_entropy_quantile": 0.5}, {"policy_loss": KLCov()}, "top_entropy_quantile=0.5 does not go with a pol"),
+        ({"loss_type": "sapo"}, {"policy_loss": "kl_cov"}, "loss_type='sapo' does not go with policy_loss='kl_cov'"),
+        ({"top_entropy_quantile": 0.5}, {"policy_loss": POLICY_LOSSES["kl_cov"]}, "top_entropy_quantile=0.5 does not"),
         ({"generation_kwargs": {"temperature": 0.5}}, {}, "generation_kwargs has temperature=0.5, which the field"),
-        ({}, {"loss_function": print}, "beta=0.0 must be above 0 with a loss_function"),
-        ({"beta": 0.1}, {"loss_function": print, "policy_loss": KLCov()}, "policy_loss would be ignored"),
+        ({}, {"policy_loss": from_the_reference}, "reads ref_log_probs, .* which beta=0.0 does without; set beta"),
+        (
+            {"beta": 0.1},
+            {"policy_loss": from_the_reference, "token_advantage": "entropy_shaped"},
+            "token_advantage='entropy_shaped' would be ignored: policy_loss='from_the_reference' reads no advantages",
+        ),
+        ({}, {"policy_loss": "klcov"}, r"policy_loss='klcov' is unknown \(did you mean 'kl_cov'\?\)"),
+        (
+            {"num_generations": 8, "per_device_train_batch_size": 4, "steps_per_generation": 2},
+            {"policy_loss": "disco"},
+            "per_device_train_batch_size=4 cannot hold whole groups of num_generations=8",
+        ),
     ],
 )
 def test_the_hook_itself_refuses_what_it_cannot_honour(options, loss_options, message):
@@ -463,4 +510,4 @@ def test_astar_po_refuses_options_of_the_sampler_as_well():
 def test_kl_cov_with_one_update_a_rollout_is_warned_about(options, warned, caplog):
     with caplog.at_level(logging.WARNING):
         config(policy_loss="kl_cov", **options)
-    assert ("policy_loss='kl_cov' with one update a rollout is the plain policy gradient" in caplog.text) is warned
+    assert ("policy_loss='kl_cov' with one update per rollout is the plain policy gradient" in caplog.text) is warned

@@ -2,7 +2,15 @@
 
 import pytest
 import torch
-from toy import assert_same_but_for_rounding, assert_same_parameters, length_reward, logged, make_trainer, parameters
+from toy import (
+    assert_resumes,
+    assert_same_but_for_rounding,
+    assert_same_parameters,
+    length_reward,
+    logged,
+    make_trainer,
+    parameters,
+)
 from trl import GRPOConfig, GRPOTrainer
 
 from canon_trl import PluggableGRPOTrainer
@@ -13,8 +21,9 @@ from canon_trl.method import Method
 from canon_trl.token_advantages import TOKEN_ADVANTAGES, TokenAdvantage
 
 
-def make(folder, token_advantages=(), loss_terms=(), reward=length_reward, **options):
-    stages = {"token_advantages": token_advantages, "loss_terms": loss_terms, "reward_funcs": reward}
+def make(folder, token_advantage=(), loss_term=(), policy_loss=None, reward=length_reward, **options):
+    stages = {"token_advantage": token_advantage, "loss_term": loss_term, "policy_loss": policy_loss}
+    stages |= {"reward_funcs": reward}
     estimator = {"advantage_estimator": ESTIMATORS["dr_grpo"], "metrics": {}}
     options = {"trainer_class": PluggableGRPOTrainer, "config_class": GRPOConfig, "max_steps": 2} | options
     return make_trainer(folder, trainer_options=stages | estimator, **options)
@@ -112,7 +121,7 @@ def test_a_term_of_one_number_is_divided_by_the_accumulation(tmp_path):
 
     options = {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 2}
     trl = trained(tmp_path / "trl", entropy_coef=0.5, **options)
-    ours = trained(tmp_path / "ours", loss_terms=[Method("bonus", bonus)], **options)
+    ours = trained(tmp_path / "ours", loss_term=[Method("bonus", bonus)], **options)
     for name in ("loss", "grad_norm"):
         assert [e[name] for e in logged(ours)] == pytest.approx([e[name] for e in logged(trl)], rel=1e-5)
     entry = logged(ours)[0]
@@ -127,7 +136,7 @@ def test_a_term_per_token_is_aggregated_as_the_loss(tmp_path):
 
     options = {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 2}
     larger = trained(tmp_path / "larger", [Method("larger", lambda advantages: 1.5 * advantages)], **options)
-    term = trained(tmp_path / "term", loss_terms=[Method("half", half)], **options)
+    term = trained(tmp_path / "term", loss_term=[Method("half", half)], **options)
     assert_same_but_for_rounding(
         {name: value.tolist() for name, value in parameters(term).items()},
         {name: value.tolist() for name, value in parameters(larger).items()},
@@ -142,7 +151,7 @@ def test_terms_read_what_was_measured_of_the_last_step(tmp_path):
         return 0.0 * entropies.sum()
 
     method = Method("watch", watch, renamed={"measured_now": "measured"})
-    trainer = trained(tmp_path, loss_terms=[method], max_steps=3)
+    trainer = trained(tmp_path, loss_term=[method], max_steps=3)
     entries = logged(trainer)
     assert measured[0] == {}
     for before, seen in zip(entries, measured[1:], strict=False):
@@ -163,9 +172,9 @@ def test_evaluation_is_that_of_trl(tmp_path):
 @pytest.mark.parametrize(
     ("stages", "options", "message"),
     [
-        ({"loss_terms": [LOSS_TERMS["ter"]]}, {"loss_type": "cispo"}, "loss_term='ter' does not go with loss_type"),
+        ({"loss_term": [LOSS_TERMS["ter"]]}, {"loss_type": "cispo"}, "loss_term='ter' does not go with loss_type"),
         (
-            {"loss_terms": [Method("near", lambda log_probs, ref_log_probs: log_probs - ref_log_probs)]},
+            {"loss_term": [Method("near", lambda log_probs, ref_log_probs: log_probs - ref_log_probs)]},
             {},
             r"near reads ref_log_probs.* beta=0\.0 does without; set beta above 0",
         ),
@@ -179,3 +188,51 @@ def test_what_does_not_go_together_is_refused(tmp_path, stages, options, message
 def test_what_a_method_returns_is_checked(tmp_path):
     with pytest.raises(ValueError, match=r"short returned \(8,\); it must return a tensor of \(8, "):
         trained(tmp_path, [Method("short", lambda rewards: rewards)])
+
+
+def first_is_right(completions, **kwargs):
+    return [float(row % 4 == 0) for row in range(len(completions))]
+
+
+def test_whole_groups_lie_in_one_micro_batch_in_sampling_order(tmp_path):
+    trainer = make(
+        tmp_path,
+        policy_loss="disco",
+        reward=first_is_right,
+        per_device_train_batch_size=8,
+        steps_per_generation=4,
+        num_iterations=2,
+        max_steps=8,
+    )
+    seen = []
+    trainer.on_tokens(seen.append)
+    trainer.train()
+    assert len(seen) == 8
+    for tokens in seen:
+        first = tokens.response[::4]
+        assert torch.equal(tokens.response, (first.unsqueeze(1) + torch.arange(4)).flatten())
+        assert (first % 4 == 0).all()
+        assert torch.equal(tokens.rewards, (tokens.response % 4 == 0).float())
+        assert tokens.prompt_rewards.tolist() == [[1.0, 0.0, 0.0, 0.0]] * 2
+    assert sorted(torch.cat([tokens.response for tokens in seen[:4]]).tolist()) == list(range(32))
+    groups = [tuple(tokens.response[::4].tolist()) for tokens in seen[:4]]
+    assert groups != [(0, 4), (8, 12), (16, 20), (24, 28)], "TRL's shuffle decides which groups go together"
+
+
+def test_disco_trains_and_resumes(tmp_path):
+    options = {"policy_loss": "disco", "reward": first_is_right, "num_iterations": 2, "per_device_train_batch_size": 4}
+    trainers = assert_resumes(make, tmp_path, steps_per_generation=2, **options)
+    assert all(entry["grad_norm"] > 0 for entry in logged(trainers[0]))
+
+
+def test_a_loss_of_ones_own_takes_the_place_of_trls(tmp_path):
+    """TRL's dr_grpo loss as a function gives TRL's gradient."""
+
+    def dr_grpo(log_probs, old_log_probs, advantages, mask):
+        ratio = (log_probs - old_log_probs).exp()
+        return -(torch.minimum(ratio * advantages, ratio.clamp(0.8, 1.2) * advantages) * mask).sum() / (4 * 12)
+
+    options = {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 2, "loss_type": "dr_grpo"}
+    ours, trl = (trained(tmp_path / str(i), policy_loss=loss, **options) for i, loss in enumerate((dr_grpo, None)))
+    for name in ("loss", "grad_norm"):
+        assert [e[name] for e in logged(ours)] == pytest.approx([e[name] for e in logged(trl)], rel=1e-5)

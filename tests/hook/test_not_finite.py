@@ -109,7 +109,7 @@ def with_loss(folder, loss_function, **options):
         folder,
         trainer_class=PluggableGRPOTrainer,
         config_class=GRPOConfig,
-        trainer_options=estimator | {"loss_function": loss_function},
+        trainer_options=estimator | {"policy_loss": loss_function},
         beta=0.1,
         **options,
     )

@@ -18,34 +18,12 @@ OPTIONS = {
     None: {},
     "clip_cov": {"low": 0.0, "high": 9.0, "ratio": 1.0},  # every candidate, so nothing is left to chance
     "kl_cov": {"fraction": 0.2, "coef": 2.0},
+    "disco": {"delta": 0.0},
 }
 
 
 def test_the_tables_are_whole():
     assert OPTIONS.keys() - {None} == POLICY_LOSSES.keys()
-
-
-def watch(trainer):
-    """What the loss is computed from: the micro-batch, its log-probabilities and its advantages."""
-    seen = []
-    if trainer._gate is None:
-        compute = trainer._compute_loss
-
-        def keep(model, inputs):
-            seen.append((dict(inputs), None, inputs["advantages"]))
-            return compute(model, inputs)
-
-        trainer._compute_loss = keep
-        return seen
-    gated = trainer._gate.advantages
-
-    def keep_gated(log_probs, inputs, *args, **kwargs):
-        advantages = gated(log_probs, inputs, *args, **kwargs)
-        seen.append((dict(inputs), log_probs.detach(), advantages.detach()))
-        return advantages
-
-    trainer._gate.advantages = keep_gated
-    return seen
 
 
 @pytest.mark.parametrize(
@@ -64,7 +42,8 @@ def test_combination(tmp_path, estimator, policy_loss, dynamic_sampling):
         **FIELDS.get(estimator, {}),
     )
     rollouts, _ = keep_rollouts(trainer)
-    seen = watch(trainer)
+    seen = []
+    trainer.on_tokens(seen.append)
     before = parameters(trainer)
     trainer.train()
     (rollout,) = rollouts
@@ -72,28 +51,27 @@ def test_combination(tmp_path, estimator, policy_loss, dynamic_sampling):
     assert wanted.abs().max() > 0, "the case needs something to learn"
     if dynamic_sampling:
         assert (rollout.rewards.amax(dim=1) > rollout.rewards.amin(dim=1)).all()
-    for inputs, log_probs, advantages in seen:
-        if policy_loss is None:
-            assert sorted(advantages.tolist()) == sorted(wanted.tolist())
-            continue
-        response = wanted[inputs["response"]].unsqueeze(1)
-        old, mask = inputs["old_per_token_logps"], inputs["completion_mask"].bool()
+    for tokens in seen:
+        response, mask = wanted[tokens.response], tokens.mask
+        want = response.unsqueeze(1).expand(mask.shape)
         if policy_loss == "clip_cov":
+            clip = {"epsilon_low": 0.2, "epsilon_high": 0.28}
             selected = clip_cov_mask(
-                log_probs, old, response.squeeze(1), mask, epsilon_low=0.2, epsilon_high=0.28, **OPTIONS["clip_cov"]
+                tokens.log_probs, tokens.old_log_probs, response, mask, **clip, **OPTIONS["clip_cov"]
             )
-            want = response * ~selected
-        else:
-            selected = kl_cov_mask(log_probs, response.squeeze(1), mask, fraction=0.2)
-            penalty = 2.0 * (log_probs - old).abs() / (log_probs - old).exp()
-            want = response - penalty * selected
-        assert selected.any()
-        torch.testing.assert_close(advantages[mask], want.expand(mask.shape)[mask], atol=1e-6, rtol=1e-5)
+            assert selected.any()
+            want = want * ~selected
+        if policy_loss == "kl_cov":
+            selected = kl_cov_mask(tokens.log_probs, response, mask, fraction=0.2)
+            assert selected.any()
+            penalty = 2.0 * (tokens.log_probs - tokens.old_log_probs).abs() * selected
+            assert torch.equal(trainer.args.make_policy_loss()(tokens), penalty)
+        assert torch.equal(tokens.advantages[mask], want[mask])
     assert len(seen) == 2
     entries = logged(trainer)
     assert all(math.isfinite(entry["loss"]) for entry in entries)
     assert any(not torch.equal(value, before[name]) for name, value in parameters(trainer).items())
-    if policy_loss:
+    if policy_loss in ("clip_cov", "kl_cov"):
         assert all(entry["policy_loss/frac_gated"] > 0 for entry in entries)
 
 

@@ -13,14 +13,17 @@ from observe import count_forwards, keep_outputs, scored_entropy
 from toy import assert_resumes, assert_same_parameters, logged, make_trainer, parameters, prompts
 from trl import GRPOTrainer
 
+from canon_trl.config.loss_stages import LossStages
 from canon_trl.policy_losses import (
-    ClipCov,
-    KLCov,
+    POLICY_LOSSES,
     clip_cov_mask,
     covariance_statistics,
+    kl_cov,
     kl_cov_mask,
     token_covariance,
 )
+from canon_trl.policy_losses.covariance import clip_cov_choice, kl_cov_choice
+from canon_trl.tokens import Tokens
 
 COUNTS = [case for case in cases("covariance", method="clip_cov") if "clip_cov_count" in case["name"]]
 GOLDEN = [case for case in cases("covariance") if case not in COUNTS]
@@ -36,19 +39,36 @@ def tokens(inputs, dtype=torch.float64):
     return *(tensor(inputs[name], dtype) for name in names), tensor(inputs["response_mask"]).bool()
 
 
+def seen_by_methods(log_probs, old, advantages, mask, **given):
+    """The tokens of one rank as methods see them."""
+    advantages = (advantages if advantages.dim() == 2 else advantages.unsqueeze(1)).expand(mask.shape)
+    given |= {"log_probs": log_probs, "old_log_probs": old, "advantages": advantages, "mask": mask}
+    return Tokens.example(*mask.shape, group=1, **given)
+
+
+def selected_by(method, tokens):
+    choice = {"clip_cov": clip_cov_choice, "kl_cov": kl_cov_choice}[method.name]
+    options = {name: value for name, value in method.all_options.items() if name != "coef"}
+    ((selected, _), _) = choice(tokens.within, **options)
+    return selected
+
+
+def bounds(method, inputs):
+    """Between which ratios the loss clips, as distances from 1."""
+    return (inputs["clip_low"], inputs["clip_high"]) if method.clips else (1.0, math.inf)
+
+
 def policy_loss(inputs, mask):
     if inputs["method"] == "kl_cov":
         # The authors' field is in percent, and capped at the number of valid tokens.
         percent = min(inputs["k_percent"], int(mask.sum())) if inputs["flavour"] == "prime_rl" else None
         fraction = inputs["kl_cov_ratio"] if percent is None else percent / 100
-        return KLCov(fraction=fraction, coef=inputs["ppo_kl_coef"])
-    return ClipCov(
-        ratio=inputs["clip_cov_ratio"],
-        low=inputs["clip_cov_lb"],
-        high=inputs["clip_cov_ub"],
-        epsilon_low=inputs["clip_low"],
-        epsilon_high=inputs["clip_high"],
-    )
+        options = {"fraction": fraction, "coef": inputs["ppo_kl_coef"]}
+    else:
+        options = {
+            name: inputs[f"clip_cov_{key}"] for name, key in {"ratio": "ratio", "low": "lb", "high": "ub"}.items()
+        }
+    return POLICY_LOSSES[inputs["method"]].with_options(options, where="")
 
 
 def aggregate(per_token, mask, inputs):
@@ -67,12 +87,13 @@ def test_masks_loss_and_gradient(inputs, expected):
     log_probs, old, advantages, mask = tokens(inputs)
     log_probs.requires_grad_()
     method = policy_loss(inputs, mask)
-    selected = method.select(log_probs, old, advantages, mask, torch.Generator())
-    assert selected.long().tolist() == expected["selected" if "selected" in expected else "zeroed"]
-    shaped = method.advantages(selected, log_probs, old, advantages)
+    seen = seen_by_methods(log_probs, old, advantages, mask, clip=bounds(method, inputs))
+    assert selected_by(method, seen).long().tolist() == expected["selected" if "selected" in expected else "zeroed"]
+    shaped, added = (method(seen), 0.0) if method.name == "clip_cov" else (seen.advantages, method(seen))
     ratio = (log_probs - old).exp()
-    clipped = ratio.clamp(1 - method.epsilon_low, 1 + method.epsilon_high) if method.clips_ratios else ratio
-    loss = aggregate(-torch.minimum(ratio * shaped, clipped * shaped), mask, inputs)
+    low, high = bounds(method, inputs)
+    clipped = ratio.clamp(1 - low, 1 + high)
+    loss = aggregate(added - torch.minimum(ratio * shaped, clipped * shaped), mask, inputs)
     assert_golden(loss, expected["loss"])
     assert_golden(torch.autograd.grad(loss, log_probs)[0], expected["grad_log_prob"])
 
@@ -82,7 +103,8 @@ def test_the_random_choice_has_the_right_size(inputs, expected):
     log_probs, old, advantages, mask = tokens(inputs)
     method, drawn = policy_loss(inputs, mask), set()
     for seed in range(20):
-        selected = method.select(log_probs, old, advantages, mask, torch.Generator().manual_seed(seed))
+        seen = seen_by_methods(log_probs, old, advantages, mask, clip=bounds(method, inputs), seed=seed)
+        selected = selected_by(method, seen)
         assert int(selected.sum()) == expected["n_zeroed"]
         assert (selected.long() <= tensor(expected["candidates"])).all()
         drawn.add(tuple(selected.flatten().tolist()))
@@ -106,9 +128,8 @@ def test_the_gradient_of_trls_whole_loss(trainer, monkeypatch, inputs, expected,
     scored = log_probs, torch.zeros_like(old), None
     monkeypatch.setattr(GRPOTrainer, "_get_per_token_logps_and_entropies", lambda *args, **kwargs: scored)
     method = policy_loss(inputs, mask)
-    monkeypatch.setattr(trainer._gate, "policy_loss", method)
-    bounds = (method.epsilon_low, method.epsilon_high) if method.clips_ratios else (1.0, math.inf)
-    for name, value in zip(("epsilon_low", "epsilon_high"), bounds, strict=True):
+    monkeypatch.setattr(trainer, "_stages", LossStages(policy_loss=method))
+    for name, value in zip(("epsilon_low", "epsilon_high"), bounds(method, inputs), strict=True):
         monkeypatch.setattr(trainer, name, value)
     monkeypatch.setattr(trainer, "loss_type", loss_type)
     monkeypatch.setattr(trainer, "current_gradient_accumulation_steps", 1, raising=False)
@@ -125,7 +146,8 @@ def test_the_gradient_of_trls_whole_loss(trainer, monkeypatch, inputs, expected,
     }
     trainer.model.train()
     monkeypatch.setattr(trainer, "_buffered_inputs", [batch])
-    monkeypatch.setattr(trainer._gate, "width", width)
+    monkeypatch.setattr(trainer, "_rollout_width", width)
+    monkeypatch.setattr(trainer.args, "generation_batch_size", rows)
     loss = trainer._compute_loss(trainer.model, batch)
     got = torch.autograd.grad(loss, log_probs)[0]
     # The reference's gradient by token, without its divisor, times TRL's.
@@ -195,17 +217,23 @@ def token_tables(draw):
     return log_probs, old, advantages, mask
 
 
-SELECT = {
-    "clip_cov": ClipCov(epsilon_low=0.2, epsilon_high=0.28, low=-1.0, ratio=0.5),
-    "kl_cov": KLCov(fraction=0.3),
-}
+def select_by_kl_cov(log_probs, old, advantages, mask, generator):
+    return kl_cov_mask(log_probs, advantages, mask, fraction=0.3)
+
+
+def select_by_clip_cov(log_probs, old, advantages, mask, generator):
+    options = {"epsilon_low": 0.2, "epsilon_high": 0.28, "low": -1.0, "ratio": 0.5, "generator": generator}
+    return clip_cov_mask(log_probs, old, advantages, mask, **options)
+
+
+SELECT = {"clip_cov": select_by_clip_cov, "kl_cov": select_by_kl_cov}
 
 
 @pytest.mark.parametrize("name", SELECT)
 @given(table=token_tables())
 def test_what_lies_under_the_mask_never_counts(name, table):
     log_probs, old, advantages, mask = table
-    select = SELECT[name].select
+    select = SELECT[name]
 
     def seeded():
         return torch.Generator().manual_seed(0)
@@ -221,8 +249,8 @@ def test_what_lies_under_the_mask_never_counts(name, table):
 @given(table=token_tables())
 def test_the_number_of_selected_tokens(name, table):
     log_probs, old, advantages, mask = table
-    method, valid = SELECT[name], int(mask.sum())
-    selected = int(method.select(log_probs, old, advantages, mask, torch.Generator()).sum())
+    valid = int(mask.sum())
+    selected = int(SELECT[name](log_probs, old, advantages, mask, torch.Generator()).sum())
     budget = max(1, math.floor((0.5 if name == "clip_cov" else 0.3) * valid))
     if name == "kl_cov":
         assert selected == min(budget, valid)
@@ -244,8 +272,10 @@ def test_covariance_does_not_depend_on_where_zero_is(table, shift):
 def test_no_other_token_overflows_the_penalty():
     old = torch.tensor([[-1.0, -1.0]])
     log_probs = torch.tensor([[-1.5, -200.0]], requires_grad=True)  # a ratio that underflows, not selected
-    shaped = KLCov(coef=2.0).advantages(torch.tensor([[True, False]]), log_probs, old, torch.tensor([[1.0, 1.0]]))
-    loss = -((log_probs - old).exp() * shaped).sum()
+    # The first token has the larger covariance: A is 1 and 0, lp -0.5 and -200.
+    seen = seen_by_methods(log_probs, old, torch.tensor([[1.0, 0.0]]), torch.ones(1, 2, dtype=torch.bool))
+    penalty = kl_cov(log_probs, old, seen.within, fraction=0.5, coef=2.0)
+    loss = (penalty - (log_probs - old).exp() * seen.advantages).sum()
     assert loss.item() == pytest.approx(-math.exp(-0.5) + 2.0 * 0.5)
     (gradient,) = torch.autograd.grad(loss, log_probs)
     assert gradient.tolist() == [[pytest.approx(-math.exp(-0.5) - 2.0), 0.0]]
@@ -257,8 +287,9 @@ def test_inputs_are_not_modified_and_bf16_is_compared_in_float32(table):
     before = [values.clone() for values in table]
     low = [values.bfloat16() for values in (log_probs, advantages)]
     assert torch.equal(token_covariance(*low, mask), token_covariance(low[0].float(), low[1].float(), mask))
-    for method in SELECT.values():
-        method.advantages(method.select(*table, torch.Generator()), log_probs, old, advantages)
+    seen = seen_by_methods(log_probs, old, advantages, mask)
+    for method in ("clip_cov", "kl_cov"):
+        POLICY_LOSSES[method](seen)
     assert all(torch.equal(was, now) for was, now in zip(before, table, strict=True))
 
 
@@ -271,31 +302,34 @@ OPTIONS = {
 }
 
 
-def watch(trainer):
-    """What the gate sees and what it selects, micro-batch by micro-batch."""
-    seen, select = [], trainer._gate._select
+@pytest.fixture
+def choices(monkeypatch):
+    """The tokens that each choice is made among, and what is selected of them, one after the other."""
+    seen, once = [], Tokens.once
 
-    def keep(packed, responses, seed):
-        selected = select(packed, responses, seed)
-        seen.append({"packed": packed, "responses": responses, "selected": selected})
-        return selected
+    def keep(tokens, key, search):
+        known = key in tokens._found
+        found = once(tokens, key, search)
+        if not known:
+            seen.append((tokens, found[0]))
+        return found
 
-    trainer._gate._select = keep
+    monkeypatch.setattr(Tokens, "once", keep)
     return seen
 
 
 @pytest.mark.parametrize("name", OPTIONS)
-def test_the_log_has_what_was_selected(tmp_path, name):
+def test_the_log_has_what_was_selected(tmp_path, choices, name):
     trainer = make_trainer(tmp_path, policy_loss=name, **OPTIONS[name], **UPDATES)
-    seen = watch(trainer)
+    choices.clear()
     trainer.train()
-    assert len(seen) == 8  # micro-batches
+    assert len(choices) == 8  # micro-batches
     for step, entry in enumerate(logged(trainer)):
         shares, means, tops = [], [], []
-        for noted in seen[2 * step : 2 * step + 2]:
-            log_probs, _, advantages, mask = noted["packed"].unbind(1)
-            covariance = token_covariance(log_probs, advantages, mask)[mask.bool()]
-            shares.append(noted["selected"].sum() / mask.sum())
+        for tokens, selected in choices[2 * step : 2 * step + 2]:
+            mask = tokens.mask
+            covariance = token_covariance(tokens.log_probs, tokens.advantages, mask)[mask]
+            shares.append(selected.sum() / mask.sum())
             means.append(covariance.mean())
             tops.append(covariance.sort(descending=True).values[: max(1, int(0.02 * mask.sum()))].mean())
         for key, values in [("frac_gated", shares), ("covariance_mean", means), ("covariance_top_2_percent", tops)]:
@@ -335,7 +369,7 @@ def test_a_policy_loss_changes_the_training(tmp_path, name):
     assert different
 
 
-def test_the_batch_scope_reads_the_rollouts_own_log_probabilities(tmp_path):
+def test_the_batch_scope_reads_the_rollouts_own_log_probabilities(tmp_path, choices):
     """Recorded while generating: no further pass of the model."""
     trainer = make_trainer(
         tmp_path,
@@ -345,15 +379,17 @@ def test_the_batch_scope_reads_the_rollouts_own_log_probabilities(tmp_path):
         gradient_accumulation_steps=2,
         max_steps=1,
     )
-    seen, outputs, calls = watch(trainer), keep_outputs(trainer), count_forwards(trainer)
+    choices.clear()
+    outputs, calls = keep_outputs(trainer), count_forwards(trainer)
     trainer.train()
     assert calls == {"without_grad": 0, "with_grad": 2}
-    (noted,) = seen
-    assert sorted(noted["responses"].tolist()) == list(range(16))
+    ((tokens, _),) = choices
+    assert sorted(tokens.response.tolist()) == list(range(16))
     _, surprisal = scored_entropy(trainer_at_start(tmp_path), outputs[0])
-    log_probs, _, advantages, mask = noted["packed"][noted["responses"].argsort()].unbind(1)
+    order = tokens.response.argsort()
+    log_probs, mask = tokens.log_probs[order], tokens.mask[order]
     torch.testing.assert_close(-(log_probs * mask).sum(1) / mask.sum(1), surprisal, atol=2e-5, rtol=0)
-    assert torch.equal(advantages[:, 0], outputs[0]["advantages"])
+    assert torch.equal(tokens.advantages[order, 0], outputs[0]["advantages"])
 
 
 def test_the_batch_scope_may_score_by_a_pass(tmp_path):
@@ -391,7 +427,7 @@ def first_is_right(completions, **kwargs):
 
 
 @pytest.mark.parametrize("name", OPTIONS)
-def test_the_batch_scope_does_not_depend_on_micro_batches(tmp_path, name):
+def test_the_batch_scope_does_not_depend_on_micro_batches(tmp_path, choices, name):
     """One optimiser step of 16 responses, in one, two or four micro-batches: the same tokens, the same gradient."""
     selections, moved = [], []
     for parts in (1, 2, 4):
@@ -411,9 +447,9 @@ def test_the_batch_scope_does_not_depend_on_micro_batches(tmp_path, name):
             optim="sgd",
             learning_rate=1.0,
         )
-        seen = watch(trainer)
+        choices.clear()
         trainer.train()
-        selections.append([noted["selected"][noted["responses"].argsort()] for noted in seen])
+        selections.append([selected[tokens.response.argsort()] for tokens, selected in choices])
         moved.append(parameters(trainer))
     assert len(selections[0]) == 2 and selections[0][0].any()
     for other in selections[1:]:
