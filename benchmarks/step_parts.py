@@ -35,14 +35,6 @@ PARTS = (
 GENERATION, SCORING, REWARDS, OURS, LOSS, BACKWARD, OPTIMISER, _ = PARTS
 OUR_STEPS = ("_stage_inputs", "_tokens", "_terms")  # of the stages of the loss
 OUR_METHODS = ("_make_rollout", "_estimate_advantages", *OUR_STEPS, "_leave_out", "_log_rollout")
-    "_make_rollout",
-    "_estimate_advantages",
-    "_stage_inputs",
-    "_tokens",
-    "_terms",
-    "_leave_out",
-    "_log_rollout",
-)
 
 
 class PartClock:
