@@ -126,12 +126,14 @@ class Stage:
         methods: by name.
         supplies: what a method of the stage can read, by parameter name.
         repeats: whether a method may be chosen more than once, with other options.
+        called_in: the file of this package in which the hook calls them.
     """
 
     field: str
     methods: Mapping[str, Method]
     supplies: Collection[str] = ()
     repeats: bool = False
+    called_in: str = ""
 
 
 def by_name(*methods: Method) -> dict[str, Method]:

@@ -4,7 +4,9 @@ python docs/architecture_picture.py
 """
 
 import re
+from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 
@@ -15,32 +17,35 @@ from matplotlib.patches import FancyArrowPatch
 DOCS = Path(__file__).parent
 PICTURE = DOCS / "images" / "architecture.svg"
 
+# The folders of the stages, in the order in which data pass through them.
+STAGES = ("policy_rewards", "advantages", "token_advantages", "policy_losses", "loss_terms", "controllers")
+
 # Where a part stands, in columns and rows, and what is in it.
 PARTS = {
-    "canon_trl": (3.0, 4.4, "the public names"),
-    "trainers": (2.0, 4.0, "CANON, A*-PO"),
-    "hook": (2.0, 3.1, "all that knows\nTRL's trainer"),
-    "publishing": (0.0, 3.6, "card, citations,\nuploads"),
-    "config": (1.0, 2.2, "options, and what\nthey refuse"),
-    "evaluation": (4.2, 3.2, "pass@k, intervals,\nwhile training"),
-    "sampling": (3.85, 2.1, "dynamic sampling,\nresponses, V*"),
-    "advantages": (2.0, 1.05, "rewards (P, G)\nto advantages"),
-    "policy_losses": (-0.2, 1.05, "what a token weighs\nin the loss"),
-    "policy_rewards": (5.4, 1.05, "rewards from\nthe policy itself"),
-    "token_advantages": (5.4, 2.0, "what a token's\nadvantage becomes"),
-    "loss_terms": (5.4, 2.95, "what is added\nto the loss"),
-    "controllers": (5.4, 3.9, "what moves a setting\nbetween steps"),
-    "tokens": (6.4, 1.9, "what a method sees\nof a micro-batch"),
-    "method": (5.35, 0.0, "what a function\nreads and takes"),
-    "paper": (6.4, 0.6, "a citation"),
-    "metrics": (0.95, 1.05, "a number\na response"),
-    "schedules": (0.0, 2.1, "mu over a run"),
-    "guards": (4.2, 1.0, "checks and\na time limit"),
-    "selection": (-0.2, 0.0, "tokens chosen\nover all ranks"),
-    "rollout": (3.0, 0.0, "what an estimator sees"),
-    "rounding": (4.2, 0.0, "what sums are off by"),
-    "imports": (0.95, 0.0, "functions by import path"),
-    "tasks": (4.2, 4.4, "embedded tasks\nwith their models"),
+    "canon_trl": (2.5, 4.6, "the public names"),
+    "trainers": (2.5, 3.9, "CANON, A*-PO"),
+    "publishing": (0.6, 3.5, "card, citations,\nuploads"),
+    "tasks": (5.2, 4.6, "embedded tasks\nwith their models"),
+    "evaluation": (5.2, 3.7, "pass@k, intervals,\nwhile training"),
+    "config": (0.6, 2.6, "options, and what\nthey refuse"),
+    "hook": (2.5, 3.0, "calls every stage; all that\nknows TRL's trainer"),
+    "sampling": (4.2, 2.8, "dynamic sampling,\nresponses, V*"),
+    "guards": (5.4, 2.7, "checks and\na time limit"),
+    "policy_rewards": (0.0, 1.5, "rewards from\nthe policy itself"),
+    "advantages": (1.1, 1.5, "rewards (P, G)\nto advantages"),
+    "token_advantages": (2.2, 1.5, "what a token's\nadvantage becomes"),
+    "policy_losses": (3.3, 1.5, "TRL's loss changed,\nor another one"),
+    "loss_terms": (4.4, 1.5, "what is added\nto the loss"),
+    "controllers": (5.5, 1.5, "what moves a setting\nbefore the next rollout"),
+    "schedules": (-0.1, 0.6, "mu over a run"),
+    "metrics": (0.8, 0.6, "a number\nper response"),
+    "rollout": (1.75, 0.6, "what R and A see"),
+    "tokens": (2.85, 0.6, "what T, L and L+ see"),
+    "selection": (4.1, 0.6, "tokens chosen\nover all ranks"),
+    "rounding": (1.75, -0.2, "what sums are off by"),
+    "imports": (3.0, -0.2, "functions by import path"),
+    "method": (4.3, -0.2, "what a function\nreads and takes"),
+    "paper": (5.5, -0.2, "a citation"),
 }
 USES_TRL, USES_TRANSFORMERS, TORCH_ONLY = "#f3c9a5", "#f5e6b8", "#cfe0f3"
 ON_TRL = ("canon_trl", "config", "guards", "hook", "publishing", "trainers", "evaluation", "sampling")
@@ -60,32 +65,45 @@ def edges() -> list[tuple[str, str]]:
 
 def draw() -> plt.Figure:
     plt.rcParams |= {"svg.fonttype": "none", "svg.hashsalt": "architecture", "font.family": "sans-serif"}
-    figure, axes = plt.subplots(figsize=(14, 6.2), layout="constrained")
+    figure, axes = plt.subplots(figsize=(14, 8), layout="constrained")
+    axes.set(xlim=(-1.5, 14.5), ylim=(-0.9, 8.2))
+    axes.axis("off")
     boxes = {}
     for part, (column, row, about) in PARTS.items():
-        x, y = 2.4 * column, 1.5 * row
+        width = 2.0 if part in STAGES else 1.0
         box = {"boxstyle": "round,pad=0.45", "facecolor": COLOURS.get(part, TORCH_ONLY), "edgecolor": "#444444"}
-        label = axes.text(x, y, f"{part}\n{about}", ha="center", va="center", fontsize=9, bbox=box, zorder=2)
+        label = axes.text(
+            *place(column, row), f"{part}\n{about}", ha="center", va="center", fontsize=9, bbox=box, zorder=3
+        )
         boxes[part] = label.get_bbox_patch()
+        boxes[part].set_linewidth(width)
+    figure.draw_without_rendering()  # the boxes get their sizes, at which the arrows end
     for importer, part in edges():
-        ends = [(2.4 * PARTS[name][0], 1.5 * PARTS[name][1]) for name in (importer, part)]
-        style = {"arrowstyle": "-|>", "mutation_scale": 12, "color": "#555555", "zorder": 1}
-        arrow = FancyArrowPatch(*ends, patchA=boxes[importer], patchB=boxes[part], **style)
+        called = importer == "hook" and part in STAGES
+        arrow = arrow_between(
+            boxes, importer, part, color="#333333" if called else "#bbbbbb", zorder=2 if called else 1
+        )
         arrow.set_gid(f"{importer}->{part}")
         axes.add_patch(arrow)
+    for before, after in pairwise(STAGES):  # data, not imports
+        axes.add_patch(arrow_between(boxes, before, after, color="#2b62b5", linewidth=3, zorder=2, mutation_scale=18))
     for colour, meaning in LEGEND.items():
         axes.scatter([], [], marker="s", s=90, color=colour, edgecolor="#444444", label=meaning)
-    axes.legend(
-        loc="upper left",
-        bbox_to_anchor=(0.18, 1.0),
-        frameon=False,
-        fontsize=9,
-        title="an arrow means: imports",
-        alignment="left",
-    )
-    axes.set(xlim=(-1.4, 16.4), ylim=(-0.8, 7.4))
-    axes.axis("off")
+    axes.plot([], [], color="#bbbbbb", label="imports")
+    axes.plot([], [], color="#333333", label="imports, and calls its methods")
+    axes.plot([], [], color="#2b62b5", linewidth=3, label="data: from the rewards to the loss")
+    axes.legend(loc="upper left", frameon=False, fontsize=9)
     return figure
+
+
+def place(column: float, row: float) -> tuple[float, float]:
+    return 2.4 * column, 1.65 * row
+
+
+def arrow_between(boxes: dict, start: str, end: str, **style: Any) -> FancyArrowPatch:
+    ends = [place(*PARTS[name][:2]) for name in (start, end)]
+    style = {"arrowstyle": "-|>", "mutation_scale": 12} | style
+    return FancyArrowPatch(*ends, patchA=boxes[start], patchB=boxes[end], **style)
 
 
 if __name__ == "__main__":

@@ -150,6 +150,26 @@ def papers() -> str:
     return table(["paper", "methods", "authors' code"], rows)
 
 
+def citations() -> str:
+    """The BibTeX entry of every paper in the index."""
+    found = {method.paper for stage in stages().values() for method in stage.methods.values() if method.paper}
+    return "```bibtex\n" + "\n\n".join(paper.citation for paper in sorted(found, key=lambda p: p.id)) + "\n```\n"
+
+
+def stage_table() -> str:
+    """Each stage: its field, its folder, what its methods see, and the file that calls them."""
+    rows = [
+        [
+            f"`{stage.field}`",
+            f"[`{folder}/`](../canon_trl/{folder}/__init__.py)",
+            about(folder),
+            f"[`{stage.called_in}`](../canon_trl/{stage.called_in})",
+        ]
+        for folder, stage in stages().items()
+    ]
+    return table(["field", "folder", "what", "called in"], rows)
+
+
 def imports() -> str:
     """Which part of the package imports which, a line per part."""
     edges: dict[str, set[str]] = {}
@@ -174,6 +194,8 @@ def depth(part: str, below: dict[str, set[str]]) -> int:
 PARTS: dict[str, Callable[[], str]] = {
     "methods": methods,
     "papers": papers,
+    "citations": citations,
+    "stages": stage_table,
     "imports": imports,
     **{f"stage {folder}": lambda folder=folder: stage_page(folder) for folder in FOLDERS},
 }

@@ -45,7 +45,7 @@ ESTIMATORS = by_name(
     Method("nsr", nsr_advantage, reward_range="{0, 1}"),
     Method("w_reinforce", w_reinforce_advantage, reward_range="{0, 1}"),
 )
-STAGE = Stage("advantage_estimator", ESTIMATORS, READABLE)
+STAGE = Stage("advantage_estimator", ESTIMATORS, READABLE, called_in="hook/rollout.py")
 ESTIMATORS["mix"] = Mix("mix", mix, stage=STAGE)  # of the others
 
 Estimator = TypeVar("Estimator", bound=Callable[..., Tensor])

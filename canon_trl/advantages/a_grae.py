@@ -16,6 +16,7 @@ PAPER = Paper(
     title="Unveiling Implicit Advantage Symmetry: Why GRPO Struggles with Exploration and Difficulty Adaptation",
     authors="Zhiqi Yu and Zhangquan Chen and Mengting Liu and Heye Zhang and Liangqiong Qu",
     id="2602.05548",
+    code="Yu7-code/A-GRAE",
 )
 
 Form = Literal["paper", "released"]

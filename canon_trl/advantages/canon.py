@@ -33,6 +33,7 @@ PAPER = Paper(
     authors="Guanxu Chen and Yafu Li and Yuxian Jiang and Chen Qian and Qihan Ren and Jingyi Yang and Yu Cheng "
     "and Dongrui Liu and Jing Shao",
     id="2509.23962",
+    code="biuboomc/CANON",
 )
 
 AlphaGroup = Literal["higher", "lower"]

@@ -11,6 +11,7 @@ PAPER = Paper(
     authors="Zichen Liu and Changyu Chen and Wenjun Li and Penghui Qi and Tianyu Pang and Chao Du and Wee Sun Lee "
     "and Min Lin",
     id="2503.20783",
+    code="sail-sg/understand-r1-zero",
 )
 
 

@@ -10,6 +10,7 @@ PAPER = Paper(
     title="On-Policy RL with Optimal Reward Baseline",
     authors="Yaru Hao and Li Dong and Xun Wu and Shaohan Huang and Zewen Chi and Furu Wei",
     id="2505.23585",
+    code="microsoft/LMOps",
 )
 
 

@@ -20,6 +20,7 @@ PAPER = Paper(
     title="The Surprising Effectiveness of Negative Reinforcement in LLM Reasoning",
     authors="Xinyu Zhu and Mengzhou Xia and Zhepei Wei and Wei-Lin Chen and Danqi Chen and Yu Meng",
     id="2506.01347",
+    code="TianHongZXY/RLVR-Decomposed",
 )
 
 

@@ -9,6 +9,6 @@ from canon_trl.controllers.protocol import READABLE, Controller, Run
 from canon_trl.method import Method, Stage, by_name
 
 CONTROLLERS = by_name(Method("e3_temperature", E3Temperature))
-STAGE = Stage("controller", CONTROLLERS, READABLE, repeats=True)
+STAGE = Stage("controller", CONTROLLERS, READABLE, repeats=True, called_in="hook/steering.py")
 
 __all__ = ["CONTROLLERS", "STAGE", "Controller", "E3Temperature", "Run"]

@@ -10,6 +10,6 @@ from canon_trl.tokens import READABLE
 
 LOSS_TERMS = by_name(Method("ter", ter))
 
-STAGE = Stage("loss_term", LOSS_TERMS, READABLE)
+STAGE = Stage("loss_term", LOSS_TERMS, READABLE, called_in="hook/token_stages.py")
 
 __all__ = ["LOSS_TERMS", "STAGE", "ter"]

@@ -11,8 +11,9 @@ that choose among tokens have a `scope`:
                      on a rollout and older ones later. So no token counts as clipped by its ratio beforehand.
 """
 
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any
 
+from canon_trl.imports import moved
 from canon_trl.method import Stage, by_name
 from canon_trl.policy_losses.astar_po import astar_po_loss
 from canon_trl.policy_losses.covariance import (
@@ -35,22 +36,18 @@ POLICY_LOSSES: dict[str, Any] = by_name(
     Whole("disco", disco_loss, renamed={"rewards": "prompt_rewards"}, whole_groups=True),
 )
 
-STAGE = Stage("policy_loss", POLICY_LOSSES, READABLE)
+STAGE = Stage("policy_loss", POLICY_LOSSES, READABLE, called_in="hook/loss.py")
 
-# Of 0.1, and what has taken their place.
-GONE = {
-    "ClipCov": "POLICY_LOSSES['clip_cov'].with_options({...}, where='policy_loss: ')",
-    "KLCov": "POLICY_LOSSES['kl_cov'].with_options({...}, where='policy_loss: ')",
-    "PolicyLoss": "OnTRL and Whole",
-    "get_policy_loss": "canon_trl.method.find",
-}
-
-
-def __getattr__(name: str) -> NoReturn:
-    if name in GONE:
-        raise AttributeError(f"canon_trl.policy_losses.{name} of 0.1 is gone; in its place there is {GONE[name]}")
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-
+if not TYPE_CHECKING:
+    __getattr__ = moved(
+        __name__,
+        {
+            "ClipCov": "POLICY_LOSSES['clip_cov'].with_options({...}, where='policy_loss: ')",
+            "KLCov": "POLICY_LOSSES['kl_cov'].with_options({...}, where='policy_loss: ')",
+            "PolicyLoss": "OnTRL and Whole",
+            "get_policy_loss": "canon_trl.method.find(STAGE, spec)",
+        },
+    )
 
 __all__ = [
     "POLICY_LOSSES",

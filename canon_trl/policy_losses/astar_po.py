@@ -11,6 +11,7 @@ PAPER = Paper(
     authors=r"Kiant\'e Brantley and Mingyu Chen and Zhaolin Gao and Jason D. Lee and Wen Sun and Wenhao Zhan and "
     "Xuezhou Zhang",
     id="2505.20686",
+    code="ZhaolinGao/A-PO",
 )
 
 

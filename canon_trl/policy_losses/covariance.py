@@ -45,6 +45,7 @@ PAPER = Paper(
     "and Yuchen Fan and Huayu Chen and Weize Chen and Zhiyuan Liu and Hao Peng and Lei Bai and Wanli Ouyang and "
     "Yu Cheng and Bowen Zhou and Ning Ding",
     id="2505.22617",
+    code="PRIME-RL/Entropy-Mechanism-of-RL",
 )
 
 Within = Callable[[Scope], tuple[Tokens, slice]]

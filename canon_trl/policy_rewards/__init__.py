@@ -14,7 +14,8 @@ from canon_trl.policy_rewards.rent import rent_reward
 
 POLICY_REWARDS = by_name(Method("rent", rent_reward))
 
-STAGE = Stage("policy_reward", POLICY_REWARDS)  # what can be read besides depends on the dataset's columns
+# What can be read besides depends on the dataset's columns.
+STAGE = Stage("policy_reward", POLICY_REWARDS, called_in="hook/policy_rewards.py")
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,6 @@ from canon_trl.tokens import READABLE
 
 TOKEN_ADVANTAGES = by_name(TokenAdvantage("entropy_shaped", entropy_shaped))
 
-STAGE = Stage("token_advantage", TOKEN_ADVANTAGES, READABLE)
+STAGE = Stage("token_advantage", TOKEN_ADVANTAGES, READABLE, called_in="hook/token_stages.py")
 
 __all__ = ["STAGE", "TOKEN_ADVANTAGES", "TokenAdvantage", "entropy_shaped"]

@@ -45,6 +45,7 @@ def test_every_public_name_is_there():
             "get_estimator has gone; use canon_trl.adva",
         ),
         ("from canon_trl.advantages import OnRollout", "OnRollout has gone; use canon_trl.method.Method"),
+        ("from canon_trl.policy_losses import ClipCov", r"ClipCov has gone; use POLICY_LOSSES\['clip_cov'\]"),
         ("import canon_trl.rewards", "is now canon_trl.guards"),
     ],
 )

@@ -3,6 +3,7 @@
 import ast
 import inspect
 import re
+import sys
 import xml.etree.ElementTree as ET
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,6 +14,10 @@ from trl import GRPOConfig, GRPOTrainer
 from canon_trl import PluggableGRPOTrainer
 
 ROOT = Path(__file__).parents[2]
+sys.path.insert(0, str(ROOT / "docs"))
+
+import generate  # noqa: E402
+
 PAGE = (ROOT / "docs" / "architecture.md").read_text()
 PICTURE = ROOT / "docs" / "images" / "architecture.svg"
 MODULES = sorted((ROOT / "canon_trl").rglob("*.py"))
@@ -148,3 +153,14 @@ def test_nothing_private_is_imported_from_trl():
         if name.name.startswith("_") or "._" in str(node.module)
     ]
     assert named == []
+
+
+def test_data_move_in_one_direction_and_every_stage_is_called_in_one_file_of_the_hook():
+    edges = found_edges()
+    stages = generate.stages()
+    assert not {
+        (folder, other) for folder, other in edges if folder in stages and other in (*stages, "hook", "config")
+    }
+    for folder, stage in stages.items():
+        assert stage.called_in.startswith("hook/") and (ROOT / "canon_trl" / stage.called_in).exists()
+        assert ("hook", folder) in edges
