@@ -1,6 +1,7 @@
-"""How much canon_trl gathers beside TRL, and what that takes on a network: formulas, and their fit to measurements."""
+"""What canon_trl sends between ranks besides TRL, and how long that takes: formulas, and their fit to measurements."""
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -9,6 +10,8 @@ import numpy as np
 FLOAT, LONG = 4, 8  # bytes
 NUMBERS_A_RESPONSE = 2  # the width of its rank's rollout and its length; every metric is one more
 NUMBERS_A_TOKEN = 4  # its log-probability, the old one, its advantage and whether it is trained on
+SUM = 8  # bytes of a number that is added over the ranks, a float64
+BINS, TOPS = 256, 3  # counts of a digit; the shares of the largest covariances whose mean is logged
 
 
 def rollout_bytes(responses: int, metrics: int) -> int:
@@ -16,13 +19,35 @@ def rollout_bytes(responses: int, metrics: int) -> int:
     return responses * (NUMBERS_A_RESPONSE + metrics) * FLOAT
 
 
-def gate_bytes(responses: int, tokens: int) -> int:
-    """What a rank sends for one choice of tokens: some numbers of every token, and which responses they are."""
+def gathered_choice_bytes(responses: int, tokens: int) -> int:
+    """What a rank sent for a choice by gathering: some numbers of every token, and the index of every response."""
     return responses * (NUMBERS_A_TOKEN * tokens * FLOAT + LONG)
 
 
+def choice_rounds(name: str, places: int) -> list[int]:
+    """What a rank gives to each all-reduce of one choice of tokens, statistics included, in bytes.
+
+    Args:
+        name: of the policy loss.
+        places: responses of a rollout times the width of the widest. Neither ranks nor tokens appear but here, by
+            which KL-Cov breaks ties: every eight bits of it take a round.
+    """
+    numbers = [3]  # two sums and a count, for the means
+    if name == "kl_cov":
+        ties = max(1, math.ceil((places - 1).bit_length() / 8))
+        numbers += [BINS + 2, *[(1 + TOPS) * BINS] * 3]  # four digits; with the first two totals
+        numbers += [
+            BINS + TOPS,
+            *[BINS] * (ties - 1),
+        ]  # the digits of the place; first with three sums
+    else:
+        numbers += [2 * BINS + 2, *[(1 + TOPS) * BINS] * 3]  # four digits of the random bits and of the covariances
+        numbers += [BINS + TOPS, *[BINS] * 3]  # the other four, first with three sums
+    return [SUM * count for count in numbers]
+
+
 class Gather(NamedTuple):
-    """One measured gather: ranks, bytes that each of them sent, seconds."""
+    """One measured collective: ranks, bytes of each of them, seconds."""
 
     ranks: int
     sent: int
@@ -31,9 +56,11 @@ class Gather(NamedTuple):
 
 @dataclass(frozen=True)
 class Network:
-    """A ring all-gather: in each of R - 1 rounds every rank hands on the part that it got last.
+    """R ranks that hand on messages, all at the same time.
 
-        seconds = (R - 1) * (latency + sent / bandwidth)
+        all-gather in a ring     (R - 1) * (latency + sent / bandwidth)             every part goes around
+        all-reduce in a ring     2 * (R - 1) * (latency + sent / (R * bandwidth))   the parts' sums, then each sum
+        all-reduce in a tree     2 * ceil(log2 R) * (latency + sent / bandwidth)    sums go up, the total comes down
 
     Attributes:
         latency: of a round, in seconds.
@@ -46,6 +73,14 @@ class Network:
     def seconds(self, ranks: int, sent: int) -> float:
         """Of an all-gather to which each of the ranks sends that many bytes; 0 for a rank alone."""
         return (ranks - 1) * (self.latency + sent / self.bandwidth)
+
+    def ring_reduce_seconds(self, ranks: int, sent: int) -> float:
+        """Of an all-reduce of that many bytes, as gloo does it; 0 for a rank alone."""
+        return 2 * (ranks - 1) * (self.latency + sent / (ranks * self.bandwidth))
+
+    def tree_reduce_seconds(self, ranks: int, sent: int) -> float:
+        """Of an all-reduce of that many bytes, as NCCL does short ones; 0 for a rank alone."""
+        return 2 * math.ceil(math.log2(ranks)) * (self.latency + sent / self.bandwidth)
 
 
 def fit(measured: Sequence[Gather]) -> Network:
@@ -62,6 +97,6 @@ def fit(measured: Sequence[Gather]) -> Network:
     return Network(float(latency), float(1 / per_byte))
 
 
-def relative_error(network: Network, measured: Sequence[Gather]) -> float:
-    """The median of |predicted / measured - 1|."""
-    return float(np.median([abs(network.seconds(g.ranks, g.sent) / g.seconds - 1) for g in measured]))
+def relative_error(predict: Callable[[int, int], float], measured: Sequence[Gather]) -> float:
+    """The median of |predicted / measured - 1|, `predict` being one of a network's."""
+    return float(np.median([abs(predict(g.ranks, g.sent) / g.seconds - 1) for g in measured]))

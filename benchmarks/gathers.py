@@ -1,11 +1,12 @@
-"""What canon_trl gathers over the ranks beside TRL: bytes and seconds, measured on processes of this machine.
+"""What canon_trl sends between ranks besides TRL: bytes and seconds, measured on processes of this machine.
 
     python benchmarks/gathers.py --json gathers.json
 
-Two measurements for each number of processes, which talk over gloo. A sweep of single all-gathers of many sizes; the
-network's latency and bandwidth are fitted to those of two processes and every other size, and checked on the rest. And
-training steps of several methods, in which every collective is noted with whose call it was. All processes wait for
-each other before a collective is timed, so that its time is its own and not that of the slowest rank's generation.
+Two measurements for each number of processes, which talk over gloo. A sweep of single all-gathers and all-reduces of
+many sizes; the network's latency and bandwidth are fitted to the all-gathers of two processes and every other size,
+and checked on the rest. And training steps of several methods, in which every collective is noted with whose call it
+was. All processes wait for each other before a collective is timed, so that its time is its own and not that of the
+slowest rank's generation.
 """
 
 import argparse
@@ -26,17 +27,19 @@ from unittest.mock import patch
 
 import torch
 from accelerate import PartialState
-from accelerate.utils import gather
-from gather_model import Gather, Network, fit, gate_bytes, relative_error, rollout_bytes
+from accelerate.utils import gather, reduce
+from gather_model import Gather, Network, choice_rounds, fit, relative_error, rollout_bytes
 from step_time import Workload, every_other_reward, make
 
 SIZES = tuple(4**power for power in range(3, 12))  # bytes that a rank sends, 64 to 4 Mi
 REPEATS = 30
 RANKS, GROUPS, TOKENS = (1, 2, 4), (4, 16, 64), 16
-METHODS = ("canon entropy", "kl_cov micro_batch", "kl_cov batch", "dynamic_sampling")
+METHODS = ("canon entropy", "clip_cov micro_batch", "kl_cov micro_batch", "kl_cov batch", "dynamic_sampling")
 METRICS = {"canon entropy": 1}
 OURS, TRL, OTHER = "canon_trl", "trl", "other"
-COLLECTIVES = ("all_gather", "all_gather_into_tensor", "all_gather_object")
+REDUCED = "canon_trl, all-reduces"
+NAMES = ("calls", "bytes", "seconds")
+GATHERS, REDUCES = ("all_gather", "all_gather_into_tensor", "all_gather_object"), ("all_reduce",)
 ROOT = Path(__file__).parents[1]
 
 
@@ -47,13 +50,13 @@ def half_of_the_prompts_teach(prompts: list[str], completions: list[str], **kwar
 
 
 class Ledger:
-    """While active, notes every collective that gathers: whose call it was, the bytes that this rank sent, seconds."""
+    """While active, notes every all-gather and all-reduce: whose it was, if it gathers, this rank's bytes, seconds."""
 
     def __init__(self) -> None:
-        self.entries: list[tuple[str, int, float]] = []
+        self.entries: list[tuple[str, bool, int, float]] = []
 
     def __enter__(self) -> "Ledger":
-        noted = {name: self._noted(getattr(torch.distributed, name)) for name in COLLECTIVES}
+        noted = {name: self._noted(getattr(torch.distributed, name)) for name in (*GATHERS, *REDUCES)}
         self._patch = patch.multiple(torch.distributed, **noted)
         self._patch.start()
         return self
@@ -62,13 +65,16 @@ class Ledger:
         self._patch.stop()
 
     def _noted(self, collective: Callable) -> Callable:
+        gathers = collective.__name__ in GATHERS
+
         @wraps(collective)
-        def call(received: Any, sent: Any, *args: Any, **kwargs: Any) -> Any:
+        def call(*args: Any, **kwargs: Any) -> Any:
+            sent = args[1] if gathers else args[0]  # a gather is first given where to put what it receives
             size = sent.nbytes if isinstance(sent, torch.Tensor) else len(pickle.dumps(sent))
             torch.distributed.barrier()
             start = time.perf_counter()
-            result = collective(received, sent, *args, **kwargs)
-            self.entries.append((caller(), size, time.perf_counter() - start))
+            result = collective(*args, **kwargs)
+            self.entries.append((caller(), gathers, size, time.perf_counter() - start))
             return result
 
         return call
@@ -85,8 +91,8 @@ def caller() -> str:
     return OTHER
 
 
-def sweep(state: PartialState) -> dict[int, float]:
-    """Median seconds of an all-gather by the bytes that every rank sends."""
+def sweep(state: PartialState, collective: Callable[[torch.Tensor], Any]) -> dict[int, float]:
+    """Median seconds of a collective by the bytes that every rank sends."""
     seconds = {}
     for size in SIZES:
         tensor = torch.zeros(size // 4)
@@ -94,14 +100,17 @@ def sweep(state: PartialState) -> dict[int, float]:
         for _ in range(REPEATS):
             state.wait_for_everyone()
             start = time.perf_counter()
-            gather(tensor)
+            collective(tensor)
             taken.append(time.perf_counter() - start)
         seconds[size] = statistics.median(taken)
     return seconds
 
 
 def steps(method: str, group: int, count: int = 5) -> dict[str, Any]:
-    """What each package gathers in a step, with a group of responses on every rank: medians over the steps."""
+    """What each package sends in a step, with a group of responses on every rank: medians over the steps.
+
+    Of ours the all-reduces are also listed by themselves.
+    """
     workload = Workload(responses=group, group=group, tokens=TOKENS, cpu=True)
     trainer = make(method, workload, reward=half_of_the_prompts_teach)
     taken: dict[str, list[tuple[int, int, float]]] = defaultdict(list)
@@ -109,22 +118,27 @@ def steps(method: str, group: int, count: int = 5) -> dict[str, Any]:
         with Ledger() as ledger:
             trainer.train()
         for package in (OURS, TRL, OTHER):
-            mine = [(size, seconds) for owner, size, seconds in ledger.entries if owner == package]
-            sizes, seconds = [size for size, _ in mine], sum(seconds for _, seconds in mine)
-            taken[package].append((len(mine), sum(sizes), seconds))
-    names = ("gathers", "bytes", "seconds")
+            taken[package].append(summed([entry for entry in ledger.entries if entry[0] == package]))
+        taken[REDUCED].append(summed([entry for entry in ledger.entries if entry[0] == OURS and not entry[1]]))
     medians = {
-        package: dict(zip(names, map(statistics.median, zip(*given[1:], strict=True)), strict=True))
+        package: dict(zip(NAMES, map(statistics.median, zip(*given[1:], strict=True)), strict=True))
         for package, given in taken.items()
     }
     return {"method": method, "group": group, "updates": trainer.num_iterations} | medians
+
+
+def summed(entries: list[tuple[str, bool, int, float]]) -> tuple[int, int, float]:
+    """How many, their bytes, their seconds."""
+    return len(entries), sum(size for *_, size, _ in entries), sum(seconds for *_, seconds in entries)
 
 
 def work(path: Path) -> None:
     """What every process does; the first one writes down what it saw."""
     torch.set_num_threads(1)
     state = PartialState(cpu=True)
-    found = {"ranks": state.num_processes, "sweep": sweep(state) if state.num_processes > 1 else {}}
+    found: dict[str, Any] = {"ranks": state.num_processes, "sweep": {}, "reduce_sweep": {}}
+    if state.num_processes > 1:
+        found |= {"sweep": sweep(state, gather), "reduce_sweep": sweep(state, reduce)}
     found["steps"] = [steps(method, group) for method in METHODS for group in GROUPS]
     if state.is_main_process:
         path.write_text(json.dumps(found))
@@ -164,31 +178,37 @@ def checked(measured: list[dict[str, Any]]) -> dict[str, Any]:
         for ranks in sorted({point.ranks for point in points} - {2})
     }
     in_steps = [
-        Gather(
-            found["ranks"],
-            round(step[OURS]["bytes"] / step[OURS]["gathers"]),
-            step[OURS]["seconds"] / step[OURS]["gathers"],
-        )
+        Gather(found["ranks"], round(sent / calls), seconds / calls)
         for found in measured
         for step in found["steps"]
-        if found["ranks"] > 1  # one alone sends nothing
+        for calls, sent, seconds in [
+            [step[OURS][name] - step[REDUCED][name] for name in ("calls", "bytes", "seconds")]
+        ]
+        if found["ranks"] > 1 and calls  # one alone sends nothing
     ]
     for ranks in sorted({point.ranks for point in in_steps}):
         unseen[f"{ranks} ranks, within training steps"] = [point for point in in_steps if point.ranks == ranks]
+    errors = {f"all-gathers: {name}": relative_error(network.seconds, given) for name, given in unseen.items()}
+    for found in measured:
+        reduced = [Gather(found["ranks"], int(size), seconds) for size, seconds in found["reduce_sweep"].items()]
+        if reduced:
+            error = relative_error(network.ring_reduce_seconds, reduced)
+            errors[f"all-reduces: {found['ranks']} ranks, every size"] = error
     return {
         "network": {"latency_s": network.latency, "bandwidth_bytes_per_s": network.bandwidth},
-        "fit_error": relative_error(network, of_two[::2]),
-        "errors": {name: relative_error(network, given) for name, given in unseen.items()},
+        "fit_error": relative_error(network.seconds, of_two[::2]),
+        "errors": errors,
         "points": [[*point, network.seconds(point.ranks, point.sent)] for point in points],
     }
 
 
-def expected_bytes(method: str, group: int, updates: int, tokens: int) -> int | None:
+def expected_bytes(method: str, group: int, ranks: int, updates: int, tokens: int) -> int | None:
     """What the formulas say a rank sends in a step with that many updates; `None` where it depends on the rewards."""
     if method == "dynamic_sampling":
         return None
-    choices = updates if method.startswith(("kl_cov", "clip_cov")) else 0
-    return rollout_bytes(group, METRICS.get(method, 0)) + choices * gate_bytes(group, tokens)
+    name = method.partition(" ")[0]
+    choices = updates * sum(choice_rounds(name, ranks * group * tokens)) if name in ("kl_cov", "clip_cov") else 0
+    return rollout_bytes(group, METRICS.get(method, 0)) + choices
 
 
 def main() -> None:

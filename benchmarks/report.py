@@ -7,11 +7,12 @@ python benchmarks/report.py --results FILE --print              # of another fil
 import argparse
 import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from gather_model import Network, gate_bytes, rollout_bytes
+from gather_model import Network, choice_rounds, gathered_choice_bytes, rollout_bytes
 from gathers import OURS, TRL, expected_bytes
 from matplotlib.figure import Figure
 from speed import RESULTS, described
@@ -78,48 +79,83 @@ def gathered(found: Mapping[str, Any]) -> str:
     for measured in found["gathers"]["measured"]:
         for step in measured["steps"]:
             ours, theirs = step[OURS], step[TRL]
-            expected = expected_bytes(step["method"], step["group"], step["updates"], tokens)
+            expected = expected_bytes(step["method"], step["group"], measured["ranks"], step["updates"], tokens)
             rows.append(
                 [
                     f"`{step['method']}`",
                     str(step["group"]),
                     str(measured["ranks"]),
-                    f"{ours['gathers']:.0f}",
+                    f"{ours['calls']:.0f}",
                     amount(ours["bytes"]),
                     amount(expected) if expected is not None and measured["ranks"] > 1 else "",
                     duration(ours["seconds"]),
-                    f"{theirs['gathers']:.0f}, {amount(theirs['bytes'])}, {duration(theirs['seconds'])}",
+                    f"{theirs['calls']:.0f}, {amount(theirs['bytes'])}, {duration(theirs['seconds'])}",
                 ]
             )
-    head = ["method", "group", "ranks", "gathers of ours", "sent by a rank", "by the formula", "time"]
-    return table([*head, "TRL's own: gathers, sent, time"], rows)
+    head = ["method", "group", "ranks", "collectives of ours", "sent by a rank", "by the formula", "time"]
+    return table([*head, "TRL's own: collectives, sent, time"], rows)
 
 
 def checks(found: Mapping[str, Any]) -> str:
     model = found["gathers"]
     network = Network(*model["network"].values())
-    rows = [
-        [f"fitted to: 2 ranks, every other size ({duration(network.latency)}, {network.bandwidth / 1e9:.2f} GB/s)"]
-    ]
-    rows[0].append(f"{model['fit_error']:.0%}")
+    fitted = f"{duration(network.latency)}, {network.bandwidth / 1e9:.2f} GB/s"
+    rows = [[f"fitted to: all-gathers: 2 ranks, every other size ({fitted})", f"{model['fit_error']:.0%}"]]
     rows += [[f"checked on: {name}", f"{error:.0%}"] for name, error in model["errors"].items()]
-    return table(["all-gathers", "median of abs(predicted / measured - 1)"], rows)
+    return table(["collectives", "median of abs(predicted / measured - 1)"], rows)
 
 
-def modelled_payloads() -> dict[str, int]:
-    return {
-        "rollout, one metric": rollout_bytes(MODELLED_RESPONSES, metrics=1),
-        "one choice of tokens (Clip-Cov, KL-Cov)": gate_bytes(MODELLED_RESPONSES, MODELLED_TOKENS),
-    }
+@dataclass(frozen=True)
+class Modelled:
+    """What is modelled, and by the number of ranks: bytes that a rank sends, seconds, bytes that it then holds."""
+
+    name: str
+    sent: Callable[[int], int]
+    seconds: Callable[[int], float]
+    held: Callable[[int], int]
+
+
+def gathered_once(name: str, sent: int) -> Modelled:
+    return Modelled(name, lambda ranks: sent, lambda ranks: MODELLED.seconds(ranks, sent), lambda ranks: ranks * sent)
+
+
+def reduced_choice(name: str, policy_loss: str, seconds: Callable[[int, int], float]) -> Modelled:
+    def rounds(ranks: int) -> list[int]:
+        return choice_rounds(policy_loss, ranks * MODELLED_RESPONSES * MODELLED_TOKENS)
+
+    def taken(ranks: int) -> float:
+        return sum(seconds(ranks, size) for size in rounds(ranks))
+
+    name = f"{name}, {len(rounds(MODELLED_RANKS[-1]))} all-reduces"
+    return Modelled(name, lambda ranks: sum(rounds(ranks)), taken, lambda ranks: sum(rounds(ranks)))
+
+
+MODELS = (
+    gathered_once("rollout, one metric", rollout_bytes(MODELLED_RESPONSES, metrics=1)),
+    gathered_once(
+        "a choice that gathers tokens, as before", gathered_choice_bytes(MODELLED_RESPONSES, MODELLED_TOKENS)
+    ),
+    reduced_choice("Clip-Cov", "clip_cov", MODELLED.tree_reduce_seconds),
+    reduced_choice("KL-Cov", "kl_cov", MODELLED.tree_reduce_seconds),
+    reduced_choice("KL-Cov in a ring", "kl_cov", MODELLED.ring_reduce_seconds),
+)
 
 
 def modelled(found: Mapping[str, Any]) -> str:
     rows = []
-    for name, sent in modelled_payloads().items():
-        row = [f"{name}: {amount(sent)} a rank"]
-        row += [f"{duration(MODELLED.seconds(ranks, sent))}, {amount(ranks * sent)}" for ranks in MODELLED_RANKS]
+    for model in MODELS:
+        row = [f"{model.name}: {amount(model.sent(MODELLED_RANKS[-1]))} a rank"]
+        row += [f"{duration(model.seconds(ranks))}, {amount(model.held(ranks))}" for ranks in MODELLED_RANKS]
         rows.append(row)
     return table(["time and what every rank then holds", *(f"{ranks:,} ranks" for ranks in MODELLED_RANKS)], rows)
+
+
+def selected(found: Mapping[str, Any]) -> str:
+    rows = []
+    for name, result in found["selection"]["choices"].items():
+        lower, upper = result["quartiles"]
+        rows.append([name, f"{result['median']:.2f} ({lower:.2f} to {upper:.2f}), {result['pairs']}"])
+    return table([f"choice among {found['selection']['tokens']:,} tokens", "time by digits over time by a sort"], rows)
 
 
 def sampled(found: Mapping[str, Any]) -> str:
@@ -141,7 +177,7 @@ def made_with(found: Mapping[str, Any]) -> str:
 
 
 SECTIONS = {"made_with": made_with, "step_times": step_times, "parts": parts, "sampled": sampled}
-GATHER_SECTIONS = {"gathered": gathered, "checks": checks, "modelled": modelled}
+GATHER_SECTIONS = {"gathered": gathered, "checks": checks, "modelled": modelled, "selected": selected}
 
 
 def sections(found: Mapping[str, Any]) -> dict[str, str]:
@@ -198,9 +234,10 @@ def draw_gathers(found: Mapping[str, Any], path: Path) -> None:
     left.set_title("one all-gather, gloo, this machine's 2 cores", fontsize=11)
     left.set_xlabel("bytes sent by each rank")
     ranks = [2**power for power in range(1, 11)]
-    for index, (name, sent) in enumerate(modelled_payloads().items()):
-        seconds = [1e3 * MODELLED.seconds(count, sent) for count in ranks]
-        right.plot(ranks, seconds, "--", color=f"C{index + 2}", label=f"{name}: {amount(sent)} a rank")
+    for index, model in enumerate(MODELS):
+        seconds = [1e3 * model.seconds(count) for count in ranks]
+        label = f"{model.name}: {amount(model.sent(ranks[-1]))} a rank"
+        right.plot(ranks, seconds, "--", color=f"C{index + 2}", label=label)
     right.set_title("modelled, not measured: 100 Gbit/s, 10 us", fontsize=11)
     right.set_xlabel("ranks")
     for axes in (left, right):
@@ -208,7 +245,7 @@ def draw_gathers(found: Mapping[str, Any], path: Path) -> None:
         axes.set_yscale("log")
         axes.set_ylabel("milliseconds")
         axes.grid(alpha=0.3)
-        axes.legend(fontsize=9)
+        axes.legend(fontsize=8)
     figure.savefig(path, dpi=120)
 
 

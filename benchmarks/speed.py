@@ -3,6 +3,7 @@
     python benchmarks/speed.py                    # two CPU cores, a quarter of an hour
     python benchmarks/speed.py --preset gpu       # one GPU, under ten minutes, nothing to download
     python benchmarks/speed.py --preset quick     # whether everything runs, a few minutes on a CPU
+    python benchmarks/speed.py --only-across-ranks
 
 Each part stops measuring pairs when its minutes are over, once it has the fewest that it needs, so a slower machine
 gives fewer pairs and not a longer run. Responses are sampled by transformers; `step_time.py --vllm` does it by vLLM.
@@ -21,6 +22,7 @@ from typing import Any
 import gathers
 import peak_memory
 import sampler
+import selection
 import step_parts
 import step_time
 import torch
@@ -59,6 +61,7 @@ class Preset:
     sampler_pairs: int
     sampler_minutes: float
     ranks: tuple[int, ...]
+    selected_tokens: int = selection.TOKENS
 
 
 def embedded(group: int, **options: Any) -> Workload:
@@ -110,6 +113,7 @@ PRESETS["quick"] = Preset(
     sampler_pairs=3,
     sampler_minutes=0.1,
     ranks=(1, 2),
+    selected_tokens=2**16,
 )
 
 
@@ -150,10 +154,17 @@ def run(name: str, device: str, path: Path) -> None:
     found["sampler"] = sampler.measure(prompts=64, samples=8, pairs=preset.sampler_pairs, until=until, device=device)
     save()
     if preset.ranks:
-        print("gathers", flush=True)
-        found["gathers"] = gathers.measure(preset.ranks)
+        found |= across_ranks(preset)
         save()
     print(f"{found['settings']['minutes']:.1f} minutes; the numbers are in {path}")
+
+
+def across_ranks(preset: Preset) -> dict[str, Any]:
+    """What is sent between ranks, and what choosing tokens takes on one."""
+    print("selection", flush=True)
+    selected = selection.measure(preset.selected_tokens)
+    print("gathers", flush=True)
+    return {"selection": selected, "gathers": gathers.measure(preset.ranks)}
 
 
 def settings(preset: str, device: str) -> dict[str, Any]:
@@ -176,6 +187,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--preset", choices=list(PRESETS), default="cpu")
     parser.add_argument("--device", choices=["cpu", "cuda"], help="default: the preset's")
+    parser.add_argument(
+        "--only-across-ranks", action="store_true", help="keep the other numbers of a file that is there"
+    )
     parser.add_argument("--threads", type=int, default=1, help="more than one is noisy on a CPU that is shared")
     options = parser.parse_args()
     device = options.device or ("cuda" if options.preset == "gpu" else "cpu")
@@ -183,7 +197,12 @@ def main() -> None:
         parser.error(f"preset {options.preset!r} needs a GPU, and PyTorch finds none; --device cpu runs it without")
     torch.set_num_threads(options.threads)
     RESULTS.mkdir(exist_ok=True)
-    run(options.preset, device, RESULTS / f"speed_{options.preset}.json")
+    path = RESULTS / f"speed_{options.preset}.json"
+    if options.only_across_ranks:
+        found = json.loads(path.read_text()) | across_ranks(PRESETS[options.preset])
+        path.write_text(json.dumps(rounded(found), indent=1) + "\n")
+    else:
+        run(options.preset, device, path)
 
 
 def rounded(value: Any) -> Any:

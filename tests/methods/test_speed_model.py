@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
 
 import step_time
-from gather_model import Gather, Network, fit, gate_bytes, relative_error, rollout_bytes
+import torch
+from gather_model import Gather, Network, choice_rounds, fit, gathered_choice_bytes, relative_error, rollout_bytes
 from gathers import expected_bytes
 from report import amount, duration, filled_in
 from step_parts import PartClock
@@ -18,6 +19,8 @@ from step_parts import PartClock
 from canon_trl.advantages import ESTIMATORS
 from canon_trl.metrics import METRICS
 from canon_trl.policy_losses import POLICY_LOSSES
+from canon_trl.policy_losses.covariance_over_ranks import Among, clip_cov_over_ranks, kl_cov_over_ranks
+from canon_trl.selection import together
 
 
 def test_every_estimator_metric_and_gate_is_timed():
@@ -78,18 +81,50 @@ def test_a_part_ends_also_with_an_error():
     assert clock.seconds == {"rest": 1 + 3, "failing": 2}
 
 
-def test_bytes_of_hand_counted_gathers():
+def test_bytes_of_hand_counted_messages():
     assert rollout_bytes(16, metrics=1) == 16 * 3 * 4  # width, length and metric
-    assert gate_bytes(2, tokens=5) == 2 * 4 * 5 * 4 + 2 * 8  # four floats a token, an index a response
-    assert expected_bytes("canon entropy", 4, 1, 16) == 48
-    assert expected_bytes("kl_cov batch", 4, 2, 16) == 4 * 2 * 4 + 2 * (4 * 4 * 16 * 4 + 4 * 8)
-    assert expected_bytes("dynamic_sampling", 4, 2, 16) is None
+    assert gathered_choice_bytes(2, tokens=5) == 2 * 4 * 5 * 4 + 2 * 8  # four floats a token, an index a response
+    assert expected_bytes("canon entropy", 4, 2, 1, 16) == 48
+    # 2 ranks of 4 responses of 16 tokens have 128 places, one digit: 3 sums; 256 counts and 2 totals; 256 for each of
+    # four paths, three times; 256 and 3 sums. The sums are of 8 bytes each.
+    choice = 8 * (3 + 258 + 3 * 1024 + 259)
+    assert expected_bytes("kl_cov batch", 4, 2, 2, 16) == 4 * 2 * 4 + 2 * choice
+    assert expected_bytes("dynamic_sampling", 4, 2, 2, 16) is None
+
+
+@pytest.mark.parametrize(("responses", "width"), [(4, 8), (2**14, 3072)])
+@pytest.mark.parametrize("name", ["clip_cov", "kl_cov"])
+def test_the_formula_of_a_choice_is_what_it_sends(name, responses, width):
+    log_probs, mask = -torch.rand(4, 8, generator=torch.Generator().manual_seed(0)), torch.ones(4, 8)
+    among = Among(response=torch.arange(4), responses=responses, width=width, seed=0, step=0)
+    if name == "clip_cov":
+        search = clip_cov_over_ranks(log_probs, log_probs, log_probs[:, 0], mask, among, clip=(0.2, 0.2))
+    else:
+        search = kl_cov_over_ranks(log_probs, log_probs[:, 0], mask, among)
+    sent = []
+
+    def reduce(local):
+        sent.append(local.nbytes)
+        return local
+
+    together(reduce, search)
+    assert sent == choice_rounds(name, responses * width)
+    assert sum(sent) < 64_000
 
 
 def test_a_ring_of_four_takes_three_rounds():
     network = Network(latency=1e-3, bandwidth=1e6)
     assert network.seconds(4, 1000) == pytest.approx(3 * (1e-3 + 1e-3))
     assert network.seconds(1, 10**9) == 0
+
+
+def test_a_tree_of_1024_goes_up_and_down_ten_levels():
+    network = Network(latency=1e-3, bandwidth=1e6)
+    assert network.tree_reduce_seconds(1024, 1000) == pytest.approx(2 * 10 * (1e-3 + 1e-3))
+    assert network.tree_reduce_seconds(5, 1000) == pytest.approx(2 * 3 * (1e-3 + 1e-3))
+    # in a ring a quarter goes around twice, three rounds each
+    assert network.ring_reduce_seconds(4, 1000) == pytest.approx(2 * 3 * (1e-3 + 0.25e-3))
+    assert network.tree_reduce_seconds(1, 10**9) == network.ring_reduce_seconds(1, 10**9) == 0
 
 
 @given(latency=st.floats(1e-6, 1e-2), bandwidth=st.floats(1e6, 1e11))
@@ -100,7 +135,7 @@ def test_the_fit_recovers_the_network_and_predicts_other_ranks(latency, bandwidt
     assert found.latency == pytest.approx(latency, rel=1e-6)
     assert found.bandwidth == pytest.approx(bandwidth, rel=1e-6)
     unseen = [Gather(ranks, 3 * sizes[1], true.seconds(ranks, 3 * sizes[1])) for ranks in (4, 1024)]
-    assert relative_error(found, unseen) < 1e-6
+    assert relative_error(found.seconds, unseen) < 1e-6
 
 
 def test_more_bytes_in_less_time_are_no_network():
@@ -111,7 +146,7 @@ def test_more_bytes_in_less_time_are_no_network():
 def test_the_error_is_the_median_of_the_relative_ones():
     network = Network(latency=1.0, bandwidth=1.0)
     measured = [Gather(2, 1, 2.0), Gather(2, 1, 1.0), Gather(2, 1, 1.6)]  # predicted is 2: off by 0, 1, 0.25
-    assert relative_error(network, measured) == 0.25
+    assert relative_error(network.seconds, measured) == 0.25
 
 
 def test_tables_are_filled_into_their_places():
