@@ -122,7 +122,7 @@ class CompactProgress(ProgressCallback):
 def parse(argv: list[str], *config_classes: type, embedded: Path) -> tuple:
     """`RecipeArguments`, the given configs and `ModelConfig` from flags and YAML, the embedded task's without data."""
     recipe, *configs, model = parse_unchecked(argv, *config_classes, embedded=embedded)
-    check(recipe, model)
+    check(recipe, model, rewarded=any(getattr(config, "policy_reward", None) for config in configs))
     check_nothing_ignored(recipe)
     return recipe, *configs, model
 
@@ -140,15 +140,17 @@ def parse_unchecked(argv: list[str], *config_classes: type, embedded: Path) -> t
     return parser.parse_args_and_config(argv, fail_with_unknown_args=True)
 
 
-def check(recipe: RecipeArguments, model: ModelConfig) -> None:
+def check(recipe: RecipeArguments, model: ModelConfig, *, rewarded: bool = False) -> None:
+    """Refuse what does not go together; `rewarded` says that the policy itself gives a reward."""
     if (recipe.task is None) == (recipe.dataset_name is None):
         raise ValueError(
             f"task={recipe.task!r} and dataset_name={recipe.dataset_name!r}: give exactly one of them, the data"
         )
     if recipe.task is not None and recipe.task not in TASKS:
         raise ValueError(f"task={recipe.task!r} must be one of {list(TASKS)}")
-    if recipe.task is None and not recipe.reward_funcs:
-        raise ValueError("reward_funcs is empty; a dataset needs at least one reward function")
+    brings_one = recipe.task is not None and recipe.reward_funcs is None
+    if not recipe.reward_funcs and not brings_one and not rewarded:
+        raise ValueError("reward_funcs is empty; training needs at least one reward function, or a policy_reward")
     if recipe.task is None and model.model_name_or_path is None:
         raise ValueError("model_name_or_path is missing")
     for name in ("dataset_config", "eval_dataset_config", "system_prompt"):
@@ -190,10 +192,10 @@ def check_nothing_ignored(recipe: RecipeArguments) -> None:
 
 def reward_functions(recipe: RecipeArguments, max_completion_length: int) -> list[Any]:
     """The reward functions by name, import path or, after `model:`, model name."""
-    if not recipe.reward_funcs:
+    if recipe.reward_funcs is None and recipe.task is not None:
         return [TASKS[recipe.task].reward]
     found: list[Any] = []
-    for name in recipe.reward_funcs:
+    for name in recipe.reward_funcs or []:
         if name in REWARDS:
             found.append(REWARDS[name])
         elif name == "soft_overlong_punishment":

@@ -9,9 +9,7 @@ from peft import PeftModel, PeftType
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from canon_trl.evaluation.training_curves import save_history
-from canon_trl.hook.checkpoints import (
-    RUN_OPTIONS,
-)
+from canon_trl.hook.checkpoints import RUN_OPTIONS
 from canon_trl.hook.resampling import Resampling
 from canon_trl.hook.token_inputs import TokenInputs
 from canon_trl.method import Method, paper_of
@@ -62,7 +60,9 @@ class Publishing(TokenInputs, Resampling):
         on_hub = dataset_name if dataset_name is not None and is_on_hub(dataset_name) else None
         tags = [tags] if isinstance(tags, str) else tags or []
         super().create_model_card(model_name or folder.name, on_hub, [*tags, *beside])
-        accuracy = self.reward_func_names[self._accuracy_index]
+        given = len(self.reward_func_names) - len(self._policy_rewards)
+        # A policy reward is not an accuracy; where there is nothing else, nothing is logged by this name.
+        accuracy = self.reward_func_names[self._accuracy_index] if given else "accuracy"
         curves = bool(history) and (self.args.push_to_hub or not self.is_in_train)
         if curves:
             save_history(history, folder, accuracy_reward=accuracy)
@@ -71,6 +71,7 @@ class Publishing(TokenInputs, Resampling):
         model = self.accelerator.unwrap_model(self.model)
         papers = {method.name: method.paper for method in self._stages if method.name in beside}
         papers |= {name: paper_of(type(chosen)) for name, chosen in self._sampled.options.items()}
+        papers |= {reward.name: reward.method.paper for reward in self._policy_rewards}
         if not self._paper:  # a sum of several methods
             papers |= self._estimator.papers
         facts = TrainingFacts(
@@ -88,8 +89,9 @@ class Publishing(TokenInputs, Resampling):
 
     def _beside(self) -> dict[str, dict[str, Any]]:
         """What the method is combined with, by name, with its options."""
+        rewards = {each.name: {"weight": each.weight} | each.method.all_options for each in self._policy_rewards}
         stages = {method.name: method.all_options for method in self._stages if method.name not in self._tag_names}
-        return stages | {name: asdict(options) for name, options in self._sampled.options.items()}
+        return rewards | stages | {name: asdict(options) for name, options in self._sampled.options.items()}
 
     def push_to_hub(self, *args: Any, **kwargs: Any) -> Any:
         """As `transformers.Trainer.push_to_hub`; an upload that fails loses nothing and says how it is repeated."""

@@ -1,4 +1,4 @@
-"""Dynamic sampling, policy losses and A*-PO on several ranks, whose borders cut through prompt groups.
+"""Policy rewards, dynamic sampling, policy losses and A*-PO on several ranks, whose borders cut through prompt groups.
 
 `test_distributed.py` starts it. Every rank writes what it saw to the folder that is named on the command line.
 """
@@ -148,6 +148,31 @@ def run_astar_po(folder: Path, ranks: int, resume: str | None = None) -> dict[st
     return {"parameters": parameters(trainer), "advantages": seen}
 
 
+def run_rewarded(folder: Path, ranks: int, resume: str | None = None) -> dict[str, Any]:
+    """Four updates on two rollouts, rewarded by the policy beside a reward function."""
+    trainer = make_trainer(
+        folder,
+        trainer_options={"train_dataset": prompts(24), "reward_funcs": half_teach, "rollout_func": fixed_responses},
+        advantage_estimator="dr_grpo",
+        policy_reward={"rent": {"weight": 0.5}},
+        per_device_train_batch_size=RESPONSES // ranks,
+        num_iterations=2,
+        max_steps=4,
+        optim="sgd",
+        learning_rate=0.1,
+        log_completions=True,
+        save_strategy="steps",
+        save_steps=1,
+    )
+    rollouts = []
+    trainer.on_rollout(lambda rollout, advantages: rollouts.append((rollout.rewards_per_func, advantages)))
+    trainer.train(resume_from_checkpoint=resume)
+    names = ("rewards/rent/mean", "reward", "policy_reward/length_of_first", "policy_reward/entropy_of_first")
+    log = [{name: entry[name] for name in names} for entry in trainer.state.log_history if "reward" in entry]
+    table = list(trainer._logs["rewards"]["rent"])
+    return {"parameters": parameters(trainer), "rollouts": rollouts, "log": log, "table": table}
+
+
 def run_recorded(folder: Path) -> dict[str, Any]:
     """Sampled responses with their recorded entropies, of which some change ranks; then a rank without its state."""
 
@@ -192,6 +217,9 @@ def main(folder: Path) -> None:
     torch.set_num_threads(1)
     torch.save(run_recorded(folder / "recorded"), folder / f"recorded_{os.environ['RANK']}.pt")
     torch.save(run_shrunken(folder / "shrunken", ranks=2), folder / f"shrunken_{os.environ['RANK']}.pt")
+    whole = run_rewarded(folder / "rewarded", ranks=2)
+    resumed = run_rewarded(folder / "rewarded", ranks=2, resume=str(folder / "rewarded" / "checkpoint-1"))
+    torch.save({"whole": whole, "resumed": resumed}, folder / f"rewarded_{torch.distributed.get_rank()}.pt")
     whole = run_astar_po(folder / "astar_po", ranks=2)
     resumed = run_astar_po(folder / "astar_po", ranks=2, resume=str(folder / "astar_po" / "checkpoint-1"))
     kept = {"whole": whole, "resumed": resumed["parameters"]}

@@ -127,6 +127,11 @@ def test_without_a_reward_function(tmp_path):
     before = parameters(make_trainer(tmp_path))
     assert all(not torch.equal(value, before[name]) for name, value in parameters(trainer).items())
     trainer.evaluate()
+    trainer.create_model_card()
+    card = (tmp_path / "README.md").read_text()
+    assert "[rent](https://huggingface.co/papers/2505.22660)" in card and "prabhudesai2025maximizing" in card
+    assert '| `rent` | `{"weight": 1.0, "empty": -7.0}` |' in card
+    assert "type: accuracy" not in card, "certainty is none"
     evaluated = trainer.state.log_history[-1]
     assert evaluated["eval_rewards/rent/mean"] == pytest.approx(-torch.cat(entropies[2:]).mean().item(), rel=1e-5)
     assert not any(name.startswith("eval_policy_reward") for name in evaluated)

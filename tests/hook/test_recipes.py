@@ -298,3 +298,17 @@ def test_missing_math_verify_is_named(monkeypatch):
     flags = ["--dataset_name", "x", "--model_name_or_path", "m", "--reward_funcs", "accuracy_reward"]
     with pytest.raises(ImportError, match=r"'accuracy_reward', which needs math-verify; install canon-trl\[math\]"):
         parse_canon(*flags)
+
+
+def test_a_recipe_without_a_reward_function(tmp_path):
+    """The policy rewards itself; the embedded task's own reward is left out by an empty list."""
+    path = tmp_path / "recipe.yaml"
+    path.write_text("reward_funcs: []\npolicy_reward: {rent: {weight: 0.5}}\nadvantage_estimator: dr_grpo\n")
+    flags = ["--config", str(path), *RUN, "--output_dir", str(tmp_path), "--max_steps", "1"]
+    trainer = train_canon.main(flags)
+    assert trainer.reward_func_names == ["rent"] and trainer.reward_weights.tolist() == [0.5]
+    assert moved_from_the_base_model(tmp_path) > 0
+
+    path.write_text("reward_funcs: []\n")
+    with pytest.raises(ValueError, match=r"reward_funcs is empty; .* or a policy_reward"):
+        parse_canon(*flags)

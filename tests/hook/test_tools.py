@@ -32,6 +32,7 @@ def test_tool_loop(tmp_path):
         tools=[add],
         rollout_func=call_the_tool,
         advantage_estimator=reading_estimator,
+        policy_reward="rent",
     )
     rollouts, _ = keep_rollouts(trainer)
     outputs = keep_outputs(trainer)
@@ -50,3 +51,4 @@ def test_tool_loop(tmp_path):
     token_entropy = torch.distributions.Categorical(logits=logits).entropy()
     want = (token_entropy * output["completion_mask"] * output["tool_mask"]).sum(dim=1) / by_model
     torch.testing.assert_close(rollout.metrics["entropy"].flatten(), want, atol=2e-5, rtol=0)
+    torch.testing.assert_close(rollout.rewards_per_func[..., 1].flatten(), -want, atol=2e-5, rtol=0)

@@ -47,6 +47,41 @@ def test_images_and_both_sources_of_entropy(tmp_path, processor, model):
     torch.testing.assert_close(entropies["generation"], entropies["forward"], atol=2e-5, rtol=0)
 
 
+@pytest.mark.parametrize("source", ["generation", "forward"])
+def test_images_and_a_policy_reward(tmp_path, processor, model, source):
+    """Also by the pass that TRL is asked for, before the rewards, which is handed the images."""
+    data = Dataset.from_dict(
+        {
+            "prompt": [[{"role": "user", "content": "colour?"}]] * 2,
+            "image": [Image.new("RGB", (16, 16), colour) for colour in [(255, 0, 0), (0, 0, 255)]],
+        }
+    )
+    config = CANONConfig(str(tmp_path), **(OPTIONS | {"max_steps": 2}), policy_reward="rent", entropy_source=source)
+    trainer = CANONTrainer(model, None, config, data, processing_class=processor)
+    rollouts, entropies = [], []
+    trainer.on_rollout(lambda rollout, advantages: rollouts.append(rollout))
+    generate = trainer._generate_and_score_completions
+
+    def score_now(inputs):
+        output = generate(inputs)
+        width = output["completion_ids"].shape[1]
+        handed = {name: output[name] for name in ("pixel_values",)}
+        ids = torch.cat([output["prompt_ids"], output["completion_ids"]], dim=1)
+        attention = torch.cat([output["prompt_mask"], output["completion_mask"]], dim=1)
+        with torch.no_grad():
+            logits = model(input_ids=ids, attention_mask=attention, **handed).logits[:, -width - 1 : -1]
+        mask = output["completion_mask"]
+        entropy = torch.distributions.Categorical(logits=logits.float()).entropy()
+        entropies.append((entropy * mask).sum(dim=1) / mask.sum(dim=1))
+        return output
+
+    trainer._generate_and_score_completions = score_now
+    trainer.train()
+    assert len(rollouts) == 2
+    for rollout, entropy in zip(rollouts, entropies, strict=True):
+        torch.testing.assert_close(rollout.rewards.flatten(), -entropy, atol=2e-5, rtol=0)
+
+
 def test_images_come_along_with_dynamic_sampling(tmp_path, processor, model):
     """Groups about a red image teach, those about a blue one are replaced."""
     data = Dataset.from_dict(

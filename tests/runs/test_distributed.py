@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 from distributed.groups_across_ranks import METRICS, run_fixed
-from distributed.stages_across_ranks import POLICY_LOSSES, run, run_astar_po, run_shrunken
+from distributed.stages_across_ranks import POLICY_LOSSES, RESPONSES, run, run_astar_po, run_rewarded, run_shrunken
 from launching import launch
 from toy import TASK, assert_same_parameters
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -102,6 +102,25 @@ def test_steps_of_several_shrunken_rollouts_do_not_depend_on_ranks(stages, tmp_p
         assert got == pytest.approx(want, rel=1e-4, abs=1e-6)
     for key, value in alone["parameters"].items():
         torch.testing.assert_close(kept[0]["parameters"][key], value, atol=1e-6, rtol=1e-5)
+
+
+def test_policy_rewards_do_not_depend_on_ranks(stages, tmp_path):
+    alone = run_rewarded(tmp_path, ranks=1)
+    kept = [torch.load(stages / f"rewarded_{rank}.pt", weights_only=False) for rank in (0, 1)]
+    assert len(alone["rollouts"]) == 2
+    for rank in kept:
+        whole = rank["whole"]
+        for got, want in zip(whole["rollouts"], alone["rollouts"], strict=True):
+            assert want[0][..., 1].unique().numel() == RESPONSES, "each response is certain in its own measure"
+            torch.testing.assert_close(got, want, atol=1e-5, rtol=1e-5)
+        for got, want in zip(whole["log"], alone["log"], strict=True):
+            assert got == pytest.approx(want, rel=1e-4, abs=1e-6)
+        assert whole["table"] == pytest.approx(alone["table"], rel=1e-5)
+        for key, value in alone["parameters"].items():
+            torch.testing.assert_close(whole["parameters"][key], value, atol=1e-5, rtol=1e-5)
+        assert_same_parameters(rank["resumed"]["parameters"], whole["parameters"])
+        assert rank["resumed"]["log"] == whole["log"]
+    assert_same_parameters(kept[0]["whole"]["parameters"], kept[1]["whole"]["parameters"])
 
 
 def test_astar_po_does_not_depend_on_ranks(stages, tmp_path):

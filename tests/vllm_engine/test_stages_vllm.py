@@ -1,4 +1,4 @@
-"""Dynamic sampling, KL-Cov and A*-PO on the real vLLM engine, with a real pretrained language model."""
+"""Policy rewards, dynamic sampling, KL-Cov and A*-PO on the real vLLM engine, with a pretrained language model."""
 
 import json
 import os
@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from datasets import Dataset, load_dataset
-from observe import count_forwards, keep_outputs, keep_rollouts
+from observe import count_forwards, keep_outputs, keep_rollouts, scored_entropy
 from test_canon_vllm import DATA, VLLM, make, varied
 from toy import OPTIONS, logged, parameters
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -179,3 +179,42 @@ def test_a_run_whose_engine_dies_is_resumed(smollm2, tmp_path):
     resumed.train(resume_from_checkpoint=True)
     assert [entry["step"] for entry in logged(resumed)] == [1, 2, 3]
     assert all(not torch.equal(value, before[name]) for name, value in parameters(resumed).items())
+
+
+@pytest.mark.parametrize(
+    ("correction", "passes"), [(True, 2), (False, 2)], ids=["TRL scores", "TRL is asked to score"]
+)
+def test_a_policy_reward(smollm2, tmp_path, correction, passes):
+    """From the pass of the trainer's model, and without a reward function."""
+    trainer = make(
+        smollm2,
+        tmp_path,
+        reward=None,
+        policy_reward="rent",
+        advantage_estimator="dr_grpo",
+        vllm_importance_sampling_correction=correction,
+        max_steps=2,
+    )
+    calls, entropies, generate = count_forwards(trainer), [], trainer._generate_and_score_completions
+    rollouts = []
+    trainer.on_rollout(lambda rollout, advantages: rollouts.append(rollout))
+
+    def score_now(inputs):
+        output = generate(inputs)
+        assert ("old_per_token_logps" in output) == correction
+        entropies.append(scored_entropy(trainer, output)[0])
+        return output
+
+    trainer._generate_and_score_completions = score_now
+    before = parameters(trainer)
+    trainer.train()
+    assert calls == {"without_grad": passes, "with_grad": 2}
+    for rollout, entropy in zip(rollouts, entropies, strict=True):
+        assert rollout.reward_names == ("rent",)
+        torch.testing.assert_close(rollout.rewards.flatten(), -entropy, atol=1e-4, rtol=0)
+    assert all(not torch.equal(value, before[name]) for name, value in parameters(trainer).items())
+
+
+def test_a_policy_reward_with_dynamic_sampling_is_refused(tmp_path):
+    with pytest.raises(ValueError, match=r"dynamic_sampling=True with a policy_reward that reads \['entropies'\]"):
+        make("a-model-that-does-not-exist", tmp_path, policy_reward="rent", dynamic_sampling=True)
