@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from accelerate import Accelerator
 from accelerate.utils import gather_object
 from trl.trainer.utils import is_async_callable
 
@@ -20,8 +19,7 @@ class SharedFailures:
     the gather that is there anyway, so that all ranks see it, and only then they exchange the reasons.
     """
 
-    def __init__(self, accelerator: Accelerator) -> None:
-        self.accelerator = accelerator
+    def __init__(self) -> None:
         self._deferred = False
         self._error: Exception | None = None
 
@@ -42,9 +40,19 @@ class SharedFailures:
         self._error = self._error or error
         return [math.inf] * count
 
-    def share(self, error: Exception | None) -> None:
-        """Raise an error of this rank, or of another one; to be called on every rank."""
-        self._error = error
+    @contextmanager
+    def shared(self, note: str = "") -> Iterator[None]:
+        """An error in this context on one rank is raised on all of them at its end; every rank must enter it.
+
+        Args:
+            note: for whoever reads the error.
+        """
+        try:
+            yield
+        except Exception as error:
+            if note:
+                error.add_note(note)
+            self._error = error
         self.raise_any()
 
     def raise_any(self) -> None:

@@ -142,12 +142,8 @@ def find_together(
     Raises:
         ValueError: on every rank; also where they find different ones, because they look into different folders.
     """
-    found = error = None
-    try:
+    with failures.shared():
         found = find_checkpoint(asked, folder, options, allow_changes=allow_changes)
-    except ValueError as reason:
-        error = reason
-    failures.share(error)
     names_found = gather_object([Path(found).name if found is not None else "none"])
     if len(set(names_found)) > 1:
         raise ValueError(

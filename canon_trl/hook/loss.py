@@ -78,8 +78,7 @@ class Losses(TokenInputs):
         loss = loss + like_the_loss if stages.added else loss
         self._check_loss(loss + own, inputs, losing.log_probs)
         if training and stages.whole is None:
-            step_batch = self._step_batch()
-            factor = self._left_out.factor(step_batch, self._position % len(step_batch))
+            factor = self._left_out.factor(self._place_in_step)
             loss = loss if isinstance(factor, float) else (loss - routing) * factor + routing
         return loss + own if stages.added else loss
 

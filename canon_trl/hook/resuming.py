@@ -145,7 +145,7 @@ class Resuming(Losses):
         super()._load_optimizer_and_scheduler(checkpoint)
         if checkpoint is not None:
             self._restore_prompt_order()
-            state, missing = load_rollout(checkpoint, self._failures)
+            state, missing = load_rollout(checkpoint, self.accelerator.process_index, self._failures)
             self._restore_fresh_prompts(state)
             self._restore_steering(state.get("steering") if state is not None else None)
             self._restore_rollout(state, missing)
@@ -157,15 +157,11 @@ class Resuming(Losses):
 
     def _load_rng_state(self, checkpoint: str | None) -> None:
         """Called once on resume, right before the first training step."""
-        error = None
         if checkpoint is not None:
             warn_of_missing_random_states(checkpoint, self.accelerator)
-        try:
+        torn = f"a random state of {checkpoint} cannot be read; resume from an earlier checkpoint"
+        with self._failures.shared(torn):  # perhaps on one rank only
             super()._load_rng_state(checkpoint)
-        except Exception as cause:  # a file that is torn, perhaps on one rank only
-            error = cause
-            error.add_note(f"a random state of {checkpoint} cannot be read; resume from an earlier checkpoint")
-        self._failures.share(error)
         if self._loss_to_log is not None:
             summed, self._globalstep_last_logged = self._loss_to_log
             self._tr_loss += summed

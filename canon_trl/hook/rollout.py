@@ -2,11 +2,13 @@
 
 import warnings
 from collections.abc import Callable
+from functools import cached_property
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from canon_trl.guards.failures import SharedFailures
 from canon_trl.guards.rollout_checks import check_numbers, snapped, used_advantages
 from canon_trl.hook.resampling import Resampling
 from canon_trl.hook.rollout_parts import Making
@@ -17,6 +19,10 @@ from canon_trl.sampling.prompt_checks import fault_of_rows
 
 class Rollouts(Resampling):
     """Replaces the step from rewards to advantages; each wrapper keeps what passes by and hands it on unchanged."""
+
+    @cached_property
+    def _failures(self) -> SharedFailures:
+        return SharedFailures()
 
     _rollout_observers: tuple[Callable[[Rollout, Tensor], object], ...] = ()
 
@@ -53,7 +59,9 @@ class Rollouts(Resampling):
 
     def _check_rows(self, rows: list[dict[str, Any]]) -> None:
         """Nobody has looked through a stream before. What is wrong on one rank is raised on all."""
-        self._failures.share(fault_of_rows(rows, "train_dataset" if self.model.training else "eval_dataset"))
+        with self._failures.shared():
+            if error := fault_of_rows(rows, "train_dataset" if self.model.training else "eval_dataset"):
+                raise error
 
     def _local(self, everyones: Tensor) -> Tensor:
         """This rank's part of what all ranks know of all responses, `(N, ...)`."""

@@ -18,23 +18,16 @@ def rollout_file(checkpoint: str | Path, rank: int) -> Path:
     return Path(checkpoint, ROLLOUT_STATE.format(rank=rank))
 
 
-def load_rollout(checkpoint: str, failures: SharedFailures) -> tuple[dict[str, Any] | None, list[int]]:
+def load_rollout(checkpoint: str, rank: int, failures: SharedFailures) -> tuple[dict[str, Any] | None, list[int]]:
     """This rank's part of a rollout in flight, and the ranks that have none; called on all ranks alike.
 
     Raises:
         Exception: on every rank, what reading a file raised on one: it is torn, or has an object that may run code.
     """
-    path = rollout_file(checkpoint, failures.accelerator.process_index)
-    state = error = None
-    try:
+    path, state = rollout_file(checkpoint, rank), None
+    advice = "resume from an earlier checkpoint, or remove the file to have a rollout in flight sampled anew"
+    with failures.shared(f"{path} cannot be read; {advice}"):
         state = torch.load(path, map_location="cpu", weights_only=True) if path.exists() else None
-    except Exception as cause:  # of torch, pickle or zipfile, whatever the bytes look like
-        error = cause
-        error.add_note(
-            f"{path} cannot be read; resume from an earlier checkpoint, or remove the file to have a rollout in "
-            "flight sampled anew"
-        )
-    failures.share(error)
     missing = [rank for rank, there in enumerate(gather_object([state is not None])) if not there]
     return state, missing
 

@@ -1,6 +1,6 @@
 """What a batch that dynamic sampling could not fill weighs in the loss: each response that is trained on, the same."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -27,15 +27,17 @@ def places_over_trained(trained: Iterable[Tensor], loss_type: str, accelerator: 
     return torch.where(everyones > 0, 1 / everyones, 0.0)
 
 
+PlaceInStep = Callable[[], tuple[Sequence[Mapping[str, Any]], int]]
+
+
 class NoneLeftOut:
     """All places of every batch are trained on."""
 
-    def factor(self, step_batch: Sequence[Mapping[str, Any]], position: int) -> Tensor | float:
+    def factor(self, place_in_step: PlaceInStep) -> Tensor | float:
         """What the loss of a micro-batch in training is multiplied by.
 
         Args:
-            step_batch: the micro-batches of the rollout that belong to the optimiser step.
-            position: which of them it is.
+            place_in_step: gives the rollout's micro-batches of the optimiser step, and which of them it is.
         """
         return 1.0
 
@@ -59,7 +61,8 @@ class LeftOut(NoneLeftOut):
         self._loss_type = loss_type
         self._accelerator = accelerator
 
-    def factor(self, step_batch: Sequence[Mapping[str, Any]], position: int) -> Tensor | float:
+    def factor(self, place_in_step: PlaceInStep) -> Tensor | float:
+        step_batch, position = place_in_step()
         if "trained" not in step_batch[position]:
             return 1.0
         trained = [inputs["trained"] for inputs in step_batch]
@@ -81,11 +84,10 @@ class ShrunkenSteps(LeftOut):
         self._shrunken = False
         self._loss: Tensor | float = 0.0
 
-    def factor(self, step_batch: Sequence[Mapping[str, Any]], position: int) -> Tensor | float:
+    def factor(self, place_in_step: PlaceInStep) -> Tensor | float:
+        step_batch, position = place_in_step()
         inputs = step_batch[position]
-        everything = torch.ones(
-            len(inputs["completion_ids"]), dtype=torch.bool, device=inputs["completion_ids"].device
-        )
+        everything = torch.ones_like(inputs["completion_mask"][:, 0], dtype=torch.bool)
         self._shrunken |= "trained" in inputs
         self._trained.append(inputs.get("trained", everything))
         return 1.0

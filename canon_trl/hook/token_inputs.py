@@ -80,9 +80,8 @@ class TokenInputs(Phases, Steering):
 
     def _of_step(self) -> tuple[Tokens, slice]:
         """The tokens of the optimiser step under way, as the rollout left them, and the rows of this micro-batch."""
-        step_batch = self._step_batch()
+        step_batch, place = self._place_in_step()
         rows = len(step_batch[0]["response"])
-        place = self._position % len(step_batch)
         first = self._steps_not_restored + self._step - place
         if first not in self._step_tokens:
             whole = {key: torch.cat([inputs[key] for inputs in step_batch]) for key in step_batch[0] if key in OF_STEP}
@@ -94,10 +93,10 @@ class TokenInputs(Phases, Steering):
             self._step_tokens = {first: replace(tokens, micro_step=self.state.global_step, step_tokens=None)}
         return self._step_tokens[first], slice(place * rows, (place + 1) * rows)
 
-    def _step_batch(self) -> list[dict[str, Any]]:
-        """The micro-batches of the rollout that belong to the optimiser step under way."""
+    def _place_in_step(self) -> tuple[list[dict[str, Any]], int]:
+        """The rollout's micro-batches of the optimiser step under way, and which of them is trained on."""
         size = min(self.args.gradient_accumulation_steps, self.args.steps_per_generation)
-        return self._buffered_inputs[self._position // size * size :][:size]
+        return self._buffered_inputs[self._position // size * size :][:size], self._position % size
 
     @property
     def _position(self) -> int:

@@ -25,7 +25,7 @@ from canon_trl.config.sampler import (
 from canon_trl.config.specs import find_all
 from canon_trl.guards.collapse import Collapse
 from canon_trl.guards.constant_rewards import ConstantRewards
-from canon_trl.guards.failures import SharedFailures, guarded_reward
+from canon_trl.guards.failures import guarded_reward
 from canon_trl.guards.reward_names import check_accuracy_reward, distinct_names
 from canon_trl.hook.data_checks import check_data
 from canon_trl.hook.epoch_ends import EpochEnds
@@ -182,7 +182,6 @@ class PluggableGRPOTrainer(Publishing, Resuming, Logs, NotFinite, WholeGroups, R
             raise ValueError(
                 f"accuracy_reward={accuracy_reward!r} must be one of the reward functions {self.reward_func_names}"
             )
-        self._failures = SharedFailures(self.accelerator)
         for index, (function, name) in enumerate(zip(self.reward_funcs, self.reward_func_names, strict=True)):
             if not isinstance(function, nn.Module):
                 self.reward_funcs[index] = guarded_reward(function, name, self._failures, reward_time_limit)

@@ -1,0 +1,86 @@
+"""What the hook relies on in `GRPOTrainer` beyond its documented interface, as data from which the seam test is made.
+
+The hook wraps these members, so that everything TRL does to a rollout still happens, and copies none. When a release
+of TRL moves one, `tests/hook/test_seams.py` fails and names it.
+"""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Member:
+    """A member of TRL's trainer, or of the one of transformers that it builds on.
+
+    Args:
+        name: of the member.
+        why: what it is used for.
+        parameters: the first ones of a method; `None` for an attribute, which a trainer has that has trained.
+    """
+
+    name: str
+    why: str
+    parameters: tuple[str, ...] | None = None
+
+
+MEMBERS = (
+    # The rollout
+    Member("_generate", "eight parts, see `GENERATED`; lists by response of this rank, or None", ("prompts",)),
+    Member(
+        "_calculate_rewards",
+        "(N, F), gathered over the ranks, rank-major",
+        ("inputs", "prompts", "completions", "completion_ids_list"),
+    ),
+    Member(
+        "_get_per_token_logps_and_entropies",
+        "(log_probs, entropies, aux_loss) of the completion positions",
+        ("model", "input_ids", "attention_mask", "logits_to_keep", "batch_size", "compute_entropy"),
+    ),
+    Member(
+        "_generate_and_score_completions",
+        "dict with `advantages`, `completion_ids` and more; the rows of this rank",
+        ("inputs",),
+    ),
+    Member("_prepare_inputs", "makes a rollout and deals it to micro-batches", ("generation_batch",)),
+    Member("_step", "the position in the rollout in flight, in micro-batches"),
+    Member("_buffered_inputs", "the micro-batches of the rollout in flight"),
+    Member("reward_funcs", "functions are called in place, in this order"),
+    Member("reward_func_names", "the names of these, under which they are logged"),
+    # The loss
+    Member("_compute_loss", "scores the micro-batch first, then reads its `advantages`", ("model", "inputs")),
+    Member("epsilon_low", "how far a ratio may fall below 1"),
+    Member("epsilon_high", "how far a ratio may rise above 1"),
+    Member("current_gradient_accumulation_steps", "micro-batches of the optimiser step, by which losses are divided"),
+    Member("aux_loss_enabled", "whether a mixture of experts adds a loss"),
+    Member("_entropy_bonus_enabled", "whether TRL's entropy bonus acts, which a controller may steer"),
+    Member("_get_grad_norm", "called between clipping and the optimiser's step", ("model", "grad_norm")),
+    # Logs
+    Member("_metrics", "what `log` averages"),
+    Member("_logs", "what `log` tabulates"),
+    Member("_pending_extra_logs", "columns that reward functions put into the table, before it is written"),
+    Member("_pending_metrics", "numbers that reward functions log, before they are averaged"),
+    # What outlives a run
+    Member("_current_train_step_time", "seconds of the optimiser step so far"),
+    Member("_last_world_entropy", "what TRL's adaptive entropy bonus goes by"),
+    Member("_entropy_window_stats", "the entropy of the optimiser step so far"),
+    Member("_last_loaded_step", "the optimiser step whose weights vLLM has"),
+    # Resuming
+    Member("_save_checkpoint", "everything of a checkpoint but the rollout in flight", ("model", "trial")),
+    Member("_load_optimizer_and_scheduler", "called once on resume, before the first rollout", ("checkpoint",)),
+    Member("_load_rng_state", "called once on resume, right before the first training step", ("checkpoint",)),
+    Member(
+        "_init_training_state",
+        "(epoch, batches of it) to begin at; a stream's epoch holds all steps",
+        ("max_steps", "num_update_steps_per_epoch", "num_train_epochs", "resume_from_checkpoint", "trial"),
+    ),
+    Member("_get_train_sampler", "draws one order of the prompts per epoch", ("dataset",)),
+    Member("_get_output_dir", "where checkpoints are written", ("trial",)),
+    Member("_tr_loss", "the loss since it was last logged"),
+    Member("_total_loss_scalar", "the loss of the run, until it was last logged"),
+    Member("_globalstep_last_logged", "since which step the loss is summed"),
+    # The model card and the Hub
+    Member("_name", "the method, in the model card"),
+    Member("_tag_names", "the tags of the model card"),
+    Member("_paper", "what the model card cites"),
+    Member("_push_from_checkpoint", "uploads a checkpoint in the background", ("checkpoint_folder",)),
+    Member("_finish_current_push", "waits for the upload in the background", ()),
+)
