@@ -1,30 +1,16 @@
 """Configuration of [`~canon_trl.AStarPOTrainer`]."""
 
 import os
-from dataclasses import dataclass, fields
-from typing import Annotated, Any
+from dataclasses import dataclass
+from typing import Annotated
 
-from trl import GRPOConfig
-
-from canon_trl.config.checks import assignments
+from canon_trl.config.checks import check_ignored
 from canon_trl.config.help_texts import with_help
+from canon_trl.config.loss_stages import CLIP, LOSS_OPTIONS
 from canon_trl.config.run import RunConfig
 
 # Options of GRPO's loss and advantage, which A*-PO does without.
-NOT_OF_ASTAR_PO = (
-    "loss_type",
-    "scale_rewards",
-    "multi_objective_aggregation",
-    "epsilon",
-    "epsilon_high",
-    "delta",
-    "importance_sampling_level",
-    "top_entropy_quantile",
-    "entropy_coef",
-    "use_adaptive_entropy",
-    "off_policy_mask_threshold",
-    "use_bias_correction_kl",
-)
+NOT_OF_ASTAR_PO = ("loss_type", *CLIP, *LOSS_OPTIONS, "scale_rewards", "multi_objective_aggregation")
 
 
 @with_help
@@ -68,10 +54,7 @@ class AStarPOConfig(RunConfig):
         self.num_generations = self._any_group_size()
         super().__post_init__()
         self.num_generations = 1
-        defaults: dict[str, Any] = {option.name: option.default for option in fields(GRPOConfig)}
-        changed = [name for name in NOT_OF_ASTAR_PO if getattr(self, name) != defaults[name]]
-        if changed:
-            raise ValueError(f"{assignments(self, changed)}: options of GRPO's loss, which A*-PO does without")
+        check_ignored(self, NOT_OF_ASTAR_PO, "A*-PO has a loss and an advantage of its own")
         self.beta = self.beta2  # so that TRL prepares the reference model and scores with it
 
     def _any_group_size(self) -> int:

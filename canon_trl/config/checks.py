@@ -17,6 +17,15 @@ def assignments(args: GRPOConfig, names: Iterable[str]) -> str:
     return ", ".join(f"{name}={getattr(args, name)!r}" for name in names)
 
 
+def check_ignored(args: GRPOConfig, names: Iterable[str], why: str) -> None:
+    """Refuse options of TRL that differ from its default and from the config's, where nothing would read them."""
+    defaults = {option.name: [option.default] for option in fields(GRPOConfig)}
+    for option in fields(args):
+        defaults.setdefault(option.name, []).append(option.default)
+    if changed := [name for name in names if getattr(args, name) not in defaults[name]]:
+        raise ValueError(f"{assignments(args, changed)} would be ignored: {why}")
+
+
 def check_own_options(args: GRPOConfig) -> None:
     """Refuse values of this package's options that are of another kind than their annotations, or out of bounds."""
     of_trl = {option.name for option in fields(GRPOConfig)}

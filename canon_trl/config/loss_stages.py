@@ -6,6 +6,7 @@ from typing import Any
 
 from trl import GRPOConfig
 
+from canon_trl.config.checks import check_ignored
 from canon_trl.method import Method, find
 from canon_trl.policy_losses import POLICY_LOSSES, OnTRL, Whole
 from canon_trl.policy_losses import STAGE as POLICY_LOSS
@@ -16,6 +17,18 @@ ORDER = ("shape", "weight", "mask")
 
 # Losses that clip the ratio of every token as PPO does; they differ in what they divide by.
 PPO_LOSSES = ("grpo", "bnpo", "dapo", "dr_grpo")
+
+# Options of TRL's loss, which a loss in its place does not read.
+CLIP = ("epsilon", "epsilon_high")
+LOSS_OPTIONS = (
+    "delta",
+    "importance_sampling_level",
+    "top_entropy_quantile",
+    "entropy_coef",
+    "use_adaptive_entropy",
+    "off_policy_mask_threshold",
+    "use_bias_correction_kl",
+)
 
 # Losses whose divisor is that of a loss term per token as well: there a term has its place next to TRL's own KL.
 WITH_TERMS = ("grpo", "bnpo", "dr_grpo", "dapo", "luspo")
@@ -135,13 +148,8 @@ def check_policy_loss(policy_loss: OnTRL, args: GRPOConfig) -> None:
             f"top_entropy_quantile={args.top_entropy_quantile!r} does not go with policy_loss={policy_loss.name!r}: "
             "most of the tokens that it selects would be among those that have no loss; it must be 1.0"
         )
-    clip = {option.name: option.default for option in fields(args) if option.name in ("epsilon", "epsilon_high")}
-    changed = [name for name, default in clip.items() if getattr(args, name) not in (default, None)]
-    if changed and not policy_loss.clips:
-        raise ValueError(
-            f"{', '.join(f'{name}={getattr(args, name)!r}' for name in changed)} would be ignored: "
-            f"policy_loss={policy_loss.name!r} clips no ratio; leave {clip} as they are"
-        )
+    if not policy_loss.clips:
+        check_ignored(args, CLIP, f"policy_loss={policy_loss.name!r} clips no ratio")
     a_step, a_rollout = args.gradient_accumulation_steps, args.steps_per_generation
     if policy_loss.all_options.get("scope") == "batch" and a_rollout % a_step:
         raise ValueError(
@@ -184,6 +192,10 @@ def check_loss_stages(stages: LossStages, args: GRPOConfig) -> None:
             f"token_advantage={stages.token_advantages[0].name!r} would be ignored: "
             f"policy_loss={stages.whole.name!r} reads no advantages"
         )
+    unread = LOSS_OPTIONS if stages.read("clip") else (*CLIP, *LOSS_OPTIONS)
+    check_ignored(args, unread, f"policy_loss={stages.whole.name!r} takes the place of TRL's loss")
+    if not stages.read("ref_log_probs"):
+        check_ignored(args, ["beta"], f"policy_loss={stages.whole.name!r} reads no ref_log_probs")
     if stages.whole.whole_groups and args.per_device_train_batch_size % args.num_generations:
         raise ValueError(
             f"policy_loss={stages.whole.name!r} needs all responses to a prompt in one micro-batch, and "

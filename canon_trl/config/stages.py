@@ -27,8 +27,8 @@ from canon_trl.token_advantages import STAGE as TOKEN_ADVANTAGE
 
 logger = logging.getLogger(__name__)
 
-ONE_METHOD = ("advantage_estimator",)  # fields that hold a method, whose options may stand in `..._kwargs`
-# Fields that hold a method or several.
+# Fields that hold one method, whose options may stand in `..._kwargs`, and fields that hold one or several.
+ONE_METHOD = ("advantage_estimator", "policy_loss")
 METHODS = ("policy_reward", "token_advantage", "loss_term", "controller")
 OPTIONS = ("advantage_estimator_kwargs", "policy_loss_kwargs", "dynamic_sampling_kwargs")
 
@@ -97,7 +97,7 @@ class StagesConfig(RunConfig):
     accuracy_reward: str | None = None
     token_advantage: dict[str, Any] | str | list[Any] | None = None
     loss_term: dict[str, Any] | str | list[Any] | None = None
-    policy_loss: str | None = None
+    policy_loss: dict[str, Any] | str | None = None
     policy_loss_kwargs: dict[str, Any] | str | None = None
     controller: dict[str, Any] | str | list[Any] | None = None
     dynamic_sampling: bool = False

@@ -47,9 +47,9 @@ class CANONTrainer(PluggableGRPOTrainer):
         advantage_estimator: a function in place of the one that `args.advantage_estimator` names. Its positional
             parameters name fields of a [`~canon_trl.rollout.Rollout`], or `rollout` for the whole; it returns `(P, G)`
             or `(P, G, T)`. Options are bound to it with `functools.partial`.
-        policy_reward, token_advantage, loss_term, controller: in place of the fields of `args` of these names: a
-            function, a list of several, or a mapping of them to their options. With a policy reward, `reward_funcs`
-            may be left out.
+        policy_reward, token_advantage, policy_loss, loss_term, controller: in place of the fields of `args` of these
+            names: a function, a mapping of it to its options or, but for the policy loss, several. With a policy
+            reward, `reward_funcs` may be left out.
         canon_metric: a metric in place of the one that `args.canon_metric` names, see `canon_trl.metrics`.
 
     Raises:
@@ -73,6 +73,7 @@ class CANONTrainer(PluggableGRPOTrainer):
         canon_metric: ResponseMetric | None = None,
         policy_reward: Any = None,
         token_advantage: Any = None,
+        policy_loss: Any = None,
         loss_term: Any = None,
         controller: Any = None,
         **trl_kwargs: Any,
@@ -99,7 +100,7 @@ class CANONTrainer(PluggableGRPOTrainer):
             needs_accuracy=self._metric_name is not None and args.canon_mu_schedule in ACCURACY_SCHEDULES,
             entropy_source=args.entropy_source,
             token_advantage=chosen("token_advantage", token_advantage, args),
-            policy_loss=args.make_policy_loss(),
+            policy_loss=args.make_policy_loss() if policy_loss is None else chosen("policy_loss", policy_loss, args),
             loss_term=chosen("loss_term", loss_term, args),
             controllers=find_all(CONTROLLER, chosen("controller", controller, args)),
             dynamic_sampling=args.make_dynamic_sampling(),

@@ -126,6 +126,39 @@ def test_an_estimator_and_its_options(tmp_path, source, options, name, bound):
     assert (made.advantage_estimator, made.advantage_estimator_kwargs) == (name, bound)
 
 
+def small(log_probs, mask, *, power: Annotated[float, "(0, inf)"] = 1.0):
+    return (log_probs * mask).mean() * power
+
+
+@pytest.mark.parametrize("source", SOURCES)
+@pytest.mark.parametrize(
+    ("options", "name", "bound"),
+    [
+        ({"policy_loss": "clip_cov"}, "clip_cov", {}),
+        ({"policy_loss": {"clip_cov": {"ratio": 0.1}}}, "clip_cov", {"ratio": 0.1}),
+        ({"policy_loss": "clip_cov", "policy_loss_kwargs": {"ratio": 0.1}}, "clip_cov", {"ratio": 0.1}),
+        ({"policy_loss": {f"{__name__}:small": {"power": 2}}}, f"{__name__}:small", {"power": 2}),
+        ({"policy_loss": f"{__name__}:small", "loss_term": "ter", "loss_type": "dapo"}, f"{__name__}:small", {}),
+    ],
+    ids=str,
+)
+def test_a_policy_loss_and_its_options(tmp_path, source, options, name, bound):
+    made = source(tmp_path, options)
+    assert (made.make_policy_loss().name, made.make_policy_loss().options) == (name, bound)
+    assert (made.policy_loss, made.policy_loss_kwargs) == (name, bound)
+
+
+def test_a_policy_loss_may_be_a_function(tmp_path):
+    assert from_python(tmp_path, {"policy_loss": small}).policy_loss == f"{__name__}:small"
+    trained = []
+    for given in ({"trainer_options": {"policy_loss": small}}, {"policy_loss": small}):
+        torch.manual_seed(3)
+        trainer = make_trainer(tmp_path, max_steps=1, **given)
+        trainer.train()
+        trained.append(parameters(trainer))
+    assert_same_parameters(*trained)
+
+
 def test_an_estimator_may_be_a_function(tmp_path):
     made = from_python(tmp_path, {"advantage_estimator": partial(first, share=0.25)})
     assert (made.advantage_estimator, made.advantage_estimator_kwargs) == (f"{__name__}:first", {"share": 0.25})
@@ -160,6 +193,23 @@ REFUSED = {
         "advantage_estimator_kwargs=.* both have options; give them once",
     ),
     "an estimator's bounds": ({"advantage_estimator": {"grpo": {"eps": 0}}}, r"eps=0 must lie in \(0, 1e6\]"),
+    "ignored by a whole loss": (
+        {"policy_loss": f"{__name__}:small", "epsilon": 0.3, "entropy_coef": 0.1},
+        "epsilon=0.3, entropy_coef=0.1 would be ignored: policy_loss='.*small' takes the place of TRL's loss",
+    ),
+    "a reference that nothing reads": (
+        {"policy_loss": f"{__name__}:small", "beta": 0.1},
+        "beta=0.1 would be ignored: policy_loss='.*small' reads no ref_log_probs",
+    ),
+    "an unknown loss": (
+        {"policy_loss": "clip_cow"},
+        r"'clip_cow' is unknown \(did you mean 'clip_cov'\?\)",
+    ),
+    "an unknown reward": ({"policy_reward": "rnet"}, r"policy_reward='rnet' is unknown \(did you mean 'rent'\?\)"),
+    "an unknown controller": (
+        {"controller": "e3"},
+        r"'e3' is unknown.*; choose one of \['e3_temperature'\]",
+    ),
     "no such text": ({"loss_term": "{ter}"}, "loss_term='{ter}' is not JSON"),
 }
 
