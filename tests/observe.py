@@ -1,33 +1,38 @@
-"""Watching a trainer from outside: what its hook sees and what it costs."""
+"""Watching a trainer from outside: what its observers are shown and what it costs."""
 
 import torch
 
 
 def keep_rollouts(trainer):
-    """The rollouts that the estimator sees, with the advantages that reach the loss, one micro-batch an entry."""
-    rollouts, advantages, estimate, compute_loss = [], [], trainer._estimate_advantages, trainer._compute_loss
+    """Every rollout, as it is made."""
+    rollouts = []
+    trainer.on_rollout(lambda rollout, advantages: rollouts.append(rollout))
+    return rollouts
 
-    def keep_rollout(rollout):
-        rollouts.append(rollout)
-        return estimate(rollout)
 
-    def keep_advantages(model, inputs):
-        advantages.append(inputs["advantages"].clone())
-        return compute_loss(model, inputs)
+def keep_tokens(trainer):
+    """The tokens of every micro-batch that is trained on."""
+    seen = []
+    trainer.on_tokens(seen.append)
+    return seen
 
-    trainer._estimate_advantages, trainer._compute_loss = keep_rollout, keep_advantages
-    return rollouts, advantages
+
+def on_outputs(trainer, observe):
+    """Show what TRL makes of every rollout, by name, before it is shuffled into micro-batches; it may be changed."""
+    generate = trainer._generate_and_score_completions
+
+    def show(inputs):
+        output = generate(inputs)
+        observe(output)
+        return output
+
+    trainer._generate_and_score_completions = show
 
 
 def keep_outputs(trainer):
     """What TRL makes of every rollout, before it is shuffled into micro-batches."""
-    outputs, generate = [], trainer._generate_and_score_completions
-
-    def keep(inputs):
-        outputs.append(generate(inputs))
-        return outputs[-1]
-
-    trainer._generate_and_score_completions = keep
+    outputs = []
+    on_outputs(trainer, outputs.append)
     return outputs
 
 

@@ -57,7 +57,7 @@ def run(folder: str, fault: str) -> None:
         changed["shuffle_dataset"] = False
     trainer = make_trainer(folder, trainer_options=options, **changed)
     if fault == "killed" and SECOND:
-        trainer._estimate_advantages = lambda rollout: os.kill(os.getpid(), signal.SIGKILL)
+        trainer.on_rollout(lambda rollout, advantages: os.kill(os.getpid(), signal.SIGKILL))
     if fault == "not finite" and SECOND:
         trainer.add_callback(SpoilAWeight())
     trainer.train()

@@ -8,7 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from observe import on_outputs
 from toy import TASK, leave, make_trainer, parameters, prompts
+
+from canon_trl.rollout import Rollout
 
 METRICS = {"entropy": {}, "length": {"canon_alpha": 0.9}, "surprisal": {"canon_mu": 0.3}, "random": {}}
 RESPONSES = 12  # three groups of four: on two ranks of six, the second group straddles them
@@ -45,19 +48,13 @@ def fixed_responses(prompts: list[str], trainer: Any) -> dict[str, list]:
 def observe(trainer: Any) -> dict[str, list]:
     """The rollouts and advantages of all ranks, and the advantages of the rows of this one."""
     seen: dict[str, list] = {"rollouts": [], "advantages": [], "local": []}
-    estimate, generate = trainer._estimate_advantages, trainer._generate_and_score_completions
 
-    def keep_rollout(rollout: Any) -> torch.Tensor:
+    def keep_rollout(rollout: Rollout, advantages: torch.Tensor) -> None:
         seen["rollouts"].append({**vars(rollout), "metrics": dict(rollout.metrics)})
-        seen["advantages"].append(estimate(rollout))
-        return seen["advantages"][-1]
+        seen["advantages"].append(advantages)
 
-    def keep_local(inputs: list) -> dict[str, Any]:
-        output = generate(inputs)
-        seen["local"].append(output["advantages"].clone())
-        return output
-
-    trainer._estimate_advantages, trainer._generate_and_score_completions = keep_rollout, keep_local
+    trainer.on_rollout(keep_rollout)
+    on_outputs(trainer, lambda output: seen["local"].append(output["advantages"].clone()))
     return seen
 
 

@@ -10,7 +10,7 @@ from typing import Any
 from unittest.mock import patch
 
 import torch
-from observe import keep_rollouts, scored_entropy
+from observe import keep_rollouts, on_outputs, scored_entropy
 from toy import OPTIONS, TASK, leave, make_trainer, parameters, prompts
 
 from canon_trl import AStarPOConfig, AStarPOTrainer
@@ -70,7 +70,7 @@ def run(folder: Path, name: str, scope: str, ranks: int, resume: str | None = No
         **options,
     )
     seen: dict[str, list] = {"rewards": [], "selected": [], "texts": []}
-    generate, once = trainer._generate_and_score_completions, Tokens.once
+    once = Tokens.once
 
     def keep_selected(tokens: Tokens, key: Any, search: Any) -> Any:
         known = key in tokens._found
@@ -80,14 +80,12 @@ def run(folder: Path, name: str, scope: str, ranks: int, resume: str | None = No
             seen["selected"].append({int(row): selected for row, selected in rows})
         return found
 
-    def keep_texts(inputs: list) -> dict[str, Any]:
-        output = generate(inputs)
+    def keep_texts(output: dict[str, Any]) -> None:
         ids = torch.cat([output["prompt_ids"], output["completion_ids"]], dim=1)
         seen["texts"].append(trainer.processing_class.batch_decode(ids, skip_special_tokens=True))
-        return output
 
     trainer.on_rollout(lambda rollout, advantages: seen["rewards"].append(rollout.rewards))
-    trainer._generate_and_score_completions = keep_texts
+    on_outputs(trainer, keep_texts)
     with patch.object(Tokens, "once", keep_selected):
         trainer.train(resume_from_checkpoint=resume)
     log = [
@@ -136,14 +134,8 @@ def run_astar_po(folder: Path, ranks: int, resume: str | None = None) -> dict[st
     options |= {"num_iterations": 2, "max_steps": 4, "optim": "sgd", "learning_rate": 0.1}
     config = AStarPOConfig(str(folder), **(options | {"save_strategy": "steps", "save_steps": 1}))
     trainer = AStarPOTrainer(str(TASK.model_path), TASK.reward, config, data, rollout_func=fixed_responses)
-    seen, generate = [], trainer._generate_and_score_completions
-
-    def keep(inputs: list) -> dict[str, Any]:
-        output = generate(inputs)
-        seen.append(output["advantages"].clone())
-        return output
-
-    trainer._generate_and_score_completions = keep
+    seen: list[torch.Tensor] = []
+    on_outputs(trainer, lambda output: seen.append(output["advantages"].clone()))
     trainer.train(resume_from_checkpoint=resume)
     return {"parameters": parameters(trainer), "advantages": seen}
 
@@ -191,17 +183,15 @@ def run_recorded(folder: Path) -> dict[str, Any]:
         )
 
     trainer = make()
-    rollouts, _ = keep_rollouts(trainer)
-    generate, apart = trainer._generate_and_score_completions, []
+    rollouts = keep_rollouts(trainer)
+    apart = []
 
-    def compare(inputs: list) -> dict[str, Any]:
-        output = generate(inputs)
+    def compare(output: dict[str, Any]) -> None:
         entropy, _ = scored_entropy(trainer, output)
-        recorded = trainer._local(rollouts[-1].metrics["entropy"].flatten())
+        recorded = rollouts[-1].metrics["entropy"].flatten().chunk(2)[trainer.accelerator.process_index]
         apart.append((recorded - entropy).abs().max().item())
-        return output
 
-    trainer._generate_and_score_completions = compare
+    on_outputs(trainer, compare)
     trainer.train()
     rounds = [entry["dynamic_sampling/rounds"] for entry in trainer.state.log_history if "loss" in entry]
     checkpoint = folder / "checkpoint-2"

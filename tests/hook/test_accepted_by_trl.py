@@ -38,7 +38,7 @@ def test_reward_model_beside_a_function(tmp_path, reward_model):
         canon_mu_schedule="inter_to_intra",
         max_steps=1,
     )
-    rollouts, _ = keep_rollouts(trainer)
+    rollouts = keep_rollouts(trainer)
     trainer.train()
     rollout = rollouts[0]
     assert rollout.reward_names == ("judge", "accuracy")
@@ -112,7 +112,7 @@ def test_environment_that_owns_the_reward(tmp_path):
         },
         max_steps=1,
     )
-    rollouts, _ = keep_rollouts(trainer)
+    rollouts = keep_rollouts(trainer)
     trainer.train()
     assert rollouts[0].reward_names == ("Counter",)
     want = canon_advantage(rollouts[0].rewards, rollouts[0].metrics["entropy"])

@@ -165,7 +165,7 @@ def test_the_loss_of_a_step(tmp_path, parts):
     with torch.no_grad():  # so that the policy is not the reference
         for value in trainer.model.parameters():
             value.mul_(1.1)
-    rollouts, _ = keep_rollouts(trainer)
+    rollouts = keep_rollouts(trainer)
     outputs = keep_outputs(trainer)
     before = parameters(trainer)
     policy = [value.detach().clone().requires_grad_() for value in trainer.model.parameters()]

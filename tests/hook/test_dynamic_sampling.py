@@ -59,7 +59,7 @@ def test_groups_without_spread_are_replaced(tmp_path, options):
         max_steps=1,
         **options,
     )
-    rollouts, _ = keep_rollouts(trainer)
+    rollouts = keep_rollouts(trainer)
     outputs = keep_outputs(trainer)
     calls = count_forwards(trainer)
     trainer.train()
@@ -101,7 +101,7 @@ def test_band_of_accuracy(tmp_path):
         dynamic_sampling_kwargs={"lower": 0.5, "upper": 0.9},
         max_steps=2,
     )
-    rollouts, _ = keep_rollouts(trainer)
+    rollouts = keep_rollouts(trainer)
     trainer.train()
     assert [rollout.rewards.mean(dim=1).tolist() for rollout in rollouts] == [[0.75, 0.75]] * 2
     assert sum(entry["dynamic_sampling/prompts_outside_band"] for entry in logged(trainer)) > 0
@@ -130,7 +130,7 @@ def test_a_band_of_a_named_reward_with_gaps(tmp_path):
             per_device_train_batch_size=24,
             max_steps=1,
         )
-        rollouts, _ = keep_rollouts(trainer)
+        rollouts = keep_rollouts(trainer)
         trainer.train()
         assert rollouts[0].rewards_per_func[:, :, 1].nanmean(dim=1).tolist() == [0.5] * 6
         assert logged(trainer)[0]["dynamic_sampling/prompts_outside_band"] > 0
@@ -193,7 +193,7 @@ def test_schedules_read_the_accuracy_of_all_that_was_drawn(tmp_path, max_rounds)
         shuffle_dataset=False,
         max_steps=2,
     )
-    rollouts, _ = keep_rollouts(trainer)
+    rollouts = keep_rollouts(trainer)
     trainer.train()
     # Of 4 prompts 3 are right throughout and 1 in half: (3 * 1 + 0.5) / 4 = 0.875; further rounds draw as many.
     assert [float(rollout.accuracy) for rollout in rollouts] == [0.875, 0.875]
@@ -252,7 +252,7 @@ def test_keep_and_error(tmp_path):
     options = {"dynamic_sampling": True, "per_device_train_batch_size": 24, "max_steps": 1}
     keep = options | {"dynamic_sampling_kwargs": {"max_rounds": 1, "exhausted": "keep"}}
     trainer = make_trainer(tmp_path, trainer_options={"reward_funcs": graded}, **keep)
-    rollouts, _ = keep_rollouts(trainer)
+    rollouts = keep_rollouts(trainer)
     trainer.train()
     means = rollouts[0].rewards.mean(dim=1)
     kept = int((means == 0.5).sum())
@@ -315,7 +315,7 @@ def test_three_rounds_by_hand(tmp_path):
         per_device_train_batch_size=32,
         max_steps=1,
     )
-    rollouts, _ = keep_rollouts(trainer)
+    rollouts = keep_rollouts(trainer)
     trainer.train()
     counts = {name: logged(trainer)[0][f"dynamic_sampling/{name}"] for name in trainer._sampled.statistics}
     top = top_rewards(rounds)
@@ -348,7 +348,7 @@ def test_the_first_groups_fill_up_a_batch_that_is_kept(tmp_path):
         per_device_train_batch_size=24,
         max_steps=1,
     )
-    rollouts, _ = keep_rollouts(trainer)
+    rollouts = keep_rollouts(trainer)
     trainer.train()
     largest = rollouts[0].rewards.nan_to_num(nan=-1).amax(dim=1).tolist()
     assert largest == [top_rewards(rounds)[0][group] for group in (0, 3, 1, 2, 4, 5)]
@@ -435,7 +435,7 @@ def test_a_streamed_dataset(tmp_path):
         dynamic_sampling=True,
         max_steps=3,
     )
-    rollouts, _ = keep_rollouts(trainer)
+    rollouts = keep_rollouts(trainer)
     trainer.train()
     assert [rollout.rewards.tolist() for rollout in rollouts] == [[[0.0, 1.0, 0.0, 1.0]] * 2] * 3
     assert trainer._sampled.collector.prompts.drawn > 0
@@ -462,7 +462,7 @@ def test_tool_masks_and_extra_fields_come_along(tmp_path):
         per_device_train_batch_size=24,
         max_steps=1,
     )
-    rollouts, _ = keep_rollouts(trainer)
+    rollouts = keep_rollouts(trainer)
     outputs = keep_outputs(trainer)
     trainer.train()
     assert rollouts[0].rewards.tolist() == [[0.0, 1.0, 0.0, 1.0]] * 6
@@ -490,7 +490,7 @@ def test_rewards_stay_with_their_responses(tmp_path):
         per_device_train_batch_size=24,
         max_steps=1,
     )
-    rollouts, _ = keep_rollouts(trainer)
+    rollouts = keep_rollouts(trainer)
     outputs = keep_outputs(trainer)
     trainer.train()
     decode = trainer.processing_class.batch_decode

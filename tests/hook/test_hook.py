@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from observe import keep_outputs, keep_rollouts
+from observe import keep_outputs, keep_rollouts, keep_tokens
 from toy import (
     ONE_ROLLOUT,
     TASK,
@@ -21,31 +21,25 @@ from canon_trl.advantages import canon_advantage, dr_grpo_advantage, split_by_me
 from canon_trl.metrics import random_metric
 
 
-def row_tokens(batch):
-    return torch.cat([batch["prompt_ids"], batch["completion_ids"]], dim=1).tolist()
-
-
 def test_canon_advantages_reach_the_loss(tmp_path):
     """All of them, once each, in whatever order TRL shuffles them."""
     trainer = make_trainer(tmp_path, canon_mu=0.7, canon_alpha=0.9, gradient_accumulation_steps=2, max_steps=1)
-    rollouts, advantages = keep_rollouts(trainer)
-    outputs, micro_batches = keep_outputs(trainer), []
-    compute_loss = trainer._compute_loss
-    trainer._compute_loss = lambda model, inputs: (micro_batches.append(inputs), compute_loss(model, inputs))[1]
+    rollouts, micro_batches = keep_rollouts(trainer), keep_tokens(trainer)
+    outputs = keep_outputs(trainer)
     trainer.train()
     rollout = rollouts[0]
     assert rollout.rewards.shape == (4, 4)
     want = canon_advantage(rollout.rewards, rollout.metrics["entropy"], mu=0.7, alpha=0.9, alpha_group="lower")
-    # A row of a micro-batch is known by its tokens.
-    trained = [ids for micro_batch in micro_batches for ids in row_tokens(micro_batch)]
-    assert sorted(zip(trained, torch.cat(advantages).tolist(), strict=True)) == sorted(
-        zip(row_tokens(outputs[0]), want.flatten().tolist(), strict=True)
-    )
+    assert torch.cat([tokens.response for tokens in micro_batches]).sort().values.tolist() == list(range(16))
+    for tokens in micro_batches:
+        mask = outputs[0]["completion_mask"][tokens.response].bool()
+        assert torch.equal(tokens.mask, mask[:, : tokens.mask.shape[1]])
+        assert torch.equal(tokens.advantages, want.flatten()[tokens.response].unsqueeze(1) * tokens.mask)
 
 
 def test_log_and_completions_table(tmp_path):
     trainer = make_trainer(tmp_path, canon_metric="length", canon_mu=0.7, max_steps=1, log_completions=True)
-    rollouts, _ = keep_rollouts(trainer)
+    rollouts = keep_rollouts(trainer)
     outputs = keep_outputs(trainer)
     trainer.train()
     rollout, entry = rollouts[0], logged(trainer)[0]
@@ -83,7 +77,7 @@ def never_scored(completions, **kwargs):
 
 def test_unscored_responses(tmp_path):
     trainer = make_trainer(tmp_path, trainer_options={"reward_funcs": some_unscored}, max_steps=1)
-    rollouts, _ = keep_rollouts(trainer)
+    rollouts = keep_rollouts(trainer)
     outputs = keep_outputs(trainer)
     trainer.train()
     rollout = rollouts[0]
@@ -113,7 +107,7 @@ def test_what_was_not_scored_counts_in_no_statistic(tmp_path):
         log_completions=True,
         max_steps=1,
     )
-    rollouts, _ = keep_rollouts(trainer)
+    rollouts = keep_rollouts(trainer)
     trainer.train()
     entry = logged(trainer)[0]
     assert entry["groups/frac_no_spread"] == 0.5
@@ -131,7 +125,7 @@ def test_an_accuracy_that_nobody_needs_is_clipped(tmp_path, scale, accuracy):
         return [float(scale * (index % 2)) for index, _ in enumerate(completions)]
 
     trainer = make_trainer(tmp_path, trainer_options={"reward_funcs": beyond}, max_steps=1)
-    rollouts, _ = keep_rollouts(trainer)
+    rollouts = keep_rollouts(trainer)
     trainer.train()
     assert float(rollouts[0].accuracy) == accuracy
 
@@ -194,7 +188,7 @@ def test_several_rewards_with_weights_and_a_named_accuracy(tmp_path):
         canon_mu_schedule="intra_to_inter",
         max_steps=1,
     )
-    rollouts, _ = keep_rollouts(trainer)
+    rollouts = keep_rollouts(trainer)
     trainer.train()
     rollout = rollouts[0]
     assert rollout.reward_names == ("length_reward", "accuracy")
@@ -210,7 +204,7 @@ def test_async_rewards(tmp_path):
         return TASK.reward(completions, answer)
 
     trainer = make_trainer(tmp_path, trainer_options={"reward_funcs": slow_accuracy}, max_steps=1)
-    rollouts, _ = keep_rollouts(trainer)
+    rollouts = keep_rollouts(trainer)
     trainer.train()
     assert rollouts[0].reward_names == ("slow_accuracy",)
     assert set(rollouts[0].rewards.flatten().tolist()) <= {0.0, 1.0}
@@ -226,7 +220,7 @@ def test_evaluation_with_another_number_of_generations(tmp_path, generations):
         max_steps=-1,
         num_train_epochs=1,
     )
-    rollouts, _ = keep_rollouts(trainer)
+    rollouts = keep_rollouts(trainer)
     scores = trainer.evaluate()
     assert rollouts[0].rewards.shape == (8 // generations, generations)
     assert rollouts[0].total_steps == 32  # 64 prompts, 2 a rollout
@@ -240,7 +234,7 @@ def test_evaluation_with_another_number_of_generations(tmp_path, generations):
 
 def test_odd_groups(tmp_path):
     trainer = make_trainer(tmp_path, num_generations=5, per_device_train_batch_size=10, canon_mu=0.5, max_steps=1)
-    rollouts, _ = keep_rollouts(trainer)
+    rollouts = keep_rollouts(trainer)
     outputs = keep_outputs(trainer)
     trainer.train()
     higher = split_by_metric(rollouts[0].metrics["entropy"])
@@ -251,7 +245,7 @@ def test_odd_groups(tmp_path):
 
 def test_random_metric_is_a_function_of_seed_and_rollout(tmp_path):
     trainer = make_trainer(tmp_path, canon_metric="random", max_steps=2, seed=7, data_seed=7)
-    rollouts, _ = keep_rollouts(trainer)
+    rollouts = keep_rollouts(trainer)
     trainer.train()
     for step, rollout in enumerate(rollouts):
         assert torch.equal(rollout.metrics["random"], random_metric((2, 4), seed=7, step=step))
@@ -280,7 +274,7 @@ def test_random_metric_is_a_function_of_seed_and_rollout(tmp_path):
 )
 def test_the_rollout_counts_rollouts(tmp_path, options, steps, total):
     trainer = make_trainer(tmp_path, **options)
-    rollouts, _ = keep_rollouts(trainer)
+    rollouts = keep_rollouts(trainer)
     trainer.train()
     assert [rollout.step for rollout in rollouts] == steps
     assert {rollout.total_steps for rollout in rollouts} == {total}
@@ -292,7 +286,7 @@ def test_token_level_estimator(tmp_path):
         return dr_grpo_advantage(rollout.rewards).unsqueeze(-1) * (positions >= rollout.lengths.unsqueeze(-1) // 2)
 
     trainer = make_trainer(tmp_path, trainer_options={"advantage_estimator": last_half}, max_steps=1)
-    rollouts, _ = keep_rollouts(trainer)
+    rollouts = keep_rollouts(trainer)
     outputs = keep_outputs(trainer)
     trainer.train()
     lengths = rollouts[0].lengths.flatten()
@@ -368,7 +362,7 @@ def best_only(rollout, *, bonus=1.0):
 def test_own_estimator_by_import_path_with_options(tmp_path):
     path = f"{__name__}:best_only"
     trainer = make_trainer(tmp_path, advantage_estimator=path, advantage_estimator_kwargs={"bonus": 3.0}, max_steps=1)
-    rollouts, _ = keep_rollouts(trainer)
+    rollouts = keep_rollouts(trainer)
     outputs = keep_outputs(trainer)
     trainer.train()
     assert torch.equal(outputs[0]["advantages"], best_only(rollouts[0], bonus=3.0).flatten())
@@ -382,7 +376,7 @@ def test_prompts_may_repeat_within_a_batch(tmp_path):
         trainer_options={"train_dataset": twice.select([0] * 8)},
         max_steps=1,
     )
-    rollouts, _ = keep_rollouts(trainer)
+    rollouts = keep_rollouts(trainer)
     trainer.train()
     assert rollouts[0].rewards.shape == (2, 4)
 

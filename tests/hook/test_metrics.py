@@ -43,7 +43,7 @@ def test_entropy_and_surprisal_agree_with_a_scoring_pass(tmp_path, options, pass
         **ONE_ROLLOUT,
         **options,
     )
-    rollouts, _ = keep_rollouts(trainer)
+    rollouts = keep_rollouts(trainer)
     outputs = keep_outputs(trainer)
     calls = count_forwards(trainer)
     trainer.train()
@@ -66,7 +66,7 @@ def test_a_token_that_the_model_rules_out_has_no_part_in_the_entropy(tmp_path):
 
     ruled_out = trainer.processing_class.convert_tokens_to_ids("7")
     trainer.model.register_forward_hook(rule_out)
-    rollouts, _ = keep_rollouts(trainer)
+    rollouts = keep_rollouts(trainer)
     outputs = keep_outputs(trainer)
     trainer.train()
     assert not (outputs[0]["completion_ids"] == ruled_out).any()
@@ -84,7 +84,7 @@ def test_a_token_that_the_model_rules_out_has_no_part_in_the_entropy(tmp_path):
 
 def test_no_metric_no_cost(tmp_path):
     trainer = make_trainer(tmp_path, advantage_estimator="dr_grpo", **ONE_ROLLOUT)
-    rollouts, _ = keep_rollouts(trainer)
+    rollouts = keep_rollouts(trainer)
     calls = count_forwards(trainer)
     trainer.train()
     assert rollouts[0].metrics == {}
@@ -104,7 +104,7 @@ def test_masked_truncated_completions_keep_their_length_and_entropy(tmp_path, op
             **ONE_ROLLOUT,
             **options,
         )
-        rollouts, _ = keep_rollouts(trainer)
+        rollouts = keep_rollouts(trainer)
         outputs = keep_outputs(trainer)
         trainer.train()
         kept[masked] = rollouts[0], outputs[0]
@@ -137,7 +137,7 @@ def test_own_metric(tmp_path, metric, by_path):
     if by_path:
         trainer_options, options = {}, {"canon_metric": f"{__name__}:{metric.__name__}"}
     trainer = make_trainer(tmp_path, trainer_options=trainer_options, max_steps=1, **options)
-    rollouts, _ = keep_rollouts(trainer)
+    rollouts = keep_rollouts(trainer)
     outputs = keep_outputs(trainer)
     trainer.train()
     name = options.get("canon_metric", metric.__name__)
@@ -173,15 +173,14 @@ def test_log_probabilities_mean_one_thing_whoever_samples(tmp_path, options):
         **options,
         **ONE_ROLLOUT,
     )
-    rollouts, _ = keep_rollouts(trainer)
+    rollouts = keep_rollouts(trainer)
     trainer.train()
-    scored = keep_rollouts(
-        again := make_trainer(
-            tmp_path,
-            trainer_options={"advantage_estimator": reading_estimator, "rollout_func": without_log_probs},
-            **ONE_ROLLOUT,
-        )
-    )[0]
+    again = make_trainer(
+        tmp_path,
+        trainer_options={"advantage_estimator": reading_estimator, "rollout_func": without_log_probs},
+        **ONE_ROLLOUT,
+    )
+    scored = keep_rollouts(again)
     again.train()
     assert torch.equal(rollouts[0].metrics["surprisal"], scored[0].metrics["surprisal"])
     assert 0 < scored[0].metrics["surprisal"].min() and scored[0].metrics["surprisal"].frac().all()
@@ -192,7 +191,7 @@ def test_surprisal_is_the_policys_where_tokens_are_cut_off(tmp_path):
     trainer = make_trainer(
         tmp_path, trainer_options={"advantage_estimator": reading_estimator}, top_k=1, **ONE_ROLLOUT
     )
-    rollouts, _ = keep_rollouts(trainer)
+    rollouts = keep_rollouts(trainer)
     outputs = keep_outputs(trainer)
     trainer.train()
     entropy, surprisal = scored_entropy(trainer, outputs[0])
@@ -224,7 +223,7 @@ def test_tool_tokens_count_in_no_metric(tmp_path, masked):
         mask_truncated_completions=masked,  # none of them ends with an end-of-sequence token
         **ONE_ROLLOUT,
     )
-    rollouts, _ = keep_rollouts(trainer)
+    rollouts = keep_rollouts(trainer)
     outputs = keep_outputs(trainer)
     trainer.train()
     lengths = [1 + row % 3 + 1 for row in range(8)]  # the ones, and the digit after '#'
@@ -253,7 +252,7 @@ def test_reference_model_pass_is_not_taken_for_the_policy(tmp_path):
         num_iterations=2,
         **ONE_ROLLOUT,
     )
-    rollouts, _ = keep_rollouts(trainer)
+    rollouts = keep_rollouts(trainer)
     outputs = keep_outputs(trainer)
     with torch.no_grad():
         for value in trainer.ref_model.parameters():
@@ -274,7 +273,7 @@ def test_a_metric_of_ones_own_may_have_any_name(tmp_path, name):
     trainer = make_trainer(
         tmp_path, trainer_options={"canon_metric": metric}, canon_mu_schedule="inter_to_intra", max_steps=1
     )
-    rollouts, _ = keep_rollouts(trainer)
+    rollouts = keep_rollouts(trainer)
     trainer.train()
     assert torch.equal(rollouts[0].metrics[name], rollouts[0].lengths.float())
 
@@ -288,7 +287,7 @@ def test_alpha_tilts_the_longer_half_for_length_by_any_name(tmp_path):
         trainer = make_trainer(
             tmp_path, trainer_options=trainer_options, canon_alpha=0.5, max_steps=1, learning_rate=0.0, **options
         )
-        rollouts, _ = keep_rollouts(trainer)
+        rollouts = keep_rollouts(trainer)
         outputs = keep_outputs(trainer)
         trainer.train()
         want = canon_advantage(rollouts[0].rewards, rollouts[0].lengths, alpha=0.5, alpha_group="higher")

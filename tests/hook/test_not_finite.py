@@ -4,6 +4,7 @@ import re
 
 import pytest
 import torch
+from observe import on_outputs
 from toy import assert_same_parameters, logged, make_trainer, parameters
 from transformers import TrainerCallback
 from trl import GRPOConfig
@@ -68,14 +69,7 @@ def test_a_weight_in_the_loss(tmp_path):
 )
 def test_log_probabilities(tmp_path, name, said):
     trainer = make_trainer(tmp_path, num_iterations=2, beta=0.1)
-    generate = trainer._generate_and_score_completions
-
-    def spoiled(inputs):
-        output = generate(inputs)
-        output[name][:, 0] = torch.nan
-        return output
-
-    trainer._generate_and_score_completions = spoiled
+    on_outputs(trainer, lambda output: output[name][:, 0].fill_(torch.nan))
     before = parameters(trainer)
     message = re.escape(f"optimiser step 0: the loss is not finite. Not finite: {said} on rank 0")
     with pytest.raises(FloatingPointError, match=message):
@@ -136,13 +130,6 @@ def test_a_loss_of_ones_own_is_logged(tmp_path):
         return 0 * log_probs.masked_fill(~mask, 0.0).sum() + 3.5
 
     trainer = with_loss(tmp_path, loss, gradient_accumulation_steps=2, num_iterations=2)
-    generate = trainer._generate_and_score_completions
-
-    def spoiled(inputs):
-        output = generate(inputs)
-        output["old_per_token_logps"][:, 0] = -torch.inf
-        return output
-
-    trainer._generate_and_score_completions = spoiled
+    on_outputs(trainer, lambda output: output["old_per_token_logps"][:, 0].fill_(-torch.inf))
     trainer.train()
     assert [entry["loss"] for entry in logged(trainer)] == [3.5] * 3

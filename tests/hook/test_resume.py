@@ -125,7 +125,7 @@ def test_rollouts_are_counted_on_where_one_is_sampled_anew(tmp_path):
     # One update a rollout: two updates were two rollouts.
     options = {"max_steps": 4, "canon_metric": "random", "resume_with_changes": True}
     trainer = make_trainer(tmp_path, **options)
-    rollouts, _ = keep_rollouts(trainer)
+    rollouts = keep_rollouts(trainer)
     trainer.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
     assert [rollout.step for rollout in rollouts] == [2, 3]
 

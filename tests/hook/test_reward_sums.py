@@ -28,7 +28,7 @@ def repeated(*rewards):
 
 def train(folder, *functions, **options):
     trainer = make_trainer(folder, trainer_options={"reward_funcs": list(functions)}, max_steps=1, **options)
-    rollouts, _ = keep_rollouts(trainer)
+    rollouts = keep_rollouts(trainer)
     trainer.train()
     return trainer, rollouts[0]
 
@@ -129,7 +129,7 @@ def test_dynamic_sampling_judges_by_the_weights_in_force(tmp_path):
         max_steps=3,
     )
     reweigh.trainer = trainer
-    rollouts, _ = keep_rollouts(trainer)
+    rollouts = keep_rollouts(trainer)
     trainer.train()
     assert [rollout.rewards.tolist() for rollout in rollouts] == [[[0.0, 1.0, 0.0, 1.0]] * 6] * 3
     assert [entry["groups/frac_no_spread"] for entry in logged(trainer)] == [0.0] * 3

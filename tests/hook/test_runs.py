@@ -17,7 +17,7 @@ SMALL = {"per_device_train_batch_size": 4, "max_completion_length": 2, "learning
 
 def counted(trainer, **options):
     """Trains; the steps and the totals that the estimator was told."""
-    rollouts, _ = keep_rollouts(trainer)
+    rollouts = keep_rollouts(trainer)
     trainer.train(**options)
     return [rollout.step for rollout in rollouts], {rollout.total_steps for rollout in rollouts}
 
@@ -77,7 +77,7 @@ def test_an_evaluation_before_training_is_told_the_same(tmp_path, stream):
         steps_per_generation=1,
         **(SMALL | {"max_steps": 3, "per_device_eval_batch_size": 8}),
     )
-    rollouts, _ = keep_rollouts(trainer)
+    rollouts = keep_rollouts(trainer)
     trainer.evaluate()
     trainer.train()
     assert [rollout.step for rollout in rollouts] == [0, 0, 1, 2, 3, 4, 5]

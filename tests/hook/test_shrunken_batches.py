@@ -193,7 +193,7 @@ def test_a_shrunken_batch(tmp_path, caplog, num_iterations):
         num_iterations=num_iterations,
         max_steps=1,
     )
-    rollouts, _ = keep_rollouts(trainer)
+    rollouts = keep_rollouts(trainer)
     outputs = keep_outputs(trainer)
     with caplog.at_level(logging.WARNING):
         trainer.train()

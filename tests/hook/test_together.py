@@ -41,7 +41,7 @@ def test_combination(tmp_path, estimator, policy_loss, dynamic_sampling):
         **options,
         **FIELDS.get(estimator, {}),
     )
-    rollouts, _ = keep_rollouts(trainer)
+    rollouts = keep_rollouts(trainer)
     seen = []
     trainer.on_tokens(seen.append)
     before = parameters(trainer)

@@ -34,7 +34,7 @@ def test_tool_loop(tmp_path):
         advantage_estimator=reading_estimator,
         policy_reward="rent",
     )
-    rollouts, _ = keep_rollouts(trainer)
+    rollouts = keep_rollouts(trainer)
     outputs = keep_outputs(trainer)
     trainer.train()
     output, rollout = outputs[0], rollouts[0]

@@ -39,7 +39,7 @@ def test_images_and_both_sources_of_entropy(tmp_path, processor, model):
             str(tmp_path), **(OPTIONS | {"max_steps": 1, "learning_rate": 0.0}), entropy_source=source
         )
         trainer = CANONTrainer(model, graded, config, data, processing_class=processor)
-        rollouts, _ = keep_rollouts(trainer)
+        rollouts = keep_rollouts(trainer)
         outputs = keep_outputs(trainer)
         trainer.train()
         assert "pixel_values" in outputs[0]
@@ -98,7 +98,7 @@ def test_images_come_along_with_dynamic_sampling(tmp_path, processor, model):
     options = OPTIONS | {"max_steps": 1, "per_device_train_batch_size": 16, "dynamic_sampling": True}
     config = CANONConfig(str(tmp_path), **options)
     trainer = CANONTrainer(model, red_teaches, config, data, processing_class=processor)
-    rollouts, _ = keep_rollouts(trainer)
+    rollouts = keep_rollouts(trainer)
     outputs = keep_outputs(trainer)
     trainer.train()
     assert rollouts[0].rewards.tolist() == [[0.0, 1.0, 0.0, 1.0]] * 4

@@ -3,7 +3,7 @@
 import pytest
 import torch
 from datasets import Dataset
-from observe import count_forwards, keep_outputs, keep_rollouts, scored_entropy
+from observe import count_forwards, keep_outputs, keep_rollouts, on_outputs, scored_entropy
 from toy import OPTIONS, logged, parameters
 
 from canon_trl import CANONConfig, CANONTrainer, requires_metrics
@@ -36,18 +36,12 @@ def make(model, folder, trainer_options=None, reward=varied, **options):
 def run(smollm2, tmp_path_factory):
     """Two rollouts of CANON by entropy."""
     trainer = make(smollm2, tmp_path_factory.mktemp("run"), max_steps=2)
-    rollouts, _ = keep_rollouts(trainer)
+    rollouts = keep_rollouts(trainer)
     outputs = keep_outputs(trainer)
     calls = count_forwards(trainer)
     before = parameters(trainer)
-    entropies, generate = [], trainer._generate_and_score_completions
-
-    def score_now(inputs):
-        output = generate(inputs)
-        entropies.append(scored_entropy(trainer, output))
-        return output
-
-    trainer._generate_and_score_completions = score_now
+    entropies = []
+    on_outputs(trainer, lambda output: entropies.append(scored_entropy(trainer, output)))
     trainer.train()
     return trainer, rollouts, outputs, calls, before, entropies
 
@@ -98,7 +92,7 @@ def reading_estimator(rollout):
 
 def test_surprisal_is_the_samplers_own(smollm2, tmp_path):
     trainer = make(smollm2, tmp_path, {"advantage_estimator": reading_estimator})
-    rollouts, _ = keep_rollouts(trainer)
+    rollouts = keep_rollouts(trainer)
     outputs = keep_outputs(trainer)
     trainer.train()
     mask = outputs[0]["completion_mask"]
@@ -110,7 +104,7 @@ def test_surprisal_is_the_samplers_own(smollm2, tmp_path):
 def test_surprisal_is_the_policys_where_vllm_cuts_tokens_off(smollm2, tmp_path):
     """The sampler is certain of the likeliest token, the policy is not; as with transformers."""
     trainer = make(smollm2, tmp_path, {"advantage_estimator": reading_estimator}, top_k=1)
-    rollouts, _ = keep_rollouts(trainer)
+    rollouts = keep_rollouts(trainer)
     outputs = keep_outputs(trainer)
     trainer.train()
     mask = outputs[0]["completion_mask"]
@@ -122,7 +116,7 @@ def test_surprisal_is_the_policys_where_vllm_cuts_tokens_off(smollm2, tmp_path):
 
 def test_without_importance_sampling_correction_a_pass_is_run(smollm2, tmp_path):
     trainer = make(smollm2, tmp_path, vllm_importance_sampling_correction=False)
-    rollouts, _ = keep_rollouts(trainer)
+    rollouts = keep_rollouts(trainer)
     calls = count_forwards(trainer)
     trainer.train()
     assert calls == {"without_grad": 1, "with_grad": 1}

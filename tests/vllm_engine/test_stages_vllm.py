@@ -37,7 +37,7 @@ def test_dynamic_sampling_and_kl_cov(smollm2, tmp_path):
         num_iterations=2,
         max_steps=4,
     )
-    rollouts, _ = keep_rollouts(trainer)
+    rollouts = keep_rollouts(trainer)
     outputs = keep_outputs(trainer)
     calls = count_forwards(trainer)
     before = parameters(trainer)
@@ -63,7 +63,7 @@ def test_astar_po(smollm2, tmp_path):
     data = DATA.add_column("rewards", [[1.0, 0.0, float(row % 2)] for row in range(len(DATA))])
     options = OPTIONS | VLLM | {"num_generations": 1}
     trainer = AStarPOTrainer(str(smollm2), varied, AStarPOConfig(str(tmp_path), **options), data)
-    rollouts, _ = keep_rollouts(trainer)
+    rollouts = keep_rollouts(trainer)
     outputs = keep_outputs(trainer)
     calls = count_forwards(trainer)
     before = parameters(trainer)
