@@ -17,8 +17,8 @@ import shutil
 import sys
 import tempfile
 from collections import Counter
-from collections.abc import Sequence
-from contextlib import redirect_stderr, redirect_stdout
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -56,9 +56,16 @@ class Mutation:
         missing = [test for test in self.tests if test not in names_in(path_of(test))]
         return f"{self}: there is no test {missing[0]!r}" if missing else ""
 
-    def apply(self, package: Path) -> None:
+    @contextmanager
+    def applied(self, package: Path) -> Iterator[None]:
+        """Within it the package at that path has the fault."""
         path = package / self.file
-        path.write_text(path.read_text().replace(self.before, self.after))
+        sound = path.read_text()
+        path.write_text(sound.replace(self.before, self.after))
+        try:
+            yield
+        finally:
+            path.write_text(sound)
 
 
 def path_of(test: str) -> Path:
@@ -328,7 +335,7 @@ SAMPLING = [
         (
             "group * size + response)",
             "group + response * size)",
-            "test_dynamic_sampling.py::test_rewards_stay_with_their_responses",
+            "test_dynamic_sampling.py::test_groups_without_spread_are_replaced",
         ),
         (
             "batch.drawn = torch.cat([sampled.rewards_per_func for sampled in rounds])",
@@ -361,7 +368,7 @@ SAMPLING = [
         (
             "* alive\n",
             "\n",
-            "test_value_estimation.py::test_entropies_are_those_of_the_distribution_that_is_sampled_from",
+            "test_sampler.py::test_nothing_is_added_to_a_response_after_its_end",
         ),
         (
             "(attention.cumsum(dim=1) - 1)",
@@ -371,7 +378,7 @@ SAMPLING = [
         (
             "lengths[rows] += alive",
             "lengths[rows] += 1",
-            "test_value_estimation.py::test_the_sampler_writes_what_generate_writes",
+            "test_sampler.py::test_nothing_is_added_to_a_response_after_its_end",
         ),
         (
             "positions = attention.sum(dim=1, keepdim=True) - 1",
@@ -452,7 +459,7 @@ EVALUATION = [
     ),
     *mutations(
         "evaluation/entropy_law.py",
-        ("return self.b - self.a\n", "return self.b + self.a\n", "test_entropy_law.py::test_the_law_of_a_log"),
+        ("return self.b - self.a\n", "return self.b + self.a\n", "test_entropy_law.py::test_an_exact_law_is_found"),
         ("np.stack([-np.exp(h)", "np.stack([np.exp(h)", "test_entropy_law.py::test_the_law_of_a_log"),
     ),
 ]
@@ -474,6 +481,7 @@ def run_tests(tests: Sequence[str], package: Path, log: Path) -> int:
 def in_child(tests: Sequence[str], package: Path, log: Path) -> None:
     import pytest
 
+    sys.dont_write_bytecode = True  # which might outlive the text that it was made from
     sys.path.insert(0, str(package.parent))
     os.environ["PYTHONPATH"] = os.pathsep.join([str(package.parent), os.environ.get("PYTHONPATH", "")])
     spec = importlib.util.find_spec("canon_trl")
@@ -522,9 +530,8 @@ def main() -> int:
                 print(log.read_text(), "a test fails without any mutation", sep="\n", file=sys.stderr)
                 return 2
         for each in chosen:
-            each.apply(package)
-            code = run_tests(each.tests, package, log)
-            shutil.copyfile(PACKAGE / each.file, package / each.file)
+            with each.applied(package):
+                code = run_tests(each.tests, package, log)
             end = {0: "survived", 1: "killed"}.get(code, "BROKEN")
             if end == "survived" and not each.survives:
                 end = "SURVIVED"

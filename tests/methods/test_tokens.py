@@ -13,16 +13,17 @@ def test_a_mean_and_its_gradient_do_not_depend_on_how_tokens_are_dealt_to_ranks(
     token_mean(whole**2, tokens.mask).backward()
     rows = torch.arange(8).chunk(ranks)
     total = torch.tensor([(whole.detach() ** 2 * tokens.mask).sum(), tokens.mask.sum(), ranks], dtype=torch.float64)
-    gradients, means = [], []
+    gradients, means, given = [], [], []
     for part in rows:
         here = whole.detach()[part].requires_grad_()
-        rank = Tokens.example(responses=8, tokens=5, reduce=lambda local: total)
+        rank = Tokens.example(responses=8, tokens=5, reduce=lambda local: given.append(local) or total)
         mean = rank.mean(here**2, tokens.mask[part])
         mean.backward()
         means.append(mean.item())
         gradients.append(here.grad / ranks)  # as DDP averages
     assert means == pytest.approx([token_mean(whole**2, tokens.mask).item()] * ranks)
     assert len(set(means)) == 1
+    torch.testing.assert_close(torch.stack(given).sum(dim=0), total)  # which the ranks' own parts add up to
     torch.testing.assert_close(torch.cat(gradients), whole.grad)
 
 
