@@ -148,9 +148,16 @@ ADVANTAGES = [
         ("return 8 *", "return 0 *", "test_reward_sums.py::test_equal_sums_of_different_parts_have_no_spread"),
     ),
     *mutations(
-        "advantages/group_relative.py",
+        "advantages/grpo.py",
         ("group_std(scored, valid) + eps", "group_std(scored, valid) - eps", "test_golden.py::test_grpo"),
-        ("count / (count - 1)", "(count - 1) / count", "test_advantages.py::test_rloo"),
+    ),
+    *mutations(
+        "advantages/rloo.py",
+        (
+            "leave_one_out = count / (count - 1)",
+            "leave_one_out = (count - 1) / count",
+            "test_advantages.py::test_rloo",
+        ),
     ),
     *mutations(
         "advantages/opo.py",
@@ -464,7 +471,236 @@ EVALUATION = [
     ),
 ]
 
-MUTATIONS = [*ADVANTAGES, *METRICS_AND_SCHEDULES, *TOKENS, *SAMPLING, *EVALUATION]
+HOOK = [
+    *mutations(
+        "hook/rollout.py",
+        (
+            "masked_fill(~local.unsqueeze(1), 0)",
+            "masked_fill(local.unsqueeze(1), 0)",
+            "test_shrunken_batches.py::test_a_shrunken_batch",
+        ),
+        (
+            "self.accelerator.gather(mask.sum()).sum()",
+            "self.accelerator.gather(mask.sum()).sum() * 2",
+            "test_shrunken_batches.py::test_a_shrunken_batch",
+        ),
+        (
+            "(self._steps_not_restored + self._step) // self._generate_every",
+            "self._step // self._generate_every",
+            "test_together.py::test_a_combination_resumes",
+        ),
+        (
+            "seed=self.args.seed, step=step",
+            "seed=0, step=step",
+            "test_hook.py::test_random_metric_is_a_function_of_seed_and_rollout",
+        ),
+        (
+            "snapped(making.drawn[",
+            "snapped(rewards_per_func[",
+            "test_dynamic_sampling.py::test_schedules_read_the_accuracy_of_all_that_was_drawn",
+        ),
+        (
+            'output["advantages"].masked_fill(~mask, 0.0).sum(dim=1)',
+            'output["advantages"].sum(dim=1)',
+            "test_hook.py::test_token_level_advantages_are_logged_over_the_tokens_of_the_model",
+        ),
+        (
+            "rollout.valid.flatten()",
+            "torch.ones_like(rollout.valid).flatten()",
+            "test_astar_po.py::test_responses_without_a_reward_teach_nothing",
+        ),
+    ),
+    *mutations(
+        "hook/rollout_parts.py",
+        (
+            "return written & padded(",
+            "return written | padded(",
+            "test_metrics.py::test_tool_tokens_count_in_no_metric",
+        ),
+        (
+            "written.to(attention_mask.dtype)], dim=1)",
+            "trained.to(attention_mask.dtype)], dim=1)",
+            "test_metrics.py::test_masked_truncated_completions_keep_their_length_and_entropy",
+        ),
+        (
+            "for_trl = log_probs.masked_fill(~trained, 0.0)",
+            "for_trl = log_probs.clone()",
+            "test_metrics.py::test_masked_truncated_completions_keep_their_length_and_entropy",
+        ),
+        (
+            "self.drawn = self.batch.drawn",
+            "self.drawn = self.batch.rewards_per_func",
+            "test_dynamic_sampling.py::test_schedules_read_the_accuracy_of_all_that_was_drawn",
+        ),
+    ),
+    *mutations(
+        "hook/generation_recorder.py",
+        (
+            ".float() / self._temperature",
+            ".float() * self._temperature",
+            "test_metrics.py::test_entropy_and_surprisal_agree_with_a_scoring_pass",
+        ),
+        (
+            "log_probs.clamp(min=torch.finfo(log_probs.dtype).min)",
+            "log_probs",
+            "test_metrics.py::test_a_token_that_the_model_rules_out_has_no_part_in_the_entropy",
+        ),
+        (
+            "-(finite.exp() * finite)",
+            "(finite.exp() * finite)",
+            "test_metrics.py::test_entropy_and_surprisal_agree_with_a_scoring_pass",
+        ),
+        ("[written].all())", "[written].any())", "test_metrics.py::test_what_was_recorded_must_be_what_was_written"),
+        (
+            "self._log_probs[: len(steps) - 1]",
+            "self._log_probs[1 : len(steps)]",
+            "test_metrics.py::test_entropy_and_surprisal_agree_with_a_scoring_pass",
+        ),
+    ),
+    *mutations(
+        "hook/loss.py",
+        (
+            'inputs["advantages"].masked_fill(~trained_tokens(inputs), 0.0)',
+            'inputs["advantages"]',
+            "test_hook.py::test_what_stands_on_padding_is_never_read",
+        ),
+        (
+            "(loss - routing) * factor + routing",
+            "loss * factor",
+            "test_shrunken_batches.py::test_a_shrunken_batch_leaves_the_routing_loss_as_it_is",
+        ),
+        (
+            "value = term / accumulated",
+            "value = term",
+            "test_loss_stages.py::test_a_term_of_one_number_is_divided_by_the_accumulation",
+        ),
+        (
+            "return loss + own if",
+            "return loss - own if",
+            "test_loss_stages.py::test_a_term_of_one_number_is_divided_by_the_accumulation",
+        ),
+        (
+            "loss = self._loss_function(*parts) / accumulated",
+            "loss = self._loss_function(*parts)",
+            "test_astar_po.py::test_the_loss_of_a_step",
+        ),
+    ),
+    *mutations(
+        "hook/normaliser.py",
+        ("values.masked_fill(~mask, 0.0)", "values", "test_loss_stages.py::test_a_term_has_the_divisor_of_the_loss"),
+        (
+            "(len(kept) * trainer.max_completion_length)",
+            "kept.numel()",
+            "test_loss_stages.py::test_a_term_has_the_divisor_of_the_loss",
+        ),
+        (
+            "(tokens * accumulated / trainer.args.steps_per_generation)",
+            "tokens",
+            "test_loss_stages.py::test_a_term_has_the_divisor_of_the_loss",
+        ),
+    ),
+    *mutations(
+        "hook/token_inputs.py",
+        ("per_token.masked_fill(~mask, 0.0)", "per_token", "test_hook.py::test_canon_advantages_reach_the_loss"),
+        (
+            "rewards.repeat_interleave(rewards.shape[1], dim=0)",
+            "rewards.repeat(rewards.shape[1], 1)",
+            "test_loss_stages.py::test_a_method_sees_the_rollout_and_the_pass_of_its_micro_batch",
+        ),
+    ),
+    *mutations(
+        "hook/token_stages.py",
+        (
+            "masked_fill(returned.bool(), 0.0)",
+            "masked_fill(~returned.bool(), 0.0)",
+            "test_loss_stages.py::test_shapes_weights_and_masks_act_one_after_the_other",
+        ),
+        (
+            "tokens.advantages * returned if",
+            "tokens.advantages + returned if",
+            "test_loss_stages.py::test_shapes_weights_and_masks_act_one_after_the_other",
+        ),
+        (
+            "method(tokens), tokens).detach()",
+            "method(tokens), tokens)",
+            "test_loss_stages.py::test_no_gradient_goes_through_a_token_advantage",
+        ),
+    ),
+    *mutations(
+        "hook/noted.py",
+        (
+            "sums[:, 0] / sums[:, 1]",
+            "sums[:, 1] / sums[:, 0]",
+            "test_loss_stages.py::test_shapes_weights_and_masks_act_one_after_the_other",
+        ),
+    ),
+    *mutations(
+        "hook/measured.py",
+        (
+            "entries[before.get(name, 0) :]",
+            "entries",
+            "test_measured.py::test_numbers_of_the_log_are_means_over_the_step",
+        ),
+        ("self.totals.zero_()", "self.totals", "test_measured.py::test_entropy_weighs_tokens_alike"),
+        (
+            ".masked_fill(~mask, 0.0).sum(dtype=torch.float64)",
+            ".sum(dtype=torch.float64)",
+            "test_measured.py::test_what_stands_off_the_mask_never_counts",
+        ),
+    ),
+    *mutations(
+        "hook/shrunken_steps.py",
+        (
+            "torch.where(everyones > 0, 1 / everyones, 0.0)",
+            "torch.where(everyones > 0, everyones, 0.0)",
+            "test_shrunken_batches.py::test_a_shrunken_batch_is_trained_on_like_one_of_that_size",
+        ),
+        (
+            "places = places.any(dim=1)",
+            "places = places.all(dim=1)",
+            "test_shrunken_batches.py::test_a_shrunken_batch_is_trained_on_like_one_of_that_size",
+        ),
+        (
+            "parameter.grad.mul_(factor)",
+            "parameter.grad.mul_(1.0)",
+            "test_shrunken_batches.py::test_responses_of_all_rollouts_of_an_optimiser_step_weigh_the_same",
+        ),
+        (
+            "return factor * (before + loss) - before",
+            "return factor * loss",
+            "test_shrunken_batches.py::test_responses_of_all_rollouts_of_an_optimiser_step_weigh_the_same",
+        ),
+    ),
+    *mutations(
+        "hook/logs.py",
+        (
+            "1 - spread.sum() / scored.sum()",
+            "spread.sum() / scored.sum()",
+            "test_hook.py::test_log_and_completions_table",
+        ),
+        (
+            "advantages.abs().sum() / centred.abs().sum()",
+            "advantages.sum() / centred.abs().sum()",
+            "test_hook.py::test_log_and_completions_table",
+        ),
+        (
+            "self._metrics[mode][name].pop()",
+            "self._metrics[mode][name]",
+            "test_reward_sums.py::test_a_function_without_weight_does_not_make_a_response_scored",
+        ),
+        ("            table.pop()", "            table", "test_hook.py::test_log_and_completions_table"),
+    ),
+    *mutations(
+        "hook/counting.py",
+        (
+            "self.args.steps_per_generation * self.num_iterations",
+            "self.args.steps_per_generation",
+            "test_hook.py::test_the_rollout_counts_rollouts",
+        ),
+    ),
+]
+
+MUTATIONS = [*ADVANTAGES, *METRICS_AND_SCHEDULES, *TOKENS, *SAMPLING, *EVALUATION, *HOOK]
 
 
 def run_tests(tests: Sequence[str], package: Path, log: Path) -> int:

@@ -236,3 +236,11 @@ def test_a_loss_of_ones_own_takes_the_place_of_trls(tmp_path):
     ours, trl = (trained(tmp_path / str(i), policy_loss=loss, **options) for i, loss in enumerate((dr_grpo, None)))
     for name in ("loss", "grad_norm"):
         assert [e[name] for e in logged(ours)] == pytest.approx([e[name] for e in logged(trl)], rel=1e-5)
+
+
+def test_no_gradient_goes_through_a_token_advantage(tmp_path):
+    trainer = make(tmp_path, [TokenAdvantage("log_probs", lambda log_probs: log_probs)], max_steps=1)
+    seen = []
+    trainer.on_tokens(seen.append)
+    trainer.train()
+    assert seen[0].log_probs.requires_grad and not seen[0].advantages.requires_grad

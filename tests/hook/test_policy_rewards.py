@@ -201,7 +201,7 @@ def test_a_callback_weighs_the_given_functions_alone(tmp_path, weights):
     reweigh = Reweigh(weights)
     trainer = make_trainer(tmp_path, trainer_options={"callbacks": [reweigh]}, **(RENT | {"max_steps": 2}))
     reweigh.trainer = trainer
-    rollouts, _ = keep_rollouts(trainer)
+    rollouts = keep_rollouts(trainer)
     trainer.train()
     for rollout, weight in zip(rollouts, (1.0, 0.25), strict=True):
         want = weighted_reward(rollout.rewards_per_func.flatten(0, 1), torch.tensor([weight, 0.5]))
