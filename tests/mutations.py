@@ -487,7 +487,7 @@ HOOK = [
         (
             "(self._steps_not_restored + self._step) // self._generate_every",
             "self._step // self._generate_every",
-            "test_together.py::test_a_combination_resumes",
+            "test_resume.py::test_rollouts_are_counted_on_where_one_is_sampled_anew",
         ),
         (
             "seed=self.args.seed, step=step",

@@ -250,12 +250,14 @@ def check_astar_po(folder: str, options: dict[str, Any]) -> str:
     return check(folder, {"num_generations": 1} | options, trainer_options=data, **classes)
 
 
+@pytest.mark.slow
 @settings(max_examples=60)
 @given(configurations(INHERITED + CANON))
 def test_canon_trains_or_is_refused_with_a_reason(scratch, options):
     check_canon(scratch, options)
 
 
+@pytest.mark.slow
 @settings(max_examples=25)
 @given(configurations(INHERITED + ASTAR_PO))
 def test_astar_po_trains_or_is_refused_with_a_reason(scratch, options):

@@ -126,7 +126,20 @@ def copy_repository(folder: Path) -> None:
             shutil.copyfile(ROOT / name, folder / name)
 
 
-@pytest.mark.parametrize("page", [p for p in PAGES if any(b.language in RUN for b in blocks(p))], ids=name_of)
+def starts_a_script(page: Path) -> bool:
+    """Whether a block of the page trains, evaluates or compares in a process of its own."""
+    started = [block.code for block in blocks(page) if block.language == "bash" and not block.why_not_run]
+    return any(re.search(r"\b(?:examples|benchmarks)/\w+\.py|make train", code) for code in started)
+
+
+@pytest.mark.parametrize(
+    "page",
+    [
+        pytest.param(page, marks=[pytest.mark.slow] * starts_a_script(page), id=name_of(page))
+        for page in PAGES
+        if any(block.language in RUN for block in blocks(page))
+    ],
+)
 def test_blocks_run(page, tmp_path):
     steps = []
     for block in blocks(page):

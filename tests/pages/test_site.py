@@ -65,6 +65,7 @@ def pages(site) -> dict[Path, Page]:
 def public_objects() -> dict[str, Any]:
     """What stands in the `__all__` of the package and of what lies below it, by its full name."""
     modules = [canon_trl.__name__, *(m.name for m in pkgutil.walk_packages(canon_trl.__path__, "canon_trl."))]
+    modules.remove("canon_trl.rewards")  # names its successor
     loaded = [importlib.import_module(name) for name in modules]
     return {f"{m.__name__}.{name}": getattr(m, name) for m in loaded for name in getattr(m, "__all__", ())}
 

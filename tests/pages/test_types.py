@@ -69,11 +69,13 @@ def said(tmp_path_factory) -> dict[int, list[str]]:
     return found
 
 
+@pytest.mark.slow
 def test_a_users_file_is_typed(said):
     last = USERS_FILE.count("\n")
     assert {line: messages for line, messages in said.items() if line <= last} == {}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("mistake", "code"), MISTAKES.items())
 def test_a_users_mistake_is_found(said, mistake, code):
     line = USERS_FILE.count("\n") + [*MISTAKES].index(mistake) + 1
