@@ -269,6 +269,50 @@ TOKENS = [
         (".logsumexp(dim=-1) - count.log()", ".logsumexp(dim=-1)", "test_disco.py::test_a_case_by_hand"),
     ),
     *mutations(
+        "policy_losses/covariance_over_ranks.py",
+        (
+            "(advantages - mean_advantage) * (log_probs - mean_log_prob)",
+            "(advantages - mean_advantage) * (mean_log_prob - log_probs)",
+            "test_policy_losses.py::test_covariance",
+        ),
+        (
+            "(policy_ratio < 1 - clip[0]) & (advantages < 0)",
+            "(policy_ratio < 1 - clip[0]) & (advantages > 0)",
+            "test_policy_losses.py::test_clip_cov_leaves_alone_what_ppo_clips",
+        ),
+        (
+            "(covariance < bounds[1])",
+            "(covariance <= bounds[1] + 9)",
+            "test_policy_losses.py::test_masks_loss_and_gradient",
+        ),
+    ),
+    *mutations(
+        "policy_losses/covariance.py",
+        (
+            "advantages.masked_fill(selected[rows], 0.0)",
+            "advantages.masked_fill(~selected[rows], 0.0)",
+            "test_policy_losses.py::test_masks_loss_and_gradient",
+        ),
+        (
+            "log_probs - old_log_probs, 0.0).abs()",
+            "log_probs - old_log_probs, 0.0)",
+            "test_policy_losses.py::test_masks_loss_and_gradient",
+        ),
+    ),
+    *mutations(
+        "selection.py",
+        ("(further >= end)", "(further > end)", "test_selection.py::test_the_choice_is_that_of_a_full_sort"),
+        ("(sums / count.clamp(min=1))", "(sums / (count + 1))", "test_selection.py::test_by_hand"),
+        ("+ 0.0  # -0.0 becomes 0.0", "", "test_selection.py::test_ties_fall_to_those_sampled_first"),
+        ("& ~values.isnan(), ordered", ", ordered", "test_selection.py::test_the_choice_is_that_of_a_full_sort"),
+        (
+            "% 2**63)) + step)",
+            "% 2**63)))",
+            "test_selection.py::test_a_draw_is_uniform_and_new_for_each_seed_and_step",
+        ),
+        ("below - 1 - order.flatten()", "order.flatten()", "test_selection.py::test_ties_fall_to_those_sampled_first"),
+    ),
+    *mutations(
         "policy_rewards/rent.py",
         ("certainty = -entropies", "certainty = entropies", "test_rent.py::test_a_case_by_hand"),
         ("masked_fill(count == 0, empty)", "nan_to_num()", "test_rent.py::test_numbers_from_the_formula"),
@@ -560,9 +604,19 @@ HOOK = [
     *mutations(
         "hook/loss.py",
         (
-            'inputs["advantages"].masked_fill(~trained_tokens(inputs), 0.0)',
-            'inputs["advantages"]',
+            'inputs["advantages"] = per_token(inputs)',
+            'inputs["advantages"] = inputs["advantages"]',
             "test_hook.py::test_what_stands_on_padding_is_never_read",
+        ),
+        (
+            "value = term / self.current_gradient_accumulation_steps",
+            "value = term",
+            "test_loss_stages.py::test_a_term_of_one_number_is_divided_by_the_accumulation",
+        ),
+        (
+            "loss = stages.whole(losing.tokens) / accumulated",
+            "loss = stages.whole(losing.tokens)",
+            "test_astar_po.py::test_the_loss_of_a_step",
         ),
         (
             "(loss - routing) * factor + routing",
@@ -570,19 +624,9 @@ HOOK = [
             "test_shrunken_batches.py::test_a_shrunken_batch_leaves_the_routing_loss_as_it_is",
         ),
         (
-            "value = term / accumulated",
-            "value = term",
-            "test_loss_stages.py::test_a_term_of_one_number_is_divided_by_the_accumulation",
-        ),
-        (
             "return loss + own if",
             "return loss - own if",
             "test_loss_stages.py::test_a_term_of_one_number_is_divided_by_the_accumulation",
-        ),
-        (
-            "loss = self._loss_function(*parts) / accumulated",
-            "loss = self._loss_function(*parts)",
-            "test_astar_po.py::test_the_loss_of_a_step",
         ),
     ),
     *mutations(
@@ -593,15 +637,19 @@ HOOK = [
             "kept.numel()",
             "test_loss_stages.py::test_a_term_has_the_divisor_of_the_loss",
         ),
-        (
-            "(tokens * accumulated / trainer.args.steps_per_generation)",
-            "tokens",
-            "test_loss_stages.py::test_a_term_has_the_divisor_of_the_loss",
-        ),
     ),
     *mutations(
         "hook/token_inputs.py",
-        ("per_token.masked_fill(~mask, 0.0)", "per_token", "test_hook.py::test_canon_advantages_reach_the_loss"),
+        (
+            "return advantages.masked_fill(~mask, 0.0)",
+            "return advantages",
+            "test_hook.py::test_canon_advantages_reach_the_loss",
+        ),
+        (
+            "place = self._position % len(step_batch)",
+            "place = 0",
+            "test_policy_losses.py::test_the_batch_scope_does_not_depend_on_micro_batches",
+        ),
         (
             "rewards.repeat_interleave(rewards.shape[1], dim=0)",
             "rewards.repeat(rewards.shape[1], 1)",
@@ -689,6 +737,42 @@ HOOK = [
             "test_reward_sums.py::test_a_function_without_weight_does_not_make_a_response_scored",
         ),
         ("            table.pop()", "            table", "test_hook.py::test_log_and_completions_table"),
+    ),
+    *mutations(
+        "hook/steering.py",
+        (
+            "self._knobs[name].value = self._configured[name]",
+            "pass",
+            "test_knobs.py::test_a_second_run_begins_anew",
+        ),
+        (
+            'self._knobs[name].value = state["knobs"][name]',
+            "pass",
+            "test_knobs.py::test_a_run_resumes_as_if_it_had_never_stopped",
+        ),
+        (
+            'now, knob.value = knob.value, self._configured["temperature"]',
+            "now = knob.value",
+            "test_knobs.py::test_evaluation_uses_the_temperature_of_the_config",
+        ),
+        (
+            'self._measured.numbers | {"entropy": entropy}',
+            "self._measured.numbers",
+            "test_knobs.py::test_e3_reads_the_entropy_of_the_rollout_at_its_temperature",
+        ),
+    ),
+    *mutations(
+        "hook/temperature.py",
+        (
+            "cell.cell_contents = temperature",
+            "pass",
+            "test_knobs.py::test_scores_are_those_of_a_trainer_made_at_the_temperature",
+        ),
+        (
+            "trainer.generation_config.temperature = temperature",
+            "pass",
+            "test_knobs.py::test_e3_moves_the_temperature_between_rollouts",
+        ),
     ),
     *mutations(
         "hook/counting.py",
