@@ -646,11 +646,6 @@ HOOK = [
             "test_hook.py::test_canon_advantages_reach_the_loss",
         ),
         (
-            "place = self._position % len(step_batch)",
-            "place = 0",
-            "test_policy_losses.py::test_the_batch_scope_does_not_depend_on_micro_batches",
-        ),
-        (
             "rewards.repeat_interleave(rewards.shape[1], dim=0)",
             "rewards.repeat(rewards.shape[1], 1)",
             "test_loss_stages.py::test_a_method_sees_the_rollout_and_the_pass_of_its_micro_batch",
