@@ -35,17 +35,17 @@ def check_numbers(
     rewards: Tensor,
     accuracy: Tensor | None,
     *,
-    reward_range: RewardRange | None,
+    reward_ranges: Mapping[str, RewardRange],
     accuracy_reward: str,
     failures: SharedFailures,
 ) -> None:
-    """Refuse numbers of a rollout that its estimator is not defined for, on all ranks alike.
+    """Refuse numbers of a rollout that a method is not defined for, on all ranks alike.
 
     Args:
         metrics: by name, `(P, G)` each, of all ranks; infinite where one could not be computed.
         rewards: `(P, G)`, NaN where a response was not scored.
         accuracy: `(N,)`, where it is needed.
-        reward_range: the rewards for which the estimator is defined.
+        reward_ranges: the rewards for which a method is defined, by what it is called.
         accuracy_reward: the name of the reward function behind `accuracy`.
         failures: why a metric could not be computed.
 
@@ -56,8 +56,8 @@ def check_numbers(
     checks = {("metric", name): metric.isfinite() for name, metric in metrics.items()}
     if accuracy is not None:
         checks["accuracy", "[0, 1]"] = in_range(accuracy, "[0, 1]")
-    if reward_range is not None:
-        checks["reward", reward_range] = in_range(rewards, reward_range)
+    for who, reward_range in reward_ranges.items():
+        checks["reward", who] = in_range(rewards, reward_range)
     if not checks:
         return
     passed = torch.stack([check.all() for check in checks.values()]).tolist()  # one wait for all of them
@@ -71,7 +71,7 @@ def check_numbers(
             raise ValueError(f"metric {name!r} is {value} for completion {index}; it must be finite")
         if kind == "reward":
             raise ValueError(
-                f"the advantage estimator is defined for rewards in {name}, but the weighted sum of the reward "
+                f"{name} is defined for rewards in {reward_ranges[name]}, but the weighted sum of the reward "
                 f"functions is {rewards.flatten()[index].item()} for completion {index}"
             )
         assert accuracy is not None

@@ -119,8 +119,11 @@ class Rollouts(Resampling):
         widths, lengths, *metrics = self.accelerator.gather(local).view(-1, group_size, local.shape[1]).unbind(-1)
 
         rewards = weighted_reward(rewards_per_func, self.reward_weights).view(-1, group_size)
-        reward_range = self._estimator.reward_range
-        rewards = rewards if reward_range is None else snapped(rewards, reward_range)
+        ranges = {method.name: method.reward_range for method in self._stages if method.reward_range is not None}
+        if self._estimator.reward_range is not None:
+            ranges["the advantage estimator"] = self._estimator.reward_range
+        for reward_range in ranges.values():
+            rewards = snapped(rewards, reward_range)
         accuracy = snapped(making.drawn[:, self._accuracy_index], "[0, 1]")
         step = (self._steps_not_restored + self._step) // self._generate_every
         by_name = dict(zip(measured, metrics, strict=True))
@@ -128,7 +131,7 @@ class Rollouts(Resampling):
             by_name,
             rewards,
             accuracy if self._needs_accuracy else None,
-            reward_range=reward_range,
+            reward_ranges=ranges,
             accuracy_reward=self.reward_func_names[self._accuracy_index],
             failures=self._failures,
         )

@@ -33,7 +33,7 @@ from canon_trl.tokens import READABLE
 POLICY_LOSSES: dict[str, Any] = by_name(
     OnTRL("clip_cov", clip_cov, part="token_advantage", reports=clip_cov_report),
     OnTRL("kl_cov", kl_cov, part="loss_term", clips=False, acts_on_change=True, reports=kl_cov_report),
-    Whole("disco", disco_loss, renamed={"rewards": "prompt_rewards"}, whole_groups=True),
+    Whole("disco", disco_loss, renamed={"rewards": "prompt_rewards"}, whole_groups=True, reward_range="{0, 1}"),
 )
 
 STAGE = Stage("policy_loss", POLICY_LOSSES, READABLE, called_in="hook/loss.py")
