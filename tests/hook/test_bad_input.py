@@ -460,7 +460,7 @@ def test_what_is_gone_names_its_successor(stage, message):
 def test_names_that_are_gone_are_told():
     with pytest.raises(ImportError, match=r"canon_trl\.rewards holds no rewards and is now canon_trl\.guards"):
         importlib.import_module("canon_trl.rewards")
-    with pytest.raises(AttributeError, match=r"policy_losses\.KLCov of 0\.1 is gone; in its place"):
+    with pytest.raises(ImportError, match=r"policy_losses\.KLCov has gone; use POLICY_LOSSES\['kl_cov'\]"):
         policy_losses.KLCov  # noqa: B018
 
 
