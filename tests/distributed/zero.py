@@ -14,6 +14,7 @@ STEPS = {"max_steps": 3, "num_iterations": 2, "save_strategy": "steps", "save_st
 METHODS = {
     "canon": {},
     "kl_cov": {"policy_loss": "kl_cov", "policy_loss_kwargs": {"fraction": 0.2}, "dynamic_sampling": True},
+    "e3_temperature": {"controller": {"e3_temperature": {"target_entropy": 1.0, "init_steps": 0}}, "beta": 0.05},
     "astar_po": {"num_generations": 1},
     "sync_ref_model": {"beta": 0.05, "sync_ref_model": True, "ref_model_sync_steps": 1},
 }
@@ -45,6 +46,7 @@ def main(folder: Path, method: str) -> None:
         plugin = trainer.accelerator.state.deepspeed_plugin
         entry = next(entry for entry in trainer.state.log_history if "loss" in entry)
         report = {"stage": plugin.zero_stage, "processes": trainer.accelerator.num_processes, "log": entry}
+        report["temperature"] = trainer.temperature  # at the end
         (folder / "report.json").write_text(json.dumps(report))
     torch.distributed.barrier()
     train(folder, method, "resumed", resume=str(folder / "checkpoint-1"))

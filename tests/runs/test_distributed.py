@@ -59,7 +59,9 @@ def test_resume_on_two_ranks(two_ranks, metric):
         assert_same_parameters(rank["resumed"], rank["sampled"]["parameters"])
 
 
-@pytest.mark.parametrize(("stage", "method"), [(2, "canon"), (3, "canon"), (3, "kl_cov"), (3, "astar_po")])
+@pytest.mark.parametrize(
+    ("stage", "method"), [(2, "canon"), (3, "canon"), (3, "kl_cov"), (3, "e3_temperature"), (3, "astar_po")]
+)
 def test_zero(tmp_path, stage, method):
     launch(f"zero{stage}_cpu.yaml", "zero.py", tmp_path, method)
     report = json.loads((tmp_path / "report.json").read_text())
@@ -72,6 +74,9 @@ def test_zero(tmp_path, stage, method):
     if method == "kl_cov":
         assert report["log"]["policy_loss/frac_gated"] > 0
         assert report["log"]["groups/frac_no_spread"] == 0
+    if method == "e3_temperature":
+        assert report["log"]["controller/temperature"] == 1.0
+        assert report["temperature"] != 1.0
     trained = AutoModelForCausalLM.from_pretrained(tmp_path / "model")
     resumed = AutoModelForCausalLM.from_pretrained(tmp_path / "resumed")
     assert_same_parameters(dict(resumed.named_parameters()), dict(trained.named_parameters()))
