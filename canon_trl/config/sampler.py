@@ -47,12 +47,12 @@ def trl_scores(args: GRPOConfig) -> bool:
     return args.gradient_accumulation_steps % micro_batches != 0 or corrects
 
 
-def samples_the_policy(args: GRPOConfig) -> bool:
+def samples_the_policy(args: GRPOConfig, *, steered: bool = False) -> bool:
     """Whether the sampler's own log-probabilities are the policy's at the sampling temperature: it cuts off, penalises
     and constrains nothing. A vLLM server may return them without the temperature."""
     whole = args.top_k in (0, -1) and args.top_p == 1 and not args.min_p and args.repetition_penalty == 1
     free = not args.generation_kwargs and args.vllm_structured_outputs_regex is None
-    raw = args.use_vllm and args.vllm_mode == "server" and args.temperature != 1
+    raw = args.use_vllm and args.vllm_mode == "server" and (args.temperature != 1 or steered)
     return whole and free and not raw
 
 

@@ -69,7 +69,7 @@ class Publishing(TokenInputs, Resampling):
         options = self.method_options() | beside
         options |= {"reward_funcs": self.reward_func_names}
         model = self.accelerator.unwrap_model(self.model)
-        papers = {method.name: method.paper for method in self._stages if method.name in beside}
+        papers = {each.name: each.paper for each in (*self._stages, *self._makers.values()) if each.name in beside}
         papers |= {name: paper_of(type(chosen)) for name, chosen in self._sampled.options.items()}
         papers |= {reward.name: reward.method.paper for reward in self._policy_rewards}
         if not self._paper:  # a sum of several methods
@@ -90,7 +90,8 @@ class Publishing(TokenInputs, Resampling):
     def _beside(self) -> dict[str, dict[str, Any]]:
         """What the method is combined with, by name, with its options."""
         rewards = {each.name: {"weight": each.weight} | each.method.all_options for each in self._policy_rewards}
-        stages = {method.name: method.all_options for method in self._stages if method.name not in self._tag_names}
+        methods = [*self._stages, *self._makers.values()]
+        stages = {each.name: self._options_at_first(each) for each in methods if each.name not in self._tag_names}
         return rewards | stages | {name: asdict(options) for name, options in self._sampled.options.items()}
 
     def push_to_hub(self, *args: Any, **kwargs: Any) -> Any:

@@ -61,6 +61,11 @@ class Steering(Counting):
             self._controllers[name] = make_controller(maker, run)
         return values
 
+    def _options_at_first(self, method: Method) -> dict[str, Any]:
+        """The options of a method as they were chosen, whatever controllers have made of them since."""
+        first = self._configured
+        return {name: first.get(f"{method.name}.{name}", value) for name, value in method.all_options.items()}
+
     def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
         if not self._measures:
             return super().training_step(*args, **kwargs)

@@ -14,7 +14,7 @@ from canon_trl.config.checks import (
     check_shrink,
     one_rollout_a_step,
 )
-from canon_trl.config.controllers import check_controllers
+from canon_trl.config.controllers import by_knob, check_controllers
 from canon_trl.config.loss_stages import LossStages, check_loss_stages, find_policy_loss
 from canon_trl.config.sampler import (
     check_generation_kwargs,
@@ -23,6 +23,7 @@ from canon_trl.config.sampler import (
     trl_scores,
 )
 from canon_trl.config.specs import find_all
+from canon_trl.controllers import STAGE as CONTROLLER
 from canon_trl.guards.collapse import Collapse
 from canon_trl.guards.constant_rewards import ConstantRewards
 from canon_trl.guards.failures import guarded_reward
@@ -48,7 +49,7 @@ from canon_trl.hook.rollout import Rollouts
 from canon_trl.hook.shrunken_steps import LeftOut, ShrunkenSteps
 from canon_trl.hook.whole_groups import WholeGroups
 from canon_trl.loss_terms import STAGE as LOSS_TERM
-from canon_trl.method import Method, find
+from canon_trl.method import find
 from canon_trl.metrics import ResponseMetric, get_metrics, token_inputs
 from canon_trl.policy_losses import OnTRL
 from canon_trl.policy_rewards import PolicyReward
@@ -83,7 +84,7 @@ class PluggableGRPOTrainer(Publishing, Resuming, Logs, NotFinite, WholeGroups, R
         policy_loss: how the loss differs from TRL's, see `canon_trl.policy_losses`: one of these. A function of your
             own that returns one number is the whole loss.
         loss_term: what is added to the loss, see `canon_trl.loss_terms`: as `token_advantage`.
-        controllers: what makes the controllers of a run, see `canon_trl.controllers`.
+        controller: what steers a number of the run, see `canon_trl.controllers`: one, or several.
         dynamic_sampling: how groups that teach nothing are replaced, see `canon_trl.sampling`; default not at all.
         reward_time_limit: seconds that a call of a reward function may take; default no limit.
         resume_with_changes: whether a checkpoint that was made with other options is resumed; default refused.
@@ -120,7 +121,7 @@ class PluggableGRPOTrainer(Publishing, Resuming, Logs, NotFinite, WholeGroups, R
         token_advantage: Any = None,
         policy_loss: Any = None,
         loss_term: Any = None,
-        controllers: Sequence[Method] = (),
+        controller: Any = None,
         dynamic_sampling: DynamicSampling | None = None,
         reward_time_limit: float | None = None,
         resume_with_changes: bool = False,
@@ -142,14 +143,15 @@ class PluggableGRPOTrainer(Publishing, Resuming, Logs, NotFinite, WholeGroups, R
         declared = get_metrics(self._estimator.required_metrics) | dict(metrics or {})
         self._response_metrics = {**telling_metrics(policy_rewards), **declared}
         self._trl_scores = trl_scores(args)
-        self._samples_the_policy = samples_the_policy(args)
         named = set().union(*(token_inputs(metric) for metric in declared.values() if metric is not None))
         self._scored_inputs = frozenset(named & {"entropies", "log_probs"}).union(token_inputs_of(policy_rewards))
         self._stages = LossStages(
             find_all(TOKEN_ADVANTAGE, token_advantage), find_policy_loss(policy_loss), find_all(LOSS_TERM, loss_term)
         ).own()
         check_loss_stages(self._stages, args)
+        controllers = find_all(CONTROLLER, controller)
         check_controllers(controllers, args, self._stages)
+        self._samples_the_policy = samples_the_policy(args, steered="temperature" in by_knob(controllers))
         if self._stages.step_wide and not self._trl_scores:
             self._scored_inputs |= {"log_probs"}
         self._needs_accuracy = needs_accuracy or "accuracy" in self._estimator.reads

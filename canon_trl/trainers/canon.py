@@ -12,8 +12,6 @@ from canon_trl.advantages import ESTIMATORS, STAGE, canon_estimator, split_by_me
 from canon_trl.advantages.canon import PAPER, canon_statistics
 from canon_trl.config.canon import ACCURACY_SCHEDULES, COSINE_SCHEDULES, CANONConfig
 from canon_trl.config.policy_rewards import find_policy_rewards
-from canon_trl.config.specs import find_all
-from canon_trl.controllers import STAGE as CONTROLLER
 from canon_trl.hook.trainer import PluggableGRPOTrainer
 from canon_trl.method import Method, find
 from canon_trl.metrics import ResponseMetric, metric_name
@@ -102,7 +100,7 @@ class CANONTrainer(PluggableGRPOTrainer):
             token_advantage=chosen("token_advantage", token_advantage, args),
             policy_loss=args.make_policy_loss() if policy_loss is None else chosen("policy_loss", policy_loss, args),
             loss_term=chosen("loss_term", loss_term, args),
-            controllers=find_all(CONTROLLER, chosen("controller", controller, args)),
+            controller=chosen("controller", controller, args),
             dynamic_sampling=args.make_dynamic_sampling(),
             reward_time_limit=args.reward_time_limit,
             resume_with_changes=args.resume_with_changes,

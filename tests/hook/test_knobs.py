@@ -168,8 +168,9 @@ def test_an_entropy_bonus_may_begin_at_nothing(tmp_path):
         {"controller": ramp("epsilon_high", by=-0.05), "num_iterations": 2},
         {"controller": [E3, ramp("entropy_coef")]},
         {"controller": ramp("entropy_shaped.alpha"), "num_iterations": 2} | SHAPED,
+        {"controller": ramp("clip_cov.ratio"), "num_iterations": 2, "policy_loss": "clip_cov"},
     ],
-    ids=["temperature", "in a rollout", "epsilon_high", "two knobs", "an option"],
+    ids=["temperature", "in a rollout", "epsilon_high", "two knobs", "an option", "of the policy loss"],
 )
 def test_a_run_resumes_as_if_it_had_never_stopped(options, tmp_path):
     assert_resumes(make_trainer, tmp_path, **options)
@@ -258,6 +259,10 @@ def test_controllers_that_cannot_be_are_refused_in_the_config(controller, messag
         ("temprature", {}, r"nothing here reads \(did you mean 'temperature'\?\)"),
         ("entropy_coef", {"use_adaptive_entropy": True}, "use_adaptive_entropy=True steers already"),
         ("epsilon_high", {"loss_type": "sapo"}, "loss_type='sapo' clips no ratios"),
+        ("epsilon_high", {"policy_loss": "kl_cov"}, "'kl_cov' clips no ratios"),
+        ("entropy_coef", {"policy_loss": "disco"}, "the loss 'disco' does not read"),
+        ("clip_cov.ratoi", {"policy_loss": "clip_cov"}, r"no number among .* \(did you mean 'ratio'"),
+        ("clip_cov.scope", {"policy_loss": "clip_cov"}, "no number among the options of 'clip_cov'"),
         ("entropy_shaped.alpha", {}, "which nothing here reads"),
         ("entropy_shaped.alhpa", SHAPED, r"no number among the options of 'entropy_shaped' \(did you mean 'alpha'"),
     ],
