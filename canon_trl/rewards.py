@@ -1,3 +1,9 @@
 """Renamed: see `canon_trl.guards`."""
 
-raise ImportError("canon_trl.rewards holds no rewards and is now canon_trl.guards, with the same names")
+from typing import NoReturn
+
+
+def __getattr__(name: str) -> NoReturn:
+    if name.startswith("__"):
+        raise AttributeError(name)
+    raise ImportError(f"canon_trl.rewards holds no rewards and is now canon_trl.guards; import {name} from there")

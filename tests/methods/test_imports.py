@@ -46,7 +46,7 @@ def test_every_public_name_is_there():
         ),
         ("from canon_trl.advantages import OnRollout", "OnRollout has gone; use canon_trl.method.Method"),
         ("from canon_trl.policy_losses import ClipCov", r"ClipCov has gone; use POLICY_LOSSES\['clip_cov'\]"),
-        ("import canon_trl.rewards", "is now canon_trl.guards"),
+        ("from canon_trl.rewards import timed", "is now canon_trl.guards; import timed from there"),
     ],
 )
 def test_a_name_that_went_names_its_successor(code, message):

@@ -47,7 +47,7 @@ MISTAKES = {
     'CANONConfig(output_dir="out", canon_nu=0.5)': "call-arg",
     'canon_advantage(torch.ones(2, 4), torch.rand(2, 4), alpha_group="middle")': "arg-type",
     "requires_metrics(3)": "arg-type",
-    'requires_metrics("entropy")(3)': "arg-type",
+    'requires_metrics("entropy")(3)': "type-var",
     "length: str = pass_at_k(8, 1, 4)": "assignment",
 }
 
