@@ -113,7 +113,7 @@ def find_policy_loss(spec: Any, options: dict[str, Any] | None = None) -> OnTRL 
 
     Raises:
         TypeError: an object with `select` and `advantages`, as a policy loss was in 0.1.
-        ValueError: see [`canon_trl.method.find`][].
+        ValueError: see [`~canon_trl.method.find`].
     """
     if spec is None:
         return None
