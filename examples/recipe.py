@@ -20,6 +20,7 @@ from trl.rewards import (
     think_format_reward,
 )
 
+from canon_trl.hook.data_checks import check_model_name
 from canon_trl.imports import is_import_path, load_function
 from canon_trl.publishing.model_card import is_on_hub
 from canon_trl.sampling.prompt_checks import check_columns, fault_of
@@ -162,11 +163,14 @@ def check(recipe: RecipeArguments, model: ModelConfig, *, rewarded: bool = False
         )
     for name in ("dataset_name", "eval_dataset_name"):
         check_data_name(getattr(recipe, name), name)
+    check_model_name(model.model_name_or_path, "model_name_or_path")
     if "{answer}" not in recipe.answer_template:
         raise ValueError(f"answer_template={recipe.answer_template!r} must contain '{{answer}}'")
     for name in recipe.reward_funcs or []:
         if name in NEED_MATH_VERIFY and find_spec("math_verify") is None:
             raise ImportError(f"reward_funcs has {name!r}, which needs math-verify; install canon-trl[math]")
+        if name.startswith("model:"):
+            check_model_name(name.removeprefix("model:"), "reward_funcs")
 
 
 def check_data_name(name: str | None, option: str) -> None:

@@ -31,13 +31,18 @@ RECORDABLE_DECODING: dict[str, tuple] = {
 
 
 def check_generation_kwargs(args: GRPOConfig) -> None:
-    """Refuse keys of `generation_kwargs` that repeat another option."""
+    """Refuse keys of `generation_kwargs` that repeat another option, or that TRL cannot pass on."""
     given = args.generation_kwargs or {}
     for name in given:
         if name in SET_ELSEWHERE:
             raise ValueError(
                 f"generation_kwargs has {name}={given[name]!r}, which {SET_ELSEWHERE[name]} sets; set it there only"
             )
+    if "stop_strings" in given:
+        raise ValueError(
+            f"generation_kwargs has stop_strings={given['stop_strings']!r}, for which transformers needs a tokenizer "
+            "that TRL does not pass; with vLLM the key is stop"
+        )
 
 
 def trl_scores(args: GRPOConfig) -> bool:

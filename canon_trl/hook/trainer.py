@@ -28,7 +28,13 @@ from canon_trl.guards.collapse import Collapse
 from canon_trl.guards.constant_rewards import ConstantRewards
 from canon_trl.guards.failures import guarded_reward
 from canon_trl.guards.reward_names import check_accuracy_reward, distinct_names
-from canon_trl.hook.data_checks import check_data
+from canon_trl.hook.data_checks import (
+    check_chat_template,
+    check_data,
+    check_model_names,
+    check_reward_templates,
+    named_processing_class,
+)
 from canon_trl.hook.epoch_ends import EpochEnds
 from canon_trl.hook.jit_checkpoint import write_at_step_begin
 from canon_trl.hook.logs import Logs
@@ -91,10 +97,11 @@ class PluggableGRPOTrainer(Publishing, Resuming, Logs, NotFinite, WholeGroups, R
 
     Raises:
         ValueError: before a model is loaded where it can be known by then: an unknown reward name, an entropy source
-            that the setting does not allow, data without prompts or with one that is missing. A stream's prompts are
-            looked at as they come. At the first rollout: a metric that is not finite, an accuracy outside [0, 1] that
-            is needed, advantages of another shape or not finite. From `train`: a checkpoint that is not whole or was
-            made with other options, an output folder of another run.
+            that the setting does not allow, data without prompts or with one that is missing, conversations without a
+            chat template, a model that is nowhere. A stream's prompts are looked at as they come. At the first
+            rollout: a metric that is not finite, an accuracy outside [0, 1] that is needed, advantages of another
+            shape or not finite. From `train`: a checkpoint that is not whole or was made with other options, an output
+            folder of another run.
         TypeError, ValueError, TimeoutError: a reward function that returns no numbers, a wrong count, an infinity, or
             nothing in time. What a reward function or a metric raises on one rank is raised on all.
         FloatingPointError: weights, log-probabilities, the loss or gradients that are not finite, before they have
@@ -134,7 +141,13 @@ class PluggableGRPOTrainer(Publishing, Resuming, Logs, NotFinite, WholeGroups, R
             )
         if trl_kwargs.get("environment_factory") is None:
             check_accuracy_reward(accuracy_reward, reward_funcs)
-        check_data(train_dataset, eval_dataset, args, trl_kwargs)
+        check_model_names(model, reward_funcs)
+        templated = check_data(train_dataset, eval_dataset, args, trl_kwargs) and not trl_kwargs.get("rollout_func")
+        if templated:
+            given = trl_kwargs.get("processing_class")
+            check_chat_template(
+                named_processing_class(model, args) if given is None else given, "the tokenizer of the model"
+            )
         check_dynamic_sampling(dynamic_sampling is not None, trl_kwargs)
         check_shrink(dynamic_sampling, args)
         check_generation_kwargs(args)
@@ -184,6 +197,9 @@ class PluggableGRPOTrainer(Publishing, Resuming, Logs, NotFinite, WholeGroups, R
             raise ValueError(
                 f"accuracy_reward={accuracy_reward!r} must be one of the reward functions {self.reward_func_names}"
             )
+        if templated:
+            check_chat_template(self.processing_class, "the tokenizer of the model")
+            check_reward_templates(self.reward_funcs, self.reward_processing_classes, self.reward_func_names)
         for index, (function, name) in enumerate(zip(self.reward_funcs, self.reward_func_names, strict=True)):
             if not isinstance(function, nn.Module):
                 self.reward_funcs[index] = guarded_reward(function, name, self._failures, reward_time_limit)

@@ -123,7 +123,7 @@ def test_what_is_not_for_astar_po():
     with pytest.raises(TypeError, match="args is a CANONConfig; it must be an AStarPOConfig"):
         AStarPOTrainer("m", TASK.reward, CANONConfig("out", **OPTIONS), prompts())
     splits = DatasetDict(train=valued_prompts(8), test=valued_prompts(8))
-    with pytest.raises(TypeError, match="train_dataset is a DatasetDict; it must be"):
+    with pytest.raises(TypeError, match=r"a DatasetDict with the splits \['train', 'test'\]; it must be one of them"):
         AStarPOTrainer("m", TASK.reward, AStarPOConfig("out", **OWN), splits)
     with pytest.raises(TypeError, match=r"train_dataset is a IterableDataset; A\*-PO needs a Dataset"):
         AStarPOTrainer("m", TASK.reward, AStarPOConfig("out", **OWN), prompts().to_iterable_dataset())

@@ -1,8 +1,11 @@
 """Datasets and prompts that cannot be trained on: the error names the dataset, the row and what is missing."""
 
 import pytest
-from datasets import Dataset, DatasetDict, IterableDataset
-from toy import build, make_trainer, prompts
+from datasets import Dataset, DatasetDict, IterableDataset, IterableDatasetDict
+from toy import NO_MODEL, TASK, base_model, build, config, make_trainer, prompts
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+from canon_trl import CANONTrainer
 
 
 def with_prompt(prompt, row=3, rows=8):
@@ -111,8 +114,11 @@ def test_a_wrong_prompt_among_those_that_dynamic_sampling_draws(tmp_path):
 @pytest.mark.parametrize(
     ("data", "message"),
     [
-        (DatasetDict(train=prompts(4)), "train_dataset is a DatasetDict; it must be a Dataset or an IterableDataset"),
-        (None, "train_dataset is a NoneType; it must be"),
+        (
+            DatasetDict(train=prompts(4), test=prompts(4)),
+            r"DatasetDict with the splits \['train', 'test'\]; .*\['train'\]",
+        ),
+        (IterableDatasetDict(a=prompts(4).to_iterable_dataset()), r"IterableDatasetDict with the splits \['a'\]"),
         ("trl-lib/DeepMath-103K", "train_dataset is a str; it must be a Dataset or an IterableDataset"),
     ],
 )
@@ -131,3 +137,52 @@ def test_the_splits_of_a_dataset_may_be_held_out(tmp_path):
     held_out = DatasetDict(first=prompts(4), second=prompts(8))
     scores = make_trainer(tmp_path, trainer_options={"eval_dataset": held_out}).evaluate()
     assert {"eval_first_loss", "eval_second_loss"} <= scores.keys()
+
+
+CONVERSATIONS = with_prompt([{"role": "user", "content": "2 + 2?"}])
+
+
+@pytest.mark.parametrize("name", ["train_dataset", "eval_dataset"])
+@pytest.mark.parametrize("given", [True, False], ids=["tokenizer given", "tokenizer named"])
+def test_conversations_need_a_chat_template(tmp_path, name, given):
+    """Told before the weights are read: there are none."""
+    tokenizer = AutoTokenizer.from_pretrained(TASK.model_path)
+    tokenizer.save_pretrained(tmp_path / "model")
+    base_model().config.save_pretrained(tmp_path / "model")
+    options = {"processing_class": tokenizer} if given else {}
+    data = {"train_dataset": prompts(8)} | {name: CONVERSATIONS}
+    with pytest.raises(
+        ValueError, match="prompts are conversations, and the tokenizer of the model has no chat templ"
+    ):
+        CANONTrainer(str(tmp_path / "model"), TASK.reward, config(), **data, **options)
+    tokenizer.chat_template = "{{ messages[-1]['content'] }}"
+    tokenizer.save_pretrained(tmp_path / "model")
+    with pytest.raises(OSError, match=r"model.safetensors"):
+        CANONTrainer(str(tmp_path / "model"), TASK.reward, config(), **data, **options)
+
+
+def test_a_loaded_model_needs_a_chat_template_as_well():
+    with pytest.raises(ValueError, match="the tokenizer of the model has no chat template"):
+        CANONTrainer(base_model(), TASK.reward, config(), CONVERSATIONS)
+
+
+def test_a_reward_model_needs_a_chat_template_as_well():
+    model_tokenizer, judge_tokenizer = (AutoTokenizer.from_pretrained(TASK.model_path) for _ in range(2))
+    model_tokenizer.chat_template = "{{ messages[-1]['content'] }}"
+    judge = AutoModelForSequenceClassification.from_pretrained(TASK.model_path, num_labels=1)
+    classes = {"processing_class": model_tokenizer, "reward_processing_classes": [judge_tokenizer]}
+    with pytest.raises(ValueError, match="the tokenizer of the reward model 'arithmetic_model' has no chat template"):
+        CANONTrainer(base_model(), [judge], config(), CONVERSATIONS, **classes)
+
+
+def test_a_model_without_a_tokenizer_is_left_to_trl():
+    with pytest.raises(OSError):
+        build({"train_dataset": CONVERSATIONS})
+
+
+@pytest.mark.parametrize("name", ["/no/such/folder", "./outputs/canon", "outputs/canon/checkpoint-80", "../model"])
+def test_a_folder_that_does_not_exist(name):
+    with pytest.raises(ValueError, match=f"model='{name}': there is no such folder, and a model on the Hub is named"):
+        CANONTrainer(name, TASK.reward, config(), prompts(8))
+    with pytest.raises(ValueError, match=f"reward_funcs='{name}': there is no such folder"):
+        CANONTrainer(NO_MODEL, [TASK.reward, name], config(), prompts(8))

@@ -185,13 +185,17 @@ def test_config(options, message):
         {"max_grad_norm": None},
         {"reward_weights": [1e7]},
         {"beta": 0.0, "sync_ref_model": True},
-        {"generation_kwargs": {"stop_strings": ["3"]}},
     ],
     ids=str,
 )
 def test_options_of_trl_are_left_to_trl(options):
     made = config(**options)
     assert {name: getattr(made, name) for name in options} == options
+
+
+def test_stop_strings_lack_a_tokenizer():
+    with pytest.raises(ValueError, match=r"stop_strings=\['3'\], for which transformers needs a tokenizer"):
+        config(generation_kwargs={"stop_strings": ["3"]})
 
 
 def test_unknown_preset():

@@ -234,6 +234,12 @@ ON_HUB = [*ON_FILE, "--dataset_name", "someone/data"]
         (["--answer_template", "$$"], ValueError, r"answer_template='\$\$' must contain '\{answer\}'"),
         (["--canon_mu", "2"], ValueError, r"canon_mu=2.0 must lie in \[0, 1\]"),
         (
+            ["--model_name_or_path", "outputs/canon/checkpoint-80"],
+            ValueError,
+            "model_name_or_path='outputs/canon/checkpoint-80': there is no such folder, and a model on the Hub is nam",
+        ),
+        (["--reward_funcs", "model:./judge"], ValueError, "reward_funcs='./judge': there is no such folder"),
+        (
             [*ON_FILE, "--dataset_name", "no/train.jsonl"],
             ValueError,
             "dataset_name='no/train.jsonl': there is no such",
