@@ -54,6 +54,7 @@ METHODS: dict[str, dict[str, Any]] = (
         for name in POLICY_LOSSES
         for scope in ("micro_batch", "batch")
     }
+    | {"e3_temperature": {"advantage_estimator": "dr_grpo", "controller": "e3_temperature"}}
     | {"dynamic_sampling": {"advantage_estimator": "dr_grpo", "dynamic_sampling": True, "num_iterations": UPDATES}}
 )
 

@@ -53,6 +53,11 @@ MEMBERS = (
     Member("aux_loss_enabled", "whether a mixture of experts adds a loss"),
     Member("_entropy_bonus_enabled", "whether TRL's entropy bonus acts, which a controller may steer"),
     Member("_get_grad_norm", "called between clipping and the optimiser's step", ("model", "grad_norm")),
+    # What controllers steer
+    Member("temperature", "the temperature that recorders of entropies and users' samplers read"),
+    Member("generation_config", "the temperature at which transformers samples"),
+    Member("generation_kwargs", "the same once more, in place of the model's own"),
+    Member("entropy_coef", "the weight of TRL's entropy bonus"),
     # Logs
     Member("_metrics", "what `log` averages"),
     Member("_logs", "what `log` tabulates"),

@@ -218,3 +218,23 @@ def test_a_policy_reward(smollm2, tmp_path, correction, passes):
 def test_a_policy_reward_with_dynamic_sampling_is_refused(tmp_path):
     with pytest.raises(ValueError, match=r"dynamic_sampling=True with a policy_reward that reads \['entropies'\]"):
         make("a-model-that-does-not-exist", tmp_path, policy_reward="rent", dynamic_sampling=True)
+
+
+def test_a_controller_moves_the_temperature_of_the_engine(smollm2, tmp_path):
+    """At every temperature the engine's log-probabilities are those that TRL scores the responses with."""
+    options = {"controller": {"e3_temperature": {"target_entropy": 8.0, "init_steps": 0}}, "learning_rate": 0.0}
+    trainer = make(smollm2, tmp_path, max_steps=3, **options)
+    outputs, temperatures, generate = keep_outputs(trainer), [], trainer.vllm_generation.generate
+
+    def keep(*args, **kwargs):
+        temperatures.append(trainer.vllm_generation.temperature)
+        return generate(*args, **kwargs)
+
+    trainer.vllm_generation.generate = keep
+    trainer.train()
+    assert temperatures == [entry["controller/temperature"] for entry in logged(trainer)]
+    assert temperatures[0] == 1.0 and temperatures[2] > temperatures[1] > 1.1
+    for output in outputs:
+        mask = output["completion_mask"].bool()
+        apart = (output["old_per_token_logps"] - output["sampling_per_token_logps"])[mask]
+        assert apart.abs().max() < 1e-2
