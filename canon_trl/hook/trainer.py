@@ -139,6 +139,8 @@ class PluggableGRPOTrainer(Publishing, Resuming, Logs, NotFinite, WholeGroups, R
                 "loss_function of 0.1 is gone: give the function as policy_loss. Its parameters name what it reads of "
                 "canon_trl.tokens.Tokens, such as log_probs, ref_log_probs, response_advantages and mask"
             )
+        if "reward_range" in trl_kwargs:
+            raise TypeError("reward_range of 0.1 is gone: set it on the function, f.reward_range = '[0, 1]'")
         if trl_kwargs.get("environment_factory") is None:
             check_accuracy_reward(accuracy_reward, reward_funcs)
         check_model_names(model, reward_funcs)

@@ -452,6 +452,7 @@ class Gate:
     ("stage", "message"),
     [
         ({"loss_function": print}, "loss_function of 0.1 is gone: give the function as policy_loss"),
+        ({"reward_range": "[0, 1]"}, "reward_range of 0.1 is gone: set it on the function"),
         ({"policy_loss": Gate()}, r"has select and advantages, as in 0\.1; now it is a function of the tokens"),
     ],
 )
