@@ -419,31 +419,31 @@ SAMPLING = [
         (
             "* alive\n",
             "\n",
-            "test_sampler.py::test_nothing_is_added_to_a_response_after_its_end",
+            "test_samplers.py::test_nothing_is_added_to_a_response_after_its_end",
         ),
         (
             "(attention.cumsum(dim=1) - 1)",
             "attention.cumsum(dim=1)",
-            "test_value_estimation.py::test_the_sampler_writes_what_generate_writes",
+            "test_samplers.py::test_the_sampler_writes_what_generate_writes",
         ),
         (
             "lengths[rows] += alive",
             "lengths[rows] += 1",
-            "test_sampler.py::test_nothing_is_added_to_a_response_after_its_end",
+            "test_samplers.py::test_nothing_is_added_to_a_response_after_its_end",
         ),
         (
             "positions = attention.sum(dim=1, keepdim=True) - 1",
             "positions = attention.sum(dim=1, keepdim=True)",
-            "test_value_estimation.py::test_the_sampler_writes_what_generate_writes",
+            "test_samplers.py::test_the_sampler_writes_what_generate_writes",
         ),
     ),
     *mutations(
         "sampling/chunks.py",
-        ("seed * 1_000_003 + chunk", "seed * 1_000_003", "test_value_estimation.py::test_every_prompt_once_in_order"),
+        ("seed * 1_000_003 + chunk", "seed * 1_000_003", "test_chunks.py::test_every_prompt_once_in_order"),
         (
             'whole.rfind(b"\\n") + 1',
             'whole.rfind(b"\\n")',
-            "test_value_estimation.py::test_a_killed_run_goes_on_with_the_same_numbers",
+            "test_chunks.py::test_a_killed_run_goes_on_with_the_same_numbers",
         ),
     ),
     *mutations(
