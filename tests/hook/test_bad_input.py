@@ -1,6 +1,5 @@
 """Errors come before any model is loaded and name the field, the value and what is allowed."""
 
-import importlib
 import logging
 from functools import partial
 
@@ -9,7 +8,7 @@ from datasets import Dataset
 from toy import NO_MODEL, OPTIONS, TASK, build, config, length_reward, make_trainer, prompts
 from trl import GRPOConfig
 
-from canon_trl import AStarPOConfig, CANONConfig, CANONTrainer, PluggableGRPOTrainer, policy_losses, requires_metrics
+from canon_trl import AStarPOConfig, CANONConfig, CANONTrainer, PluggableGRPOTrainer, requires_metrics
 from canon_trl.advantages import ESTIMATORS
 from canon_trl.config.canon import PRESETS
 from canon_trl.metrics import METRICS
@@ -460,13 +459,6 @@ def test_what_is_gone_names_its_successor(stage, message):
     shared = {"advantage_estimator": ESTIMATORS["dr_grpo"], "metrics": {}}
     with pytest.raises(TypeError, match=message):
         PluggableGRPOTrainer(NO_MODEL, TASK.reward, GRPOConfig("out", **OPTIONS), prompts(8), **shared, **stage)
-
-
-def test_names_that_are_gone_are_told():
-    with pytest.raises(ImportError, match=r"canon_trl\.rewards holds no rewards and is now canon_trl\.guards"):
-        importlib.import_module("canon_trl.rewards")
-    with pytest.raises(ImportError, match=r"policy_losses\.KLCov has gone; use POLICY_LOSSES\['kl_cov'\]"):
-        policy_losses.KLCov  # noqa: B018
 
 
 @pytest.mark.parametrize(
