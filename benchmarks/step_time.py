@@ -1,8 +1,9 @@
-"""What a step of every method costs beside the same step of GRPOTrainer.
+"""What a step of every method costs, compared with the same step of GRPOTrainer.
 
     python benchmarks/step_time.py                                   # every method, on the embedded model
     python benchmarks/step_time.py --methods 'canon entropy' grpo    # some of them
     python benchmarks/step_time.py --model DIR --vllm                # any causal language model, sampled by vLLM
+    python benchmarks/step_time.py --baseline dr_grpo --methods entropy_shaped ter e3_temperature    # what stages add
 
 Both trainers sample the same number of responses of the same, fixed length and take the same optimiser steps; they run
 in turn in one process, and which of them goes first alternates from pair to pair, so that a machine that slows down
@@ -30,9 +31,12 @@ from trl import GRPOConfig, GRPOTrainer
 
 from canon_trl import CANONConfig, CANONTrainer
 from canon_trl.advantages import ESTIMATORS
+from canon_trl.controllers import STAGE as CONTROLLER
+from canon_trl.loss_terms import STAGE as LOSS_TERM
 from canon_trl.metrics import METRICS, RANDOM
 from canon_trl.policy_losses import POLICY_LOSSES
 from canon_trl.tasks import TASKS
+from canon_trl.token_advantages import STAGE as TOKEN_ADVANTAGE
 
 TASK = TASKS["arithmetic"]
 BASELINE = "GRPOTrainer"
@@ -51,12 +55,19 @@ METHODS: dict[str, dict[str, Any]] = (
             "policy_loss_kwargs": {"scope": scope},
             "num_iterations": UPDATES,
         }
-        for name in POLICY_LOSSES
+        for name, loss in POLICY_LOSSES.items()
+        if "scope" in loss.all_options
         for scope in ("micro_batch", "batch")
     }
-    | {"e3_temperature": {"advantage_estimator": "dr_grpo", "controller": "e3_temperature"}}
     | {"dynamic_sampling": {"advantage_estimator": "dr_grpo", "dynamic_sampling": True, "num_iterations": UPDATES}}
 )
+
+# Methods of the stages that act on top of an estimator, to be compared with that estimator alone.
+ADDED: dict[str, dict[str, Any]] = {
+    name: {"advantage_estimator": "dr_grpo", stage.field: name}
+    for stage in (TOKEN_ADVANTAGE, LOSS_TERM, CONTROLLER)
+    for name in stage.methods
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,8 +124,8 @@ def prompts() -> Dataset:
 def make(
     method: str, workload: Workload, *, updates: int = 1, reward: Callable[..., list[float]] = every_other_reward
 ) -> GRPOTrainer:
-    """A trainer whose `train` takes one rollout; `updates` are those of the baseline."""
-    options = {} if method == BASELINE else METHODS[method]
+    """A trainer whose `train` takes one rollout; `updates` are those of GRPOTrainer."""
+    options = {} if method == BASELINE else (METHODS | ADDED)[method]
     updates = updates if method == BASELINE else options.get("num_iterations", 1)
     shared = {
         "per_device_train_batch_size": workload.responses,
@@ -187,21 +198,21 @@ def in_words(found: dict[str, Any]) -> str:
 
 
 def measure(
-    methods: Sequence[str], workload: Workload, *, pairs: int, until: float = math.inf
+    methods: Sequence[str], workload: Workload, *, pairs: int, until: float = math.inf, baseline: str = BASELINE
 ) -> dict[str, dict[str, Any]]:
-    """The ratio of every method, which share what is left of the time until `until` fairly."""
+    """The ratio of every method to the baseline; the methods share the time that is left until `until` fairly."""
     baselines: dict[int, GRPOTrainer] = {}
     results = {}
     for place, method in enumerate(methods):
         now = time.perf_counter()
-        updates = METHODS[method].get("num_iterations", 1)
+        updates = (METHODS | ADDED)[method].get("num_iterations", 1)
         if updates not in baselines:
-            baselines[updates] = make(BASELINE, workload, updates=updates)
+            baselines[updates] = make(baseline, workload, updates=updates)
         ours, theirs = make(method, workload), baselines[updates]
         share = now + (until - now) / (len(methods) - place)
         seconds = paired(partial(step_seconds, ours), partial(step_seconds, theirs), pairs, share)
         results[method] = ratio(seconds) | {"updates": updates, "seconds": seconds}
-        print(f"{method:22} / {BASELINE}: {in_words(results[method])}", flush=True)
+        print(f"{method:22} / {baseline}: {in_words(results[method])}", flush=True)
         del ours
         gc.collect()  # a trainer is a cycle, and its weights and moments would stay
     return results
@@ -215,7 +226,8 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--group", type=int, default=default.group)
     parser.add_argument("--tokens", type=int, default=default.tokens)
     parser.add_argument("--pairs", type=int, default=31)
-    parser.add_argument("--methods", nargs="+", choices=list(METHODS), default=list(METHODS))
+    parser.add_argument("--methods", nargs="+", choices=[*METHODS, *ADDED], default=list(METHODS))
+    parser.add_argument("--baseline", choices=[BASELINE, "dr_grpo"], default=BASELINE)
     parser.add_argument("--cpu", action="store_true")
     parser.add_argument("--threads", type=int, default=1, help="more than one is noisy on a CPU that is shared")
     parser.add_argument("--bf16", action="store_true")
@@ -225,7 +237,7 @@ def main(argv: list[str] | None = None) -> None:
 
     torch.set_num_threads(options.threads)
     workload = Workload(**{name: getattr(options, name) for name in [field.name for field in fields(Workload)]})
-    results = measure(options.methods, workload, pairs=options.pairs)
+    results = measure(options.methods, workload, pairs=options.pairs, baseline=options.baseline)
     if options.json:
         with open(options.json, "w") as file:
             json.dump(vars(options) | {"results": results}, file, indent=1)
