@@ -1,0 +1,136 @@
+"""Every method with every method of every other stage: trained for two steps, or refused with a reason.
+
+What is combined is read from the dicts of the stages, so that a new method comes along by its line there. Runs are as
+few as cover every pair of methods that is not refused.
+"""
+
+import math
+from contextlib import nullcontext
+from itertools import combinations
+from typing import Any
+
+import pytest
+import torch
+from toy import OPTIONS as SMALL
+from toy import logged, make_trainer, parameters
+
+from canon_trl import CANONConfig
+from canon_trl.advantages import ESTIMATORS
+from canon_trl.controllers import CONTROLLERS
+from canon_trl.loss_terms import LOSS_TERMS
+from canon_trl.method import Method
+from canon_trl.policy_losses import POLICY_LOSSES
+from canon_trl.policy_losses.kinds import Whole
+from canon_trl.policy_rewards import POLICY_REWARDS
+from canon_trl.token_advantages import TOKEN_ADVANTAGES
+
+STAGES = {
+    "policy_reward": POLICY_REWARDS,
+    "advantage_estimator": ESTIMATORS,
+    "token_advantage": TOKEN_ADVANTAGES,
+    "policy_loss": POLICY_LOSSES,
+    "loss_term": LOSS_TERMS,
+    "controller": CONTROLLERS,
+}
+# Options with which a method acts on two groups of four short responses; without an entry, its defaults.
+OPTIONS: dict[str, dict[str, Any]] = {
+    "mix": {"canon": 0.5, "opo": 0.5},
+    "clip_cov": {"low": 0.0, "high": 9.0, "ratio": 0.5},
+    "kl_cov": {"fraction": 0.2},
+    "disco": {"beta": 10.0},
+    "ter": {"coef": 0.1},
+    "e3_temperature": {"target_entropy": 1.0, "init_steps": 0},
+}
+
+Chosen = tuple[str, str]  # a stage's field and a method of it
+
+
+def ignores_advantages(policy_loss: Method) -> bool:
+    return isinstance(policy_loss, Whole) and not {"advantages", "tokens"} & {*policy_loss.reads}
+
+
+def why_refused(first: Chosen, second: Chosen) -> str | None:
+    """Words of the error that refuses the two together; `None` if they go together."""
+    for (field, name), (other, method) in ((first, second), (second, first)):
+        if field == "policy_loss" and other == "token_advantage" and ignores_advantages(POLICY_LOSSES[name]):
+            return f"{other}='{method}' would be ignored: policy_loss='{name}' reads no advantages"
+        if field == "policy_reward" and other == "advantage_estimator" and ESTIMATORS[method].reward_range:
+            return "the advantage estimator is defined for rewards in .*, but the weighted sum"
+        if field == "policy_reward" and other == "policy_loss" and POLICY_LOSSES[method].reward_range:
+            return f"{method} is defined for rewards in .*, but the weighted sum"
+    return None
+
+
+PAIRS = [
+    (first, second)
+    for one, other in combinations(STAGES, 2)
+    for first in [(one, name) for name in STAGES[one]]
+    for second in [(other, name) for name in STAGES[other]]
+]
+REFUSED = {(first, second): words for first, second in PAIRS if (words := why_refused(first, second))}
+
+
+def covering(pairs: list[tuple[Chosen, Chosen]]) -> list[dict[str, str]]:
+    """Few choices of at most one method per stage, which together have all the pairs and none that is refused."""
+    left = dict.fromkeys(pairs)
+    rows = []
+    while left:
+        row = dict(next(iter(left)))
+        for field in STAGES:
+            if field not in row:
+                gains = {name: gain for name in STAGES[field] if (gain := new_pairs((field, name), row, left))}
+                if gains:
+                    row[field] = max(gains, key=gains.get)
+        rows.append({field: row[field] for field in STAGES if field in row})
+        left = {pair: None for pair in left if not set(pair) <= row.items()}
+    return rows
+
+
+def new_pairs(chosen: Chosen, row: dict[str, str], left: dict[tuple[Chosen, Chosen], None]) -> int:
+    """How many of the pairs that are left a choice adds to a row; 0 if something in it refuses the choice."""
+    pairs = [pair for other in row.items() for pair in ((chosen, other), (other, chosen))]
+    return 0 if any(pair in REFUSED for pair in pairs) else sum(pair in left for pair in pairs)
+
+
+ROWS = covering([pair for pair in PAIRS if pair not in REFUSED])
+
+
+def options_of(row: dict[str, str]) -> dict[str, Any]:
+    """The options of a config that chooses the methods of a row."""
+    options: dict[str, Any] = {"num_iterations": 2, "max_steps": 2, "learning_rate": 1e-2, "canon_mu": 0.7}
+    if "canon" != row.get("advantage_estimator", "canon"):
+        options.pop("canon_mu")
+    if any("ref_log_probs" in STAGES[field][name].reads for field, name in row.items()):
+        options["beta"] = 0.05
+    return options | {field: {name: OPTIONS.get(name, {})} for field, name in row.items()}
+
+
+def title(row: dict[str, str]) -> str:
+    return "+".join(row.values())
+
+
+def test_every_pair_is_trained_or_refused():
+    trained = {pair for row in ROWS for pair in combinations(row.items(), 2)}
+    assert trained | REFUSED.keys() == set(PAIRS)
+    assert not trained & REFUSED.keys()
+
+
+@pytest.mark.parametrize("pair", REFUSED, ids=lambda pair: title(dict(pair)))
+def test_a_pair_that_cannot_be_is_refused_with_the_reason(tmp_path, pair):
+    """What depends on rewards alone is known at the first rollout, all else before a model is loaded."""
+    first = nullcontext() if "defined for rewards" in REFUSED[pair] else pytest.raises(ValueError, match=REFUSED[pair])
+    with first:
+        CANONConfig(str(tmp_path), **(SMALL | options_of(dict(pair))))
+    with pytest.raises(ValueError, match=REFUSED[pair]):
+        make_trainer(tmp_path, **options_of(dict(pair))).train()
+
+
+@pytest.mark.parametrize("row", ROWS, ids=title)
+def test_a_combination_trains(tmp_path, row):
+    trainer = make_trainer(tmp_path, **options_of(row))
+    before = parameters(trainer)
+    trainer.train()
+    entries = logged(trainer)
+    assert len(entries) == 2
+    assert all(math.isfinite(entry["loss"]) for entry in entries)
+    assert any(not torch.equal(value, before[name]) for name, value in parameters(trainer).items())

@@ -1,0 +1,53 @@
+"""Every method of every stage: its file names its paper, and its defaults are within its bounds."""
+
+import inspect
+import re
+import sys
+
+import pytest
+
+from canon_trl.advantages import ESTIMATORS
+from canon_trl.controllers import CONTROLLERS
+from canon_trl.loss_terms import LOSS_TERMS
+from canon_trl.method import Method
+from canon_trl.paper import Paper
+from canon_trl.policy_losses import POLICY_LOSSES
+from canon_trl.policy_rewards import POLICY_REWARDS
+from canon_trl.token_advantages import TOKEN_ADVANTAGES
+
+STAGES = {
+    "policy_rewards": POLICY_REWARDS,
+    "advantages": ESTIMATORS,
+    "token_advantages": TOKEN_ADVANTAGES,
+    "policy_losses": POLICY_LOSSES,
+    "loss_terms": LOSS_TERMS,
+    "controllers": CONTROLLERS,
+}
+METHODS = [
+    pytest.param(stage, method, id=name) for stage, methods in STAGES.items() for name, method in methods.items()
+]
+COMPOSED = ("mix",)  # of other methods, and of no paper
+
+
+@pytest.mark.parametrize(("stage", "method"), METHODS)
+def test_its_name_is_that_of_its_line(stage, method):
+    assert isinstance(method, Method)
+    assert STAGES[stage][method.name] is method
+    assert re.fullmatch(r"[a-z][a-z0-9_]*", method.name)
+
+
+@pytest.mark.parametrize(("stage", "method"), METHODS)
+def test_its_file_names_its_paper(stage, method):
+    if method.name in COMPOSED:
+        return
+    assert isinstance(method.paper, Paper)
+    module = sys.modules[inspect.unwrap(method.function).__module__]
+    assert module.__name__.startswith(f"canon_trl.{stage}.")
+    assert f"https://huggingface.co/papers/{method.paper.id}" in module.__doc__
+
+
+@pytest.mark.parametrize(("stage", "method"), METHODS)
+def test_its_defaults_lie_within_its_own_bounds(stage, method):
+    if method.name in COMPOSED:
+        return
+    assert method.with_options(method.all_options, where="") is not method
