@@ -8,14 +8,22 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from distributed.stages_across_ranks import fixed_responses, half_teach
+from distributed.stages_across_ranks import fixed_responses
 from residents import FIRST
 from toy import leave, logged, make_trainer, parameters, prompts
 
 RESPONSES = 24  # six groups of four: on two ranks with two micro-batches each, borders cut through groups
-# DisCO needs whole groups in each micro-batch. TER's mean is that of a micro-batch, and with several it depends on the
-# ranks which responses lie in which.
-MICRO_BATCHES = {"policy_loss": 3, "loss_term": 1}
+# TER's mean and DisCO's divergence are those of a micro-batch: with several of them it depends on the ranks which
+# responses lie in which.
+MICRO_BATCHES = {"policy_loss": 1, "loss_term": 1}
+
+
+def right_or_wrong(prompts: list[str], completions: list[str], **kwargs: Any) -> list[float]:
+    """Both in the groups of prompts that begin with an even digit, wrong alone in the others."""
+    return [
+        float(int(prompt[0]) % 2 == 0 and completion[-1] in "02")
+        for prompt, completion in zip(prompts, completions, strict=True)
+    ]
 
 
 def run(folder: Path, field: str, ranks: int, resume: str | None = None) -> dict[str, Any]:
@@ -23,7 +31,11 @@ def run(folder: Path, field: str, ranks: int, resume: str | None = None) -> dict
     micro_batches = MICRO_BATCHES.get(field, 2)
     trainer = make_trainer(
         folder,
-        trainer_options={"train_dataset": prompts(24), "reward_funcs": half_teach, "rollout_func": fixed_responses},
+        trainer_options={
+            "train_dataset": prompts(24),
+            "reward_funcs": right_or_wrong,
+            "rollout_func": fixed_responses,
+        },
         per_device_train_batch_size=RESPONSES // micro_batches // ranks,
         gradient_accumulation_steps=micro_batches,
         num_iterations=2,

@@ -8,11 +8,12 @@ from residents import FIRST
 from toy import assert_resumes, assert_same_parameters, logged, make_trainer, parameters
 
 from canon_trl.loss_terms import ter
+from canon_trl.policy_losses import disco_loss
 from canon_trl.token_advantages import entropy_shaped
 
 
 def trained(folder, observe=None, **options):
-    trainer = make_trainer(folder, **({"num_iterations": 2, "max_steps": 4, "learning_rate": 1e-2} | options))
+    trainer = make_trainer(folder, **({"num_iterations": 2, "max_steps": 4} | options))
     if observe is not None:
         trainer.on_tokens(observe)
     trainer.train()
@@ -21,7 +22,9 @@ def trained(folder, observe=None, **options):
 
 @pytest.fixture(scope="module")
 def plain(tmp_path_factory):
-    return trained(tmp_path_factory.mktemp("plain"))
+    trainer = trained(tmp_path_factory.mktemp("plain"))
+    assert all(entry["grad_norm"] > 0 for entry in logged(trainer)), "every step must have something to learn"
+    return trainer
 
 
 @pytest.mark.parametrize("field", FIRST)
@@ -34,7 +37,7 @@ def test_it_acts(tmp_path, plain, field):
 
 @pytest.mark.parametrize("field", FIRST)
 def test_it_resumes_bit_for_bit(tmp_path, field):
-    assert_resumes(make_trainer, tmp_path, num_iterations=2, learning_rate=1e-2, **{field: FIRST[field]})
+    assert_resumes(make_trainer, tmp_path, num_iterations=2, **{field: FIRST[field]})
 
 
 def test_the_advantages_of_the_loss_are_shaped_by_the_entropy_of_each_update(tmp_path):
@@ -62,11 +65,27 @@ def test_the_term_is_that_of_the_last_steps_entropy(tmp_path):
         means.append((tokens.entropies * tokens.mask).sum().item() / tokens.mask.sum().item())
 
 
+def test_disco_is_handed_whole_groups(tmp_path):
+    seen = []
+    options = {"per_device_train_batch_size": 8, "gradient_accumulation_steps": 2}
+    trainer = trained(tmp_path, seen.append, policy_loss=FIRST["policy_loss"], **options)
+    assert len(seen) == 8
+    losses = []
+    for tokens in seen:
+        groups = tokens.response.view(-1, 4)
+        assert torch.equal(groups, groups[:, :1] + torch.arange(4)) and (groups[:, 0] % 4 == 0).all()
+        parts = (tokens.log_probs, tokens.old_log_probs, tokens.rewards.view(-1, 4), tokens.mask)
+        losses.append(disco_loss(*parts, **FIRST["policy_loss"]["disco"]).item() / 2)
+    wanted = [sum(losses[step : step + 2]) for step in range(0, 8, 2)]
+    assert [entry["loss"] for entry in logged(trainer)] == pytest.approx(wanted, rel=1e-4, abs=1e-6)
+
+
 @pytest.mark.parametrize(("target", "sign"), [(0.0, -1), (5.0, 1)])
-def test_the_entropy_moves_to_its_target(tmp_path, plain, target, sign):
-    trainer = trained(tmp_path, loss_term={"ter": {"coef": 1.0, "target": target}})
-    moved = logged(trainer)[-1]["entropy"] - logged(plain)[-1]["entropy"]
-    assert sign * moved > 0.02
+def test_the_entropy_moves_to_its_target(tmp_path, target, sign):
+    """On the same responses; the term outweighs what the rewards teach."""
+    term = {"ter": {"coef": 10.0, "target": target}}
+    first, second = logged(trained(tmp_path, loss_term=term, max_steps=2, optim="sgd", learning_rate=0.02))
+    assert sign * (second["entropy"] - first["entropy"]) > 0.02
 
 
 @pytest.mark.parametrize(
