@@ -1,4 +1,4 @@
-"""Controllers on several ranks, which train on tokens of different number; `tests/runs/test_knobs.py` starts it.
+"""Controllers on several ranks, which train on tokens of different number; `test_knobs_on_ranks.py` starts it.
 
 Every rank writes what its controllers were told and what they answered to the folder that the command line names.
 """

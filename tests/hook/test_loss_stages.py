@@ -55,6 +55,7 @@ def test_a_term_has_the_divisor_of_the_loss(tmp_path, monkeypatch, loss_type, mi
         config_class=GRPOConfig,
         loss_type=loss_type,
         max_steps=1,
+        max_completion_length=40,  # longer than any response, so that it is not the width
         per_device_train_batch_size=4,
         steps_per_generation=micro_batches,
         gradient_accumulation_steps=accumulation,

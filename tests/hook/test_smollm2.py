@@ -21,6 +21,7 @@ def brevity(completions, **kwargs):
     return [1.0 / (1 + len(completion[0]["content"])) for completion in completions]
 
 
+@pytest.mark.slow
 def test_lora(smollm2, tmp_path):
     from datasets import Dataset
 

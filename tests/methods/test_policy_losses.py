@@ -190,6 +190,10 @@ def test_clip_cov_leaves_alone_what_ppo_clips():
     old = log_probs - torch.tensor([[math.log(1.3), 0.0], [0.0, 0.0]])  # ratio 1.3 with A > 0: clipped already
     assert not clip_cov_mask(log_probs, old, advantages, mask, **options).any()
     assert clip_cov_mask(log_probs, old, advantages, mask, **(options | {"epsilon_high": 0.4}))[0, 0]
+    old = log_probs - torch.tensor([[0.0, 0.0], [math.log(0.7), 0.0]])  # ratio 0.7 with A < 0: clipped already
+    options["high"] = 2.0
+    assert clip_cov_mask(log_probs, old, advantages, mask, **options).tolist() == [[True, False], [False, False]]
+    assert clip_cov_mask(log_probs, old, advantages, mask, **(options | {"epsilon_low": 0.4}))[1, 0]
 
 
 def test_statistics():
