@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 from canon_trl.advantages import ESTIMATORS
 from canon_trl.config.checks import assignments
 from canon_trl.config.help_texts import with_help
-from canon_trl.config.loss_stages import PPO_LOSSES
+from canon_trl.config.loss_stages import PPO_LOSSES, LossStages
 from canon_trl.config.stages import StagesConfig
 from canon_trl.method import Method
 from canon_trl.metrics import METRICS, ResponseMetric, get_metric
@@ -189,6 +189,10 @@ class CANONConfig(StagesConfig):
         if self.canon_mu_schedule not in SCHEDULES:
             raise ValueError(f"canon_mu_schedule={self.canon_mu_schedule!r} must be one of {list(SCHEDULES)}")
         changed = self.changed_canon_fields()
+        if changed and LossStages(policy_loss=self.make_policy_loss()).ignores_advantages:
+            raise ValueError(
+                f"{assignments(self, changed)} would be ignored: policy_loss={self.policy_loss!r} reads no advantages"
+            )
         if "canon_mu" in changed and self.canon_mu_schedule != "constant":
             raise ValueError(
                 f"canon_mu={self.canon_mu} is ignored by canon_mu_schedule={self.canon_mu_schedule!r}; set only one"

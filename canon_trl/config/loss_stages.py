@@ -98,6 +98,12 @@ class LossStages:
         """The loss in place of TRL's, if there is one."""
         return self.policy_loss if isinstance(self.policy_loss, Whole) else None
 
+    @property
+    def ignores_advantages(self) -> bool:
+        """Whether a whole loss makes do without what the advantage estimator returns."""
+        reads = () if self.whole is None else self.whole.reads
+        return self.whole is not None and not {"advantages", "response_advantages", "tokens"} & {*reads}
+
     def read(self, *names: str) -> bool:
         """Whether a method reads one of these, or the tokens as a whole, which have them all."""
         return any({"tokens", *names} & {*method.reads} for method in self)
@@ -192,6 +198,9 @@ def check_loss_stages(stages: LossStages, args: GRPOConfig) -> None:
             f"token_advantage={stages.token_advantages[0].name!r} would be ignored: "
             f"policy_loss={stages.whole.name!r} reads no advantages"
         )
+    if stages.ignores_advantages:
+        estimator = [option.name for option in fields(args) if option.name == "advantage_estimator"]
+        check_ignored(args, estimator, f"policy_loss={stages.whole.name!r} reads no advantages")
     unread = LOSS_OPTIONS if stages.read("clip") else (*CLIP, *LOSS_OPTIONS)
     check_ignored(args, unread, f"policy_loss={stages.whole.name!r} takes the place of TRL's loss")
     if not stages.read("ref_log_probs"):

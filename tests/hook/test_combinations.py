@@ -54,6 +54,9 @@ def why_refused(first: Chosen, second: Chosen) -> str | None:
     for (field, name), (other, method) in ((first, second), (second, first)):
         if field == "policy_loss" and other == "token_advantage" and ignores_advantages(POLICY_LOSSES[name]):
             return f"{other}='{method}' would be ignored: policy_loss='{name}' reads no advantages"
+        whole = field == "policy_loss" and not {"response_advantages", "advantages"} & {*POLICY_LOSSES[name].reads}
+        if whole and other == "advantage_estimator" and ignores_advantages(POLICY_LOSSES[name]) and method != "canon":
+            return f"{other}='{method}' would be ignored: policy_loss='{name}' reads no advantages"
         if field == "policy_reward" and other == "advantage_estimator" and ESTIMATORS[method].reward_range:
             return "the advantage estimator is defined for rewards in .*, but the weighted sum"
         if field == "policy_reward" and other == "policy_loss" and POLICY_LOSSES[method].reward_range:
@@ -98,7 +101,7 @@ ROWS = covering([pair for pair in PAIRS if pair not in REFUSED])
 def options_of(row: dict[str, str]) -> dict[str, Any]:
     """The options of a config that chooses the methods of a row."""
     options: dict[str, Any] = {"num_iterations": 2, "max_steps": 2, "learning_rate": 1e-2, "canon_mu": 0.7}
-    if "canon" != row.get("advantage_estimator", "canon"):
+    if "canon" != row.get("advantage_estimator", "canon") or row.get("policy_loss") == "disco":
         options.pop("canon_mu")
     if any("ref_log_probs" in STAGES[field][name].reads for field, name in row.items()):
         options["beta"] = 0.05

@@ -3,6 +3,7 @@
 import pytest
 import torch
 from toy import (
+    OPTIONS,
     assert_resumes,
     assert_same_but_for_rounding,
     assert_same_parameters,
@@ -13,7 +14,7 @@ from toy import (
 )
 from trl import GRPOConfig, GRPOTrainer
 
-from canon_trl import PluggableGRPOTrainer
+from canon_trl import CANONConfig, PluggableGRPOTrainer
 from canon_trl.advantages import ESTIMATORS
 from canon_trl.hook.normaliser import aggregate
 from canon_trl.loss_terms import LOSS_TERMS
@@ -218,6 +219,12 @@ def test_whole_groups_lie_in_one_micro_batch_in_sampling_order(tmp_path):
     assert sorted(torch.cat([tokens.response for tokens in seen[:4]]).tolist()) == list(range(32))
     groups = [tuple(tokens.response[::4].tolist()) for tokens in seen[:4]]
     assert groups != [(0, 4), (8, 12), (16, 20), (24, 28)], "TRL's shuffle decides which groups go together"
+
+
+@pytest.mark.parametrize("options", [{"advantage_estimator": "opo"}, {"canon_mu": 0.5}], ids=str)
+def test_an_estimator_that_a_loss_would_ignore_is_refused(tmp_path, options):
+    with pytest.raises(ValueError, match="would be ignored: policy_loss='disco' reads no advantages"):
+        CANONConfig(str(tmp_path), policy_loss="disco", **OPTIONS, **options)
 
 
 def test_disco_trains_and_resumes(tmp_path):

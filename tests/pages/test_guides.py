@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
 from toy import OPTIONS, TASK, make_trainer, prompts
 from trl import GRPOConfig
@@ -51,6 +52,10 @@ def run_astar_po(folder: Path) -> AStarPOTrainer:
     return AStarPOTrainer(str(TASK.model_path), TASK.reward, args, valued)
 
 
+def surprising(log_probs: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    return -(log_probs * mask).mean(dim=1)
+
+
 def run_evaluated(folder: Path) -> Any:
     trainer = make_trainer(
         folder,
@@ -73,6 +78,14 @@ SETTINGS = {
     "clip_cov": lambda folder: make_trainer(folder, max_steps=2, policy_loss="clip_cov", num_iterations=2),
     "grpo_beta": lambda folder: make_trainer(
         folder, max_steps=1, advantage_estimator="grpo", beta=0.01, entropy_coef=0.01
+    ),
+    "all_stages": lambda folder: make_trainer(
+        folder,
+        max_steps=2,
+        policy_reward=["rent", f"{__name__}:surprising"],
+        token_advantage="entropy_shaped",
+        loss_term="ter",
+        controller="e3_temperature",
     ),
     "astar_po": run_astar_po,
     "evaluated": run_evaluated,
@@ -132,10 +145,12 @@ def test_every_key_of_trls_is_logged_or_in_its_code(logged, key):
 @pytest.mark.parametrize(
     ("heading", "prefix", "settings"),
     [
-        ("CANON", "canon/", {"canon", "kl_cov_dynamic", "clip_cov"}),
+        ("CANON", "canon/", {"canon", "kl_cov_dynamic", "clip_cov", "all_stages"}),
         ("Constant rewards", "rewards/", set(SETTINGS)),
         ("Advantages and groups", "", set(SETTINGS) - {"astar_po"}),
         ("Gates", "policy_loss/", {"kl_cov_dynamic", "clip_cov"}),
+        ("Token advantages and loss terms", "", {"all_stages"}),
+        ("Controllers", "controller/", {"all_stages"}),
         ("Dynamic sampling", "dynamic_sampling/", {"kl_cov_dynamic"}),
         ("A\\*-PO", "astar_po/", {"astar_po"}),
         ("The evaluation callback", "evaluation/", {"evaluated"}),
