@@ -88,7 +88,7 @@ def methods() -> str:
 def about(folder: str) -> str:
     """What a stage does: the first paragraph of the folder's docstring, after its colon."""
     text = " ".join((import_module(f"canon_trl.{folder}").__doc__ or "").split("\n\n")[0].split())
-    return text.partition(": ")[2] or text
+    return REFERENCE.sub(r"`\1`", text.partition(": ")[2] or text)
 
 
 def stage_page(folder: str) -> str:
