@@ -173,7 +173,7 @@ def test_an_estimator_may_be_a_function(tmp_path):
         ({halved: {"by": 0.25}}, {HALVED: {"by": 0.25}}),
         (TOKEN_ADVANTAGES["entropy_shaped"], {"entropy_shaped": {}}),
     ],
-    ids=str,
+    ids=["a function", "with options bound", "several", "with options", "a method"],
 )
 def test_functions_become_import_paths(tmp_path, spec, held):
     made = from_python(tmp_path, {"token_advantage": spec})

@@ -27,7 +27,7 @@ def test_the_tables_are_whole():
 
 
 @pytest.mark.parametrize(
-    ("estimator", "policy_loss", "dynamic_sampling"), product(ESTIMATORS, OPTIONS, [False, True]), ids=str
+    ("estimator", "policy_loss", "dynamic_sampling"), [*product(ESTIMATORS, OPTIONS, [False, True])], ids=str
 )
 def test_combination(tmp_path, estimator, policy_loss, dynamic_sampling):
     options = {"policy_loss": policy_loss, "policy_loss_kwargs": OPTIONS[policy_loss]} if policy_loss else {}
