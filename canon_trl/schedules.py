@@ -70,7 +70,7 @@ def cosine_restarts(step: int, *, total_steps: int, warmup_steps: int, cycles: i
                          c = (total - warmup) // cycles, the steps of a cycle
 
     As in the reference implementation the warm-up starts above 0 and reaches `high` one step early, a cycle comes
-    close to `low` without touching it, and cycles go on beyond `total_steps`.
+    close to `low` without touching it, and cycles continue beyond `total_steps`.
 
     Raises:
         ValueError: a cycle would be shorter than one step.

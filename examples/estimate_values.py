@@ -34,7 +34,7 @@ from sampling import (
 
 from canon_trl.policy_losses.astar_po import PAPER
 from canon_trl.publishing.citation import package_citation
-from canon_trl.publishing.hub import failure_told, upload_command
+from canon_trl.publishing.hub import explained_failure, upload_command
 from canon_trl.publishing.model_card import cite, describe_data, describe_model
 from canon_trl.sampling.chunks import ChunkLog, collect_records, whole_file
 from canon_trl.sampling.optimal_values import REWARDS, with_optimal_values
@@ -174,7 +174,7 @@ def write(
         print(f"{split}: {len(done[split])} prompts, pass rate {rate:.3f}: {folder / split}.parquet")
     if repository is not None:
         api = HfApi()
-        with failure_told(folder, upload_command(repository, folder, dataset=True, exclude=[PROGRESS])):
+        with explained_failure(folder, upload_command(repository, folder, dataset=True, exclude=[PROGRESS])):
             api.create_repo(repository, repo_type="dataset", exist_ok=True)
             api.upload_folder(repo_id=repository, repo_type="dataset", folder_path=folder, ignore_patterns=PROGRESS)
 

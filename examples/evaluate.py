@@ -46,7 +46,7 @@ from trl import ModelConfig
 from canon_trl.evaluation.answers import math_answer
 from canon_trl.evaluation.responses import COLUMNS, ResponseRecorder, is_right, summarise
 from canon_trl.imports import is_import_path, load_function
-from canon_trl.publishing.hub import failure_told, upload_command
+from canon_trl.publishing.hub import explained_failure, upload_command
 from canon_trl.publishing.model_card import add_results, summary_results
 from canon_trl.sampling.chunks import ChunkLog, collect_records, whole_file
 from canon_trl.sampling.scoring import Scorer
@@ -313,7 +313,7 @@ def update_card(model: str, summary: dict[str, dict[str, Any]], folder: Path) ->
         return
     path = folder / CARD
     card.save(path)
-    with failure_told(path, upload_command(model, path, to=CARD)):
+    with explained_failure(path, upload_command(model, path, to=CARD)):
         HfApi().upload_file(path_or_fileobj=path, path_in_repo=CARD, repo_id=model)
 
 

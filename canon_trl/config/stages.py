@@ -70,7 +70,7 @@ class StagesConfig(RunConfig):
             [`~canon_trl.tokens.Tokens`] and returns the whole loss. Default: TRL's loss as it is.
         policy_loss_kwargs: Options of the policy loss, such as `{"ratio": 2e-4, "scope": "batch"}` for `"clip_cov"`.
 
-        > Parameters that choose what moves while the run goes on
+        > Parameters that choose what changes during the run
 
         controller: A name: `"e3_temperature"`; `{name: options}`; an import path `"package.module:function"` of what
             makes a [`~canon_trl.controllers.Controller`]; or a list or mapping of several. Each steers a number of the

@@ -40,9 +40,9 @@ class EvaluationCallback(TrainerCallback):
     `chat_template_kwargs`, and a response ends where it does there, at the same tokens and texts (vLLM's `stop`).
     What tokens are drawn from is a matter of the evaluation: see `temperature` and what follows.
 
-    Training goes on as it would without: tokens are drawn from generators of their own, the same at every evaluation,
-    and the metrics that the trainer gathers for its next log entry stay where they are. Only reward functions that
-    draw from Python's, numpy's or torch's global generators would change it.
+    Training continues as it would without an evaluation: tokens are drawn from generators of their own, the same at
+    every evaluation, and the metrics that the trainer gathers for its next log entry stay as they are. Only reward
+    functions that draw from Python's, numpy's or torch's global generators would change it.
 
     Ranks take prompts in turn, a chunk each, and what is sampled does not depend on how many ranks there are.
     Responses are sampled by the model that is trained, also where training samples with vLLM. Under ZeRO-3 its
@@ -125,7 +125,7 @@ class EvaluationCallback(TrainerCallback):
         if majority_ks and answer_of is None:
             raise ValueError(f"majority_ks={list(majority_ks)} needs answer_of")
         if not isinstance(dataset, Dataset):
-            splits = f" with the splits {[*dataset]}, of which it may be one" if isinstance(dataset, dict) else ""
+            splits = f" with the splits {[*dataset]}" if isinstance(dataset, dict) else ""
             raise TypeError(f"dataset is a {type(dataset).__name__}{splits}; it must be a Dataset")
         if "prompt" not in dataset.column_names or len(dataset) == 0:
             raise ValueError(
@@ -180,7 +180,7 @@ class EvaluationCallback(TrainerCallback):
         # Before what `report_to` names, which is closed when training ends. A new list, as this one is gone through.
         handler = self._trainer.callback_handler
         handler.callbacks = [self, *(callback for callback in handler.callbacks if callback is not self)]
-        self._evaluated = state.global_step  # a run that goes on has evaluated the model that it begins with
+        self._evaluated = state.global_step  # a resumed run has evaluated the model that it begins with
         if self._at_start and state.global_step == 0:
             self._log(control)
 

@@ -12,7 +12,7 @@ ROUNDING = 1e-12  # what the arithmetic of float64 may leave of the size of its 
 
 
 def pass_at_k(num_samples: ArrayLike, num_correct: ArrayLike, k: int) -> NDArray[np.float64]:
-    """The probability that at least one of k responses to a prompt is right, from n responses of which c are.
+    """The probability that at least one of k responses to a prompt is right, from n responses with c right ones.
 
     pass@k = 1 - C(n - c, k) / C(n, k), the share of the k-subsets of the n responses that hold a right one. It is
     unbiased for every n >= k (https://huggingface.co/papers/2107.03374, Eq. 1); 1 - (1 - c/n)^k is not.

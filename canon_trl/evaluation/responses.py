@@ -68,8 +68,8 @@ class ResponseRecorder:
 class Judged:
     """The records of P prompts with n responses each, by what was measured.
 
-    Prompts of which no response could be scored, as where the reference answer cannot be parsed, are left out. A
-    response that could not be scored beside others that were is not right.
+    A prompt is left out if none of its responses could be scored, for example where the reference answer cannot be
+    parsed. If some could, the others are not right.
 
     Attributes:
         correct: `(P, n)`, whether the reward reaches the threshold, see [`is_right`].

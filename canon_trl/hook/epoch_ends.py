@@ -8,7 +8,7 @@ from transformers.trainer_callback import ExportableState
 
 
 class EpochEnds(TrainerCallback, ExportableState):
-    """Moves a checkpoint to where a run can go on from it.
+    """Moves a checkpoint to where a run can resume from it.
 
     - One at the last step of an epoch is written after what the epoch's end brings, an evaluation or a log entry:
       transformers resumes it in the next epoch.

@@ -1,4 +1,4 @@
-"""The checkpoint that is written when a job is told to end (`enable_jit_checkpoint`), at a place to go on from."""
+"""The checkpoint written when a job is told to end (`enable_jit_checkpoint`), where a run can resume."""
 
 from typing import Any
 

@@ -9,7 +9,7 @@ from canon_trl.method import Method
 
 
 class Knob(Protocol):
-    """A number that may change while a run goes on."""
+    """A number that may change during a run."""
 
     value: float
 

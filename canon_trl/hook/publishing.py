@@ -13,7 +13,7 @@ from canon_trl.hook.checkpoints import RUN_OPTIONS
 from canon_trl.hook.resampling import Resampling
 from canon_trl.hook.token_inputs import TokenInputs
 from canon_trl.method import Method, paper_of
-from canon_trl.publishing.hub import failure_told, upload_command
+from canon_trl.publishing.hub import explained_failure, upload_command
 from canon_trl.publishing.model_card import (
     TrainingFacts,
     changed_options,
@@ -56,7 +56,7 @@ class Publishing(TokenInputs, Resampling):
         if not self.is_world_process_zero():
             return
         folder, history = Path(self.args.output_dir), self.state.log_history
-        beside = self._beside()
+        beside = self._combined_with()
         on_hub = dataset_name if dataset_name is not None and is_on_hub(dataset_name) else None
         tags = [tags] if isinstance(tags, str) else tags or []
         super().create_model_card(model_name or folder.name, on_hub, [*tags, *beside])
@@ -87,7 +87,7 @@ class Publishing(TokenInputs, Resampling):
         )
         complete_card(folder / "README.md", facts)
 
-    def _beside(self) -> dict[str, dict[str, Any]]:
+    def _combined_with(self) -> dict[str, dict[str, Any]]:
         """What the method is combined with, by name, with its options."""
         rewards = {each.name: {"weight": each.weight} | each.method.all_options for each in self._policy_rewards}
         methods = [*self._stages, *self._makers.values()]
@@ -108,24 +108,24 @@ class Publishing(TokenInputs, Resampling):
             revision=kwargs.get("revision") or options.hub_revision,
             private=bool(options.hub_private_repo),
         )
-        with failure_told(options.output_dir, command):
+        with explained_failure(options.output_dir, command):
             return super().push_to_hub(*args, **kwargs)
 
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
         """Once it is whole; transformers asks before, when a checkpoint on the Hub would not do to resume from."""
         if Path(checkpoint_folder, RUN_OPTIONS).exists():
-            self._tell_failed_pushes()
+            self._warn_of_failed_pushes()
             super()._push_from_checkpoint(checkpoint_folder)
 
     def _finish_current_push(self) -> None:
         super()._finish_current_push()
-        self._tell_failed_pushes()
+        self._warn_of_failed_pushes()
 
-    def _tell_failed_pushes(self) -> None:
+    def _warn_of_failed_pushes(self) -> None:
         """Warn of uploads in the background that failed, which transformers forgets without a word."""
         push = getattr(self, "push_in_progress", None)
         for job in push.jobs if push is not None else []:
             if job.done() and job.exception() is not None:
-                logger.warning("a checkpoint was not uploaded, training goes on: %s", job.exception())
+                logger.warning("a checkpoint was not uploaded, training continues: %s", job.exception())
         if push is not None:
             push.jobs = [job for job in push.jobs if not job.done()]

@@ -32,12 +32,12 @@ def check_saved_reference(checkpoint: Path, *, allow_changes: bool) -> None:
         return
     message = f"{checkpoint} has no {REFERENCE}, from which sync_ref_model=True would restore the reference model"
     if not allow_changes:
-        raise ValueError(f"{message}; to go on with the initial one, set resume_with_changes=True")
+        raise ValueError(f"{message}; to continue with the initial one, set resume_with_changes=True")
     logger.warning("%s: it is the initial one", message)
 
 
 def save_reference(model: nn.Module, checkpoint: Path, *, writes: bool) -> None:
-    """Write the weights to a file of the checkpoint; called on all ranks alike, of which one `writes`."""
+    """Write the weights to a file of the checkpoint; called on all ranks; one of them `writes`."""
     weights = {}
     for name, parameter in model.named_parameters():
         with gathered(parameter):

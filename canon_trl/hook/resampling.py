@@ -5,7 +5,7 @@ from typing import Any
 
 from canon_trl.hook.generation_recorder import NoRecorder
 from canon_trl.hook.policy_rewards import PolicyRewards
-from canon_trl.hook.rollout_parts import Making, Replaying, RewardsAreKnown, Sampling
+from canon_trl.hook.rollout_parts import Making, Replaying, Sampling, StopAfterRewards
 from canon_trl.sampling import DynamicSampling
 from canon_trl.sampling.group_collector import GroupCollector, SampledBatch, SampledResponse
 
@@ -95,7 +95,7 @@ class Resampling(PolicyRewards):
         try:
             with self._during(parts):
                 super()._generate_and_score_completions(inputs)
-        except RewardsAreKnown:
+        except StopAfterRewards:
             pass
         columns = {name: list(values) for name, values in self._pending_extra_logs.items()}
         self._pending_extra_logs.clear()

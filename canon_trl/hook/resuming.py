@@ -115,7 +115,8 @@ class Resuming(Losses):
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         run_folder = self._get_output_dir(trial=trial)
         checkpoint = Path(run_folder, f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}")
-        kept, self.args.save_total_limit = self.args.save_total_limit, None  # none goes before this one is whole
+        # Older checkpoints stay until this one is whole.
+        kept, self.args.save_total_limit = self.args.save_total_limit, None
         try:
             if self.args.should_save:
                 (checkpoint / RUN_OPTIONS).unlink(missing_ok=True)

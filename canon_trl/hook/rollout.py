@@ -41,7 +41,7 @@ class Rollouts(Resampling):
         if trained is not None:
             self._leave_out(output, trained)
             output["trained"] = self._local(trained)
-        if self._stages.whole is not None:  # which an advantage of 0 would teach something
+        if self._stages.whole is not None:  # it learns from a response whose advantage is 0, too
             self._leave_out(output, rollout.valid.flatten())
         advantages = self._estimate_advantages(rollout)
         width = output["completion_ids"].shape[1]
@@ -69,7 +69,7 @@ class Rollouts(Resampling):
         return everyones[self.accelerator.process_index * rows :][:rows]
 
     def _leave_out(self, output: dict[str, Any], trained: Tensor) -> None:
-        """Responses of which not `trained` have no part in the loss: no token of theirs is trained on."""
+        """Take responses that are not `trained` on out of the loss, token by token."""
         local = self._local(trained)
         for name in ("completion_mask", "old_per_token_logps", "ref_per_token_logps", "sampling_per_token_logps"):
             if name in output:

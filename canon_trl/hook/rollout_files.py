@@ -1,4 +1,4 @@
-"""The files in a checkpoint of which every rank has one of its own: they are used on all ranks, or on none."""
+"""The files that each rank has in a checkpoint: all ranks use theirs, or none does."""
 
 from pathlib import Path
 from typing import Any
@@ -33,7 +33,7 @@ def load_rollout(checkpoint: str, rank: int, failures: SharedFailures) -> tuple[
 
 
 def warn_of_missing_random_states(checkpoint: str, accelerator: Accelerator) -> None:
-    """Which ranks go on with other random numbers than they would have drawn; called on all ranks alike."""
+    """Warn of ranks that resume with other random numbers than they would have drawn; called on all ranks."""
     name = "rng_state.pth" if accelerator.num_processes == 1 else f"rng_state_{accelerator.process_index}.pth"
     there = gather_object([Path(checkpoint, name).exists()])
     if not all(there):

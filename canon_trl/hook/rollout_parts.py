@@ -30,8 +30,8 @@ GENERATED = (
 RESERVED_COLUMNS = ("prompt", "completion", "completion_ids")
 
 
-class RewardsAreKnown(Exception):
-    """Ends a rollout of which nothing but the responses and their rewards is wanted."""
+class StopAfterRewards(Exception):
+    """Ends a rollout once its responses and their rewards are known."""
 
 
 @dataclass
@@ -133,7 +133,7 @@ class Making(Phase):
 
 
 class Sampling(Making):
-    """Responses are generated and rewarded, and nothing further: the rewards raise [`RewardsAreKnown`].
+    """Responses are generated and rewarded, and nothing further: the rewards raise [`StopAfterRewards`].
 
     Attributes:
         generated: what the sampler gave, by the names in [`GENERATED`], one entry per response.
@@ -159,7 +159,7 @@ class Sampling(Making):
 
     def rewarded(self, rewards: Tensor, *args: Any) -> Tensor:
         super().rewarded(rewards, *args)
-        raise RewardsAreKnown
+        raise StopAfterRewards
 
 
 class Replaying(Making):

@@ -10,7 +10,7 @@ from torch import Tensor
 from canon_trl.config.checks import PER_TOKEN
 
 
-def places_over_trained(trained: Iterable[Tensor], loss_type: str, accelerator: Accelerator) -> Tensor | float:
+def scale_for_left_out(trained: Iterable[Tensor], loss_type: str, accelerator: Accelerator) -> Tensor | float:
     """The factor by which the loss's divisor, a count of places, exceeds that of the places trained on, 0-d.
 
     Args:
@@ -66,13 +66,13 @@ class LeftOut(NoneLeftOut):
         if "trained" not in step_batch[position]:
             return 1.0
         trained = [inputs["trained"] for inputs in step_batch]
-        return places_over_trained(trained, self._loss_type, self._accelerator)
+        return scale_for_left_out(trained, self._loss_type, self._accelerator)
 
 
 class ShrunkenSteps(LeftOut):
     """Makes up for them where optimiser steps take micro-batches of several rollouts: scales the gradients.
 
-    The factor of [`places_over_trained`] is that of the whole step, and known after its last rollout.
+    The factor of [`scale_for_left_out`] is that of the whole step, and known after its last rollout.
     """
 
     def __init__(self, loss_type: str, accelerator: Accelerator) -> None:
@@ -101,7 +101,7 @@ class ShrunkenSteps(LeftOut):
         self.restart()
         if not shrunken:
             return loss
-        factor = float(places_over_trained(trained, self._loss_type, self._accelerator))
+        factor = float(scale_for_left_out(trained, self._loss_type, self._accelerator))
         for parameter in parameters:
             if parameter.grad is not None:
                 parameter.grad.mul_(factor)

@@ -42,8 +42,8 @@ def ter(
     Args:
         entropies: `(B, T)`, in nats, of the current policy, with gradient.
         mask: `(B, T)`, true on the tokens that are trained on. What lies off the mask never counts.
-        measured: what was measured in the last optimiser step on all ranks, of which "entropy" is read, in nats per
-            token; empty or `None` at the first one, where the mean of these tokens takes its place.
+        measured: numbers of the last optimiser step on all ranks, of which TER reads "entropy", in nats per token;
+            empty or `None` at the first one, where the mean of these tokens takes its place.
         mean: of `(B, T)` values over the tokens that a mask marks; [`~canon_trl.tokens.Tokens.mean`] in training, so
             that it is that of all ranks.
         coef: weight in the loss, per nat.

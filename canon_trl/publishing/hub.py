@@ -35,8 +35,8 @@ def upload_command(
 
 
 @contextmanager
-def failure_told(folder: Path | str, command: str) -> Iterator[None]:
-    """Whatever ends an upload from the folder carries a note that nothing was lost, and the command that repeats it.
+def explained_failure(folder: Path | str, command: str) -> Iterator[None]:
+    """Add to the error of a failed upload that nothing was lost, and the command that repeats it.
 
     The note stands at the end of the traceback.
     """

@@ -1,7 +1,7 @@
 """Sampling many prompts on several ranks, whatever happens in between.
 
 Prompts are sampled in chunks. What a chunk gives is a function of the chunk and the seed, whichever rank samples it
-and whatever happened before; and it is on disk as soon as it is known. So a run that was killed goes on with the
+and whatever happened before; and it is on disk as soon as it is known. So a killed run resumes with the
 chunks that are missing, on as many ranks as there are then, and ends with the same responses. Numbers that are
 computed from logits, such as entropies, agree up to rounding: processes, threads and processors may add in different
 orders.
@@ -35,7 +35,7 @@ def naming(path: Path) -> Iterator[None]:
 def whole_file(path: Path) -> Iterator[Path]:
     """Where to write a file that is to be there at once or not at all, so that no half of it passes for the whole.
 
-    The place is hidden, lest `datasets` take what a kill left there for data.
+    The place is hidden, so that `datasets` does not take what a killed run left there for data.
 
     Raises:
         OSError: it could not be written; what was there before still is.

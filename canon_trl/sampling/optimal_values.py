@@ -79,7 +79,7 @@ def with_optimal_values(
         name: of the dataset, for errors.
 
     Raises:
-        ValueError: as for [`sampled_rewards`]; a prompt of which no response was scored; or none is left.
+        ValueError: as for [`sampled_rewards`]; a prompt without a scored response; or none is left.
     """
     rewards = sampled_rewards(dataset, name=name)
     values = optimal_value(rewards, beta=beta1)

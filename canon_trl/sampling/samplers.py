@@ -75,7 +75,7 @@ def prompt_ids(
 
 
 class TransformersSampler:
-    """Responses of a transformers model, of which those that have ended cost nothing any more.
+    """Responses of a transformers model; those that have ended cost nothing more.
 
     `generate` keeps every response in the batch until the longest has ended, and reads a prompt once for each of its
     responses. Here a prompt is read once, and responses that have ended leave the batch, which pays where a prompt has

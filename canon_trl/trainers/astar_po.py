@@ -70,11 +70,13 @@ class AStarPOTrainer(PluggableGRPOTrainer):
                 )
             if "prompt" in dataset.column_names:
                 check_prompts(dataset, name)  # by their rows here, before any is left out
-        train_dataset = valued(train_dataset, args, "train_dataset", filtered=args.filter_all_incorrect)
+        train_dataset = with_values(train_dataset, args, "train_dataset", filtered=args.filter_all_incorrect)
         if isinstance(eval_dataset, dict):
-            eval_dataset = {name: valued(part, args, f"eval_dataset {name!r}") for name, part in eval_dataset.items()}
+            eval_dataset = {
+                name: with_values(part, args, f"eval_dataset {name!r}") for name, part in eval_dataset.items()
+            }
         elif eval_dataset is not None:
-            eval_dataset = valued(eval_dataset, args, "eval_dataset")
+            eval_dataset = with_values(eval_dataset, args, "eval_dataset")
         super().__init__(
             model,
             reward_funcs,
@@ -100,7 +102,7 @@ class AStarPOTrainer(PluggableGRPOTrainer):
         }
 
 
-def valued(dataset: Dataset, args: AStarPOConfig, name: str, *, filtered: bool = False) -> Dataset:
+def with_values(dataset: Dataset, args: AStarPOConfig, name: str, *, filtered: bool = False) -> Dataset:
     """The dataset with its optimal values."""
     return with_optimal_values(dataset, beta1=args.beta1, filter_all_incorrect=filtered, name=name)
 

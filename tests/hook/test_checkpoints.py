@@ -226,7 +226,7 @@ def test_a_checkpoint_is_pushed_once_it_is_whole(tmp_path, caplog):
     with caplog.at_level(logging.WARNING, logger="canon_trl"):
         trainer.train()
     assert Pushes.whole == [True, True, True]
-    assert "a checkpoint was not uploaded, training goes on" in caplog.text
+    assert "a checkpoint was not uploaded, training continues" in caplog.text
 
 
 def test_weights_alone_are_nothing_to_resume_from(tmp_path):

@@ -165,7 +165,7 @@ def test_a_refused_upload_loses_nothing_and_is_repeated_by_the_printed_command(h
         done = train(hub, folder, *flags, fails=True)
     finally:
         hub.status = 200
-    assert "a checkpoint was not uploaded, training goes on: " in done.stderr
+    assert "a checkpoint was not uploaded, training continues: " in done.stderr
     assert hub.of("models/me/refused") == {}
     history = json.loads((folder / "metrics.json").read_text())
     assert [entry["step"] for entry in history if "loss" in entry] == [1, 2]
@@ -181,10 +181,10 @@ FAILURES = """
 import sys
 from huggingface_hub import HfApi
 from hub import local_hub
-from canon_trl.publishing.hub import failure_told
+from canon_trl.publishing.hub import explained_failure
 def upload(address):
     try:
-        with failure_told(sys.argv[1], "the command"):
+        with explained_failure(sys.argv[1], "the command"):
             HfApi(endpoint=address).upload_folder(repo_id="me/any", folder_path=sys.argv[1])
     except Exception as error:
         print(type(error).__name__, getattr(getattr(error, "response", None), "status_code", None), *error.__notes__)
