@@ -1,4 +1,4 @@
-"""The checkpoint written when a job is told to end (`enable_jit_checkpoint`), where a run can resume."""
+"""The checkpoint written when a job is asked to end (`enable_jit_checkpoint`), where a run can resume."""
 
 from typing import Any
 

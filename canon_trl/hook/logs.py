@@ -1,4 +1,4 @@
-"""What is logged of a rollout and of the loss."""
+"""What is logged about a rollout and about the loss."""
 
 import math
 
@@ -43,7 +43,7 @@ class Logs(GRPOTrainer):
         return found
 
     def completion_columns(self, rollout: Rollout) -> dict[str, Tensor]:
-        """Columns of the completions table beside TRL's own, `(P, G)` each; override to add more."""
+        """Columns of the completions table in addition to TRL's own, `(P, G)` each; override to add more."""
         return {f"metric/{name}": metric for name, metric in rollout.metrics.items()}
 
     def _log_rollout(self, rollout: Rollout, advantages: Tensor, drawn: Tensor) -> None:

@@ -52,7 +52,7 @@ class Measured:
         self._logged_before: dict[str, int] | None = None  # entries by name, while a step is under way
 
     def open(self, logged: Mapping[str, Sequence[float]]) -> None:
-        """Note where the log stands, at the first micro-batch of a step."""
+        """Note the length of the log at the first micro-batch of a step."""
         if self._logged_before is None:
             self._logged_before = {name: len(entries) for name, entries in logged.items()}
 

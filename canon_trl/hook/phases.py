@@ -11,7 +11,7 @@ from trl import GRPOTrainer
 class Phase:
     """Neither a rollout nor a loss is under way: TRL's methods are called as they are.
 
-    Each phase overrides what it looks at. A method is handed the one of TRL that it stands for, and its arguments.
+    Each phase overrides what it looks at. A method is handed the TRL method that it replaces, and its arguments.
     """
 
     def generate(self, generate: Callable[..., tuple], prompts: list) -> tuple:

@@ -102,7 +102,7 @@ def check_recorded(rewards: Sequence[PolicyReward], *, records: bool) -> None:
 
 
 def check_alone(args: GRPOConfig, *, needs_accuracy: bool) -> None:
-    """Refuse what policy rewards cannot do without a reward function beside them."""
+    """Refuse what policy rewards cannot do without a reward function next to them."""
     if args.reward_weights:
         raise ValueError(
             f"reward_weights={args.reward_weights!r} would be ignored: there are no reward functions, and a policy "

@@ -51,7 +51,7 @@ class Publishing(TokenInputs, Resampling):
         Args:
             model_name: default the name of the output folder.
             dataset_name: a name on the Hub, or words that say what was trained on.
-            tags: beside those of the method.
+            tags: in addition to those of the method.
         """
         if not self.is_world_process_zero():
             return

@@ -1,4 +1,4 @@
-"""Controllers at work: what they are told, when they move their knobs, and how both survive a checkpoint."""
+"""Controllers at work: what they receive, when they move their knobs, and how both survive a checkpoint."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
