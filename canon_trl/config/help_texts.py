@@ -1,4 +1,4 @@
-"""The text of an option stands once, under `Args:` in the docstring of its class; `--help` takes it from there."""
+"""The text of an option is written once, under `Args:` in the docstring of its class; `--help` takes it from there."""
 
 import re
 from dataclasses import fields
