@@ -8,7 +8,7 @@ def shorter_first(rewards: Tensor, lengths: Tensor, *, share: Share = 0.1) -> Te
 ```
 
 reads `Rollout.rewards` and `Rollout.lengths` and takes the option `share`, whose bounds stand in its annotation. What
-a method reads decides what the trainer computes, gathers and refuses, and it stands in the signature only.
+a method reads decides what the trainer computes, gathers and refuses, and it is written in the signature only.
 
 Every stage has a folder, a dict of its methods by name, and a field of the config that chooses from it. [`find`] turns
 the value of such a field into a [`Method`] with its options bound.
@@ -57,7 +57,7 @@ class Method:
         reward_range: the rewards for which the method is defined; the trainer refuses others.
         metrics: the response metrics that it reads, given its options.
         reports: numbers to log, `name -> 0-d`, read by the same rule.
-        agrees_with: values of TRL's own options that say what the method does, and may stand beside it.
+        agrees_with: values of TRL's own options that say what the method does, and may be set together with it.
     """
 
     name: str
@@ -80,7 +80,7 @@ class Method:
 
     @property
     def paper(self) -> Paper | None:
-        """The `PAPER` of the file that the function stands in."""
+        """The `PAPER` of the file that defines the function."""
         return paper_of(self.function)
 
     @property
@@ -210,7 +210,7 @@ def name_of(function: Callable[..., Any]) -> str:
 
 
 def paper_of(function: Callable[..., Any]) -> Paper | None:
-    """The `PAPER` of the file that a function or class stands in."""
+    """The `PAPER` of the file that defines a function or class."""
     return getattr(sys.modules.get(inspect.unwrap(plain_function(function)).__module__), "PAPER", None)
 
 

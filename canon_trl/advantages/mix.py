@@ -18,7 +18,7 @@ def mix(rollout: Rollout, *, parts: Parts) -> Tensor:
 
         A_i = sum_m w_m * A_i^m
 
-    It has no paper. A weight may be any number; an estimator with options has them beside its weight:
+    It has no paper. A weight may be any number; an estimator with options has them next to its weight:
     `{"mix": {"grpo": 0.5, "a_grae": {"weight": 0.5, "form": "released"}}}`. Estimators of one's own are named by their
     import path. The mix is defined for the rewards for which all of its estimators are.
 

@@ -1,4 +1,4 @@
-"""What a controller is, and what it is told of the run that it steers."""
+"""What a controller is, and what it learns about the run that it steers."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields

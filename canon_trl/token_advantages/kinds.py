@@ -1,4 +1,4 @@
-"""What a token advantage returns, and with that where it stands among others."""
+"""What a token advantage returns, and so its place among others."""
 
 from dataclasses import dataclass
 from typing import Literal
