@@ -20,7 +20,7 @@ test: $(VENV)/.installed-test
 # Then the slow ones and the notebooks.
 test-all: test
 	$(BIN)/python $(PYTEST) -m slow tests
-	$(BIN)/python $(PYTEST) --nbmake examples
+	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(BIN)/python $(PYTEST) --nbmake examples
 
 # The real vLLM engine, on the CPU, in an environment of its own: it wants other versions than the rest.
 test-vllm:
