@@ -27,6 +27,7 @@ from canon_trl.hook.checkpoints import (
     passes_and_batches,
 )
 from canon_trl.hook.loss import Losses
+from canon_trl.hook.noted import Noted
 from canon_trl.hook.reference_state import check_saved_reference, load_reference, save_reference
 from canon_trl.hook.rollout_files import load_rollout, rollout_file, warn_of_missing_random_states
 from canon_trl.hook.rollout_parts import plain
@@ -82,6 +83,7 @@ class Resuming(Losses):
         self._constant_rewards = ConstantRewards(self.reward_func_names)
         self._collapse = Collapse()
         self._step_tokens = {}
+        self._noted = Noted(self.accelerator)
         self._sampled.restart()
         self._left_out.restart()
         self.optimizer = self._given_optimizer

@@ -39,7 +39,8 @@ WHERE_FROM = {
 def train(folder, trainer_options=None, **options):
     """A trained trainer with its rollouts, and the entropies of their responses by a pass of the test's own."""
     trainer = make_trainer(folder, trainer_options=trainer_options, **(RENT | {"max_steps": 1} | options))
-    rollouts, advantages = keep_rollouts(trainer)
+    rollouts, advantages = keep_rollouts(trainer), []
+    trainer.on_rollout(lambda rollout, used: advantages.append(used))
     generate, entropies = trainer._generate_and_score_completions, []
 
     def keep(inputs):
@@ -77,7 +78,7 @@ def test_it_joins_the_reward_with_its_weight(tmp_path, kind, where):
     torch.testing.assert_close(certainty.flatten(), -entropies[0], atol=tolerance, rtol=0)
     torch.testing.assert_close(rollout.rewards, correct + 0.5 * certainty)
     want = rollout.rewards - rollout.rewards.mean(dim=1, keepdim=True)
-    torch.testing.assert_close(advantages[0].sort().values, want.flatten().sort().values)
+    torch.testing.assert_close(advantages[0].flatten().sort().values, want.flatten().sort().values)
 
     assert entry["rewards/rent/mean"] == pytest.approx(certainty.mean().item(), rel=1e-5)
     assert entry["rewards/rent/std"] == pytest.approx(certainty.std().item(), rel=1e-5)
