@@ -43,7 +43,7 @@ from canon_trl.sampling.group_collector import GroupCollector, SampledBatch, Sam
 FOLDER = Path(__file__).parent / "images" / "methods"
 WIDTH = 7.2  # inches; at the 700 pixels of a page letters of 9 points are 12 pixels high
 
-# Of Okabe and Ito: told apart with any kind of colour vision.
+# The palette of Okabe and Ito, which people with any kind of colour vision can distinguish.
 BLUE, ORANGE, GREEN, RED, PURPLE, GREY = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#8A8A8A"
 
 Numbers = dict[str, Any]
