@@ -25,7 +25,8 @@ import torch
 from torch import Tensor
 
 from canon_trl.imports import is_import_path, load_function
-from canon_trl.method import did_you_mean, name_of
+from canon_trl.method import name_of
+from canon_trl.options import did_you_mean
 
 ResponseMetric = Callable[..., Tensor | Sequence[float]]
 

@@ -42,9 +42,10 @@ PARTS = {
     "rollout": (1.75, 0.6, "what R and A see"),
     "tokens": (2.85, 0.6, "what T, L and L+ see"),
     "selection": (4.1, 0.6, "tokens chosen\nover all ranks"),
-    "rounding": (1.75, -0.2, "what sums are off by"),
-    "imports": (3.0, -0.2, "functions by import path"),
-    "method": (4.3, -0.2, "what a function\nreads and takes"),
+    "rounding": (1.0, -0.2, "what sums are off by"),
+    "imports": (2.2, -0.2, "functions by import path"),
+    "method": (3.4, -0.2, "what a function\nreads"),
+    "options": (4.5, -0.2, "options and\ntheir bounds"),
     "paper": (5.5, -0.2, "a citation"),
 }
 USES_TRL, USES_TRANSFORMERS, TORCH_ONLY = "#f3c9a5", "#f5e6b8", "#cfe0f3"

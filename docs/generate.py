@@ -21,7 +21,8 @@ from collections.abc import Callable, Iterator
 from importlib import import_module
 from pathlib import Path
 
-from canon_trl.method import Method, Stage, bounded, hints, options_of, plain_function
+from canon_trl.method import Method, Stage
+from canon_trl.options import bounded, hints, options_of, plain_function
 from canon_trl.paper import Paper
 
 ROOT = Path(__file__).parents[1]

@@ -1,6 +1,6 @@
 """A-GRAE, asymmetric group-relative advantage estimation (https://huggingface.co/papers/2602.05548)."""
 
-from typing import Literal, get_args
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -8,7 +8,7 @@ from torch import Tensor
 from canon_trl.advantages.dr_grpo import dr_grpo_advantage
 from canon_trl.advantages.groups import as_float, group_mean, has_spread, is_scored, zero_invalid
 from canon_trl.advantages.grpo import grpo_advantage
-from canon_trl.method import Positive
+from canon_trl.options import Positive, check_arguments
 from canon_trl.paper import Paper
 
 PAPER = Paper(
@@ -56,10 +56,7 @@ def a_grae_advantage(
     Raises:
         ValueError: `attenuation` is not positive, or `form` is neither of the two.
     """
-    if not attenuation > 0:
-        raise ValueError(f"attenuation={attenuation!r} must be positive")
-    if form not in get_args(Form):
-        raise ValueError(f"form={form!r} must be 'paper' or 'released'")
+    check_arguments(a_grae_advantage, attenuation=attenuation, form=form)
     scored = as_float(rewards)
     valid = is_scored(scored)
     relative = grpo_advantage(scored, eps=eps) if scale else dr_grpo_advantage(scored)

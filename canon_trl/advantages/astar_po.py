@@ -1,14 +1,15 @@
 """A*-PO's optimal value (https://huggingface.co/papers/2505.20686); its loss is `canon_trl.policy_losses.astar_po`."""
 
-import math
+from typing import Annotated
 
 import torch
 from torch import Tensor
 
 from canon_trl.advantages.groups import as_float, is_scored
+from canon_trl.options import check_arguments
 
 
-def optimal_value(rewards: Tensor, *, beta: float) -> Tensor:
+def optimal_value(rewards: Tensor, *, beta: Annotated[float, "[0, inf)"]) -> Tensor:
     """Value of a prompt under the best policy near the reference, from rewards that the reference itself earned.
 
         V* = beta * log mean_i exp(r_i / beta)                      Eq. 3, stage 1
@@ -27,8 +28,7 @@ def optimal_value(rewards: Tensor, *, beta: float) -> Tensor:
     Raises:
         ValueError: `beta` is negative. (The reference then gives zeros.)
     """
-    if not 0 <= beta < math.inf:
-        raise ValueError(f"beta={beta!r} must be finite and at least 0")
+    check_arguments(optimal_value, beta=beta)
     scored = as_float(rewards)
     if beta == 0:
         return scored.nanmean(dim=-1)

@@ -22,8 +22,8 @@ import torch
 from torch import Tensor
 
 from canon_trl.advantages.groups import as_float, group_mean, has_spread, is_scored, zero_invalid
-from canon_trl.method import Positive
 from canon_trl.metrics import ResponseMetric, metric_name
+from canon_trl.options import Positive, check_arguments
 from canon_trl.paper import Paper
 from canon_trl.rollout import Rollout
 
@@ -61,7 +61,7 @@ def inter_group_advantage(
     rewards: Tensor,
     higher: Tensor,
     *,
-    alpha: float = 1.0,
+    alpha: Positive = 1.0,
     alpha_group: AlphaGroup = "higher",
     valid: Tensor | None = None,
 ) -> Tensor:
@@ -92,10 +92,7 @@ def inter_group_advantage(
     Raises:
         ValueError: `alpha` is not positive or `alpha_group` is not one of the two.
     """
-    if not alpha > 0:
-        raise ValueError(f"alpha={alpha!r} must be positive")
-    if alpha_group not in ("higher", "lower"):
-        raise ValueError(f"alpha_group={alpha_group!r} must be 'higher' or 'lower'")
+    check_arguments(inter_group_advantage, alpha=alpha, alpha_group=alpha_group)
     valid = _valid(rewards, valid)
     higher, lower = valid & higher, valid & ~higher
     tilted = higher if alpha_group == "higher" else lower
@@ -134,7 +131,7 @@ def canon_advantage(
     metric: Tensor,
     *,
     mu: float | Tensor = 1.0,
-    alpha: float = 1.0,
+    alpha: Positive = 1.0,
     alpha_group: AlphaGroup = "higher",
     valid: Tensor | None = None,
 ) -> Tensor:
@@ -160,9 +157,8 @@ def canon_advantage(
     """
     if rewards.shape != metric.shape:
         raise ValueError(f"rewards {tuple(rewards.shape)} and metric {tuple(metric.shape)} must have the same shape")
-    # Only numbers are checked: reading a tensor would make the host wait for the device.
-    if not isinstance(mu, Tensor) and not 0 <= mu <= 1:
-        raise ValueError(f"mu={mu!r} must lie in [0, 1]")
+    if not isinstance(mu, Tensor):  # reading a tensor would make the host wait for the device
+        check_arguments(canon_estimator, mu=mu)
     valid = _valid(rewards, valid) & is_scored(metric)
     higher = split_by_metric(metric, valid)
     scored = as_float(rewards)

@@ -10,7 +10,7 @@ what is left over would be scaled up to an advantage by a deviation near zero, o
 from torch import Tensor
 
 from canon_trl.advantages.groups import as_float, group_mean, group_std, has_spread, is_scored, zero_invalid
-from canon_trl.method import Positive
+from canon_trl.options import Positive
 from canon_trl.paper import Paper
 
 PAPER = Paper(

@@ -6,7 +6,8 @@ from typing import Any
 
 from torch import Tensor
 
-from canon_trl.method import Method, RewardRange, Stage, check_values, find
+from canon_trl.method import Method, RewardRange, Stage, find
+from canon_trl.options import check_values
 from canon_trl.paper import Paper
 from canon_trl.rollout import Rollout
 

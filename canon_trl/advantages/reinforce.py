@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from canon_trl.advantages.groups import as_float, is_scored, zero_invalid
-from canon_trl.method import NotNegative
+from canon_trl.options import NotNegative, check_arguments
 from canon_trl.paper import Paper
 
 PAPER = Paper(
@@ -42,8 +42,7 @@ def w_reinforce_advantage(rewards: Tensor, *, positive_weight: NotNegative = 0.1
     Raises:
         ValueError: `positive_weight` is negative.
     """
-    if not positive_weight >= 0:
-        raise ValueError(f"positive_weight={positive_weight!r} must be at least 0")
+    check_arguments(w_reinforce_advantage, positive_weight=positive_weight)
     scored = as_float(rewards)
     advantages = torch.where(scored == 1, positive_weight, torch.where(scored == 0, -1.0, scored))
     return zero_invalid(advantages, is_scored(scored), like=rewards)

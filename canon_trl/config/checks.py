@@ -6,7 +6,7 @@ from typing import Any, get_type_hints
 
 from trl import GRPOConfig
 
-from canon_trl.method import check_values
+from canon_trl.options import check_values
 from canon_trl.sampling import DynamicSampling
 
 PER_TOKEN = ("dapo", "cispo", "vespo")  # losses that are divided by the tokens that are trained on

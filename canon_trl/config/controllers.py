@@ -8,7 +8,8 @@ from trl import GRPOConfig
 
 from canon_trl.config.loss_stages import LossStages
 from canon_trl.controllers.protocol import steered_by
-from canon_trl.method import Method, did_you_mean
+from canon_trl.method import Method
+from canon_trl.options import did_you_mean
 from canon_trl.policy_losses.kinds import OnTRL
 
 logger = logging.getLogger(__name__)

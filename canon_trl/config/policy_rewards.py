@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Annotated, Any
 
 from canon_trl.config.specs import find_all
-from canon_trl.method import check_values
+from canon_trl.options import check_values
 from canon_trl.policy_rewards import STAGE, PolicyReward
 
 Weight = Annotated[float, "[-1e6, 1e6]"]  # beyond, float32 soon overflows

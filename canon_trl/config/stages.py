@@ -18,8 +18,9 @@ from canon_trl.config.run_length import rollouts_in_run
 from canon_trl.config.specs import as_names, find_all
 from canon_trl.controllers import STAGE as CONTROLLER
 from canon_trl.loss_terms import STAGE as LOSS_TERM
-from canon_trl.method import Method, check_options, find
+from canon_trl.method import Method, find
 from canon_trl.metrics import get_metrics
+from canon_trl.options import check_options
 from canon_trl.policy_losses import OnTRL, Whole
 from canon_trl.policy_rewards import PolicyReward
 from canon_trl.sampling import DynamicSampling

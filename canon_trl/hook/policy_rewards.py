@@ -12,9 +12,9 @@ from trl import GRPOConfig
 from canon_trl.hook.data_checks import named_datasets
 from canon_trl.hook.rollout_parts import Making
 from canon_trl.hook.scoring import Scoring
-from canon_trl.method import Method
+from canon_trl.method import Method, check_readable
 from canon_trl.metrics import METRICS, TOKEN_INPUTS, ResponseMetric
-from canon_trl.policy_rewards import PolicyReward, check_readable
+from canon_trl.policy_rewards import STAGE, PolicyReward
 
 # What TRL hands reward functions besides the columns of the dataset.
 FROM_TRL = ("prompts", "completions", "completion_ids", "trainer_state", "log_extra", "log_metric")
@@ -52,7 +52,7 @@ class PolicyRewards(Scoring):
         making = cast(Making, self._phase)
         mask = making.model_mask(self._width(making), self.accelerator.device)
         readable = inputs | self._token_values(making) | {"mask": mask}
-        check_readable(method, readable)
+        check_readable(method, readable, field=STAGE.field)
         return method(SimpleNamespace(**readable))
 
 
@@ -84,7 +84,8 @@ def check_policy_rewards(
     for _, dataset in named_datasets(train_dataset, eval_dataset):
         if dataset.column_names is not None:
             for reward in rewards:
-                check_readable(reward.method, {*TOKEN_INPUTS, *FROM_TRL, *dataset.column_names})
+                available = {*TOKEN_INPUTS, *FROM_TRL, *dataset.column_names}
+                check_readable(reward.method, available, field=STAGE.field)
 
 
 def check_recorded(rewards: Sequence[PolicyReward], *, records: bool) -> None:

@@ -24,7 +24,7 @@ from typing import Annotated
 import torch
 from torch import Tensor
 
-from canon_trl.method import Share
+from canon_trl.options import Share
 from canon_trl.paper import Paper
 from canon_trl.policy_losses.covariance_over_ranks import (
     Among,

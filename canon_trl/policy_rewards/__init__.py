@@ -6,7 +6,6 @@ Each is a pure function in a file of its own that returns `(B,)`. It reads what 
 functions.
 """
 
-from collections.abc import Collection
 from dataclasses import dataclass
 
 from canon_trl.method import Method, Stage, by_name
@@ -31,17 +30,4 @@ class PolicyReward:
         return self.method.name.rpartition(":")[2]
 
 
-def check_readable(method: Method, readable: Collection[str]) -> None:
-    """Refuse a policy reward that reads what nothing supplies.
-
-    Raises:
-        ValueError: names the parameters, and what can be read.
-    """
-    if unknown := [name for name in method.reads if name not in readable]:
-        raise ValueError(
-            f"policy_reward: {method.name} reads {unknown}, which nothing supplies; what can be read is "
-            f"{sorted(readable)}"
-        )
-
-
-__all__ = ["POLICY_REWARDS", "STAGE", "PolicyReward", "check_readable", "rent_reward"]
+__all__ = ["POLICY_REWARDS", "STAGE", "PolicyReward", "rent_reward"]

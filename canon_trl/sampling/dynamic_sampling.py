@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from canon_trl.advantages.groups import group_mean, has_spread, is_scored
-from canon_trl.method import check_options
+from canon_trl.options import check_options
 from canon_trl.paper import Paper
 from canon_trl.rounding import rounding_error
 

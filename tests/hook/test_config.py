@@ -184,7 +184,7 @@ REFUSED = {
     "an unknown name": ({"token_advantage": "entropy_shapd"}, r"unknown \(did you mean 'entropy_shaped'\?\)"),
     "an unknown option": ({"loss_term": {"ter": {"coeff": 1}}}, r"takes no option 'coeff' \(did you mean 'coef'\?\)"),
     "out of bounds": ({"loss_term": {"ter": {"coef": -1}}}, r"loss_term 'ter': coef=-1 must lie in \[0, inf\)"),
-    "what nothing supplies": ({"loss_term": "math:sqrt"}, r"sqrt reads \['x'\].*what can be read is \['advantages'"),
+    "what nothing supplies": ({"loss_term": "math:sqrt"}, r"sqrt reads \['x'\].*available: \['advantages'"),
     "listed twice": ({"loss_term": ["ter", {"ter": {"coef": 1}}]}, r"loss_term lists \['ter'\] more than once"),
     "no reference": ({"loss_term": f"{__name__}:needs_reference"}, "which beta=0.0 does without; set beta above 0"),
     "two estimators": ({"advantage_estimator": {"opo": {}, "grpo": {}}}, "must have one entry, name: options"),

@@ -18,8 +18,8 @@ from trl import GRPOConfig
 
 from canon_trl import AStarPOConfig, AStarPOTrainer, CANONConfig
 from canon_trl.advantages import ESTIMATORS
-from canon_trl.method import bounded, lies_in
 from canon_trl.metrics import METRICS, RANDOM
+from canon_trl.options import bounded, lies_in
 from canon_trl.schedules import SCHEDULES
 
 SMALL = {"max_steps": 2, "per_device_train_batch_size": 4, "per_device_eval_batch_size": 4, "max_completion_length": 4}

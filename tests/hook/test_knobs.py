@@ -241,7 +241,7 @@ def test_what_a_controller_returns_is_checked(maker, message, tmp_path):
         ({"e3_temperature": {"temperature": 0.5}}, "takes no option 'temperature'"),
         ({"e3_temperature": {"target_entropy": -1.0}}, r"target_entropy=-1\.0 must lie in \(0, inf\)"),
         ({"e3_temperature": {"init_steps": 0}}, "init_steps=0 needs target_entropy"),
-        ("toy:length_reward", r"toy:length_reward reads \['completions'.*what can be read is \['run', 'start', 'temp"),
+        ("toy:length_reward", r"toy:length_reward reads \['completions'.*available: \['run', 'start', 'temp"),
         ([E3, KEEPING], "'e3_temperature' and 'steered:KeepingE3' both steer 'temperature'"),
         (dict, "dict"),
         (5, "controller=5 is unknown"),

@@ -329,7 +329,7 @@ def test_a_wrong_choice_is_refused_before_a_model_is_loaded(spec, message):
         (
             {"policy_reward": reads_the_weather},
             {},
-            r"reads_the_weather reads \['weather'\], which nothing supplies; what can be read is \['answer', .*"
+            r"reads_the_weather reads \['weather'\], which is not available; available: \['answer', .*"
             "'completion_ids', 'completions', 'entropies', 'log_extra', 'log_metric', 'log_probs', 'mask', 'prompt'",
         ),
         (

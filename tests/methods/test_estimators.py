@@ -91,9 +91,9 @@ REFUSED = {
     "an empty mix": ("mix", "names no estimators"),
     "out of bounds": ({"grpo": {"eps": 0.0}}, r"'grpo': eps=0.0 must lie in \(0, 1e6\]"),
     "out of bounds, in a partial": (partial(grpo_advantage, eps=2e6), r"eps=2000000.0 must lie in \(0, 1e6\]"),
-    "an unknown field": (lambda rewrds: rewrds, r"reads \['rewrds'\] \(did you mean 'rewards'\?\), which nothing"),
-    "another name for the whole": (lambda batch: batch.rewards, r"reads \['batch'\].*what can be read is .*'rollout'"),
-    "a positional option": (with_positional_option, r"reads \['bonus'\].*Options are keyword-only"),
+    "an unknown field": (lambda rewrds: rewrds, r"reads \['rewrds'\] \(did you mean 'rewards'\?\)"),
+    "another name for the whole": (lambda batch: batch.rewards, r"reads \['batch'\].*available: .*'rollout'"),
+    "a positional option": (with_positional_option, r"reads \['bonus'\].*Options must be keyword-only"),
 }
 
 

@@ -9,7 +9,7 @@ import canon_trl
 
 HEAVY = ("torch", "trl", "transformers", "accelerate", "datasets", "peft", "vllm")
 METHODS = ("policy_rewards", "advantages", "token_advantages", "policy_losses", "loss_terms", "controllers")
-TORCH_ONLY = (*METHODS, "method", "metrics", "paper", "rollout", "schedules", "selection", "tokens")
+TORCH_ONLY = (*METHODS, "method", "metrics", "options", "paper", "rollout", "schedules", "selection", "tokens")
 
 LOADED = "import sys, {modules}; print(*(name for name in {heavy} if name in sys.modules))"
 

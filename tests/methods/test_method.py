@@ -70,7 +70,7 @@ REFUSED = {
     "an option that is needed": ("whole", r"lacks \['power'\]"),
     "two names": ({"scaled": {}, "whole": {}}, "must have one entry"),
     "options that are no mapping": ({"scaled": 0.5}, "must be a mapping"),
-    "what nothing supplies": (lambda logits: logits, r"reads \['logits'\], which nothing supplies; .*'advantages'"),
+    "what is not available": (lambda logits: logits, r"reads \['logits'\], which is not available; .*'advantages'"),
     "no function": ("math:pi", "is a float, not a function"),
     "no text": (3, "token_advantage=3 is unknown"),
 }

@@ -26,7 +26,8 @@ MODULES = sorted((ROOT / "canon_trl").rglob("*.py"))
 Edge = tuple[str, str]
 
 STAGES = ("policy_rewards", "advantages", "token_advantages", "policy_losses", "loss_terms", "controllers")
-TORCH_ONLY = (*STAGES, "rollout", "tokens", "selection", "metrics", "schedules", "method", "paper", "imports")
+FILES = ("rollout", "tokens", "selection", "metrics", "schedules", "method", "options", "paper", "imports")
+TORCH_ONLY = (*STAGES, *FILES)
 # Members that TRL and transformers have their subclasses set, and the name of a model.
 MEANT_FOR_SUBCLASSES = {"_name", "_paper", "_tag_names", "_VALID_DICT_FIELDS", "_name_or_path"}
 OF_OUR_OWN = {"canon_trl/sampling/samplers.py": {"_tokenizer"}}  # a name that TRL happens to use as well
