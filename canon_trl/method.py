@@ -164,7 +164,7 @@ def check_readable(method: Method, available: Collection[str], *, field: str) ->
 
 
 def named(stage: Stage, spec: Any) -> Method:
-    """The method for a name, an import path or a function, without options."""
+    """The method for a name, an import path or a function."""
     if isinstance(spec, str) and spec in stage.methods:
         return stage.methods[spec]
     if isinstance(spec, partial) and isinstance(spec.func, Method):
