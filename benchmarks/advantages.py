@@ -1,10 +1,10 @@
-"""Speed of CANON's advantages: against a loop over responses, and as the number of prompts grows.
+"""Measure the speed of CANON's advantages: against a loop over responses, and as the number of prompts grows.
 
     python benchmarks/advantages.py
 
-Every number is a ratio within this run. The loop is how estimators of this family are usually written: responses are
-collected group by group from a tensor of scores, and each gets its advantage in turn. The same loop on Python floats
-is timed beside it. A vectorised call must also not wait for the device: on CUDA that is asserted.
+Every number is a ratio within this run. Estimators of this family are usually written as a loop that collects the
+responses group by group from a tensor of scores and computes one advantage at a time. The script also times this loop
+on Python floats. A vectorised call must not wait for the device either; on CUDA the script asserts that.
 """
 
 import argparse
@@ -54,7 +54,7 @@ def batch(prompts: int, size: int, device: str) -> tuple[torch.Tensor, torch.Ten
 
 
 def seconds(function: Callable[[], object], repeats: int, device: str) -> float:
-    """Median over repeats, after one that is not counted."""
+    """The median over the repeats, after one uncounted call."""
     times = []
     for _ in range(repeats + 1):
         start = time.perf_counter()

@@ -1,28 +1,28 @@
-"""Compare methods: every method on every task with every seed, from one YAML file.
+"""Compare methods: run every method on every task with every seed, as one YAML file describes.
 
-    python benchmarks/compare.py benchmarks/comparisons/arithmetic.yaml                # runs what is missing, reports
-    python benchmarks/compare.py benchmarks/comparisons/arithmetic.yaml --jobs 0       # reports only
+    python benchmarks/compare.py benchmarks/comparisons/arithmetic.yaml                # do the missing runs and report
+    python benchmarks/compare.py benchmarks/comparisons/arithmetic.yaml --jobs 0       # report only
 
-A run is a call of the training script with options that lie beside it in `options.yaml`, then one of
-`examples/evaluate.py` on the model that came out, and one `result.json` at the end. Runs that have one are not run
-again, so a comparison that was killed goes on where it was, and a method, a task or a seed can be added later.
+A run trains with the options in its `options.yaml`, evaluates the trained model with `examples/evaluate.py` and
+writes `result.json` at the end. Runs that have a `result.json` are skipped, so a killed comparison resumes where it
+stopped, and methods, tasks and seeds can be added later.
 
 Keys of the file:
 
     output_dir    folder of the runs
     report_dir    folder of the report; default: `report` in output_dir
-    seeds         list; all methods get the same ones, and differences are taken within a seed
+    seeds         list; all methods use the same seeds, and differences are taken per seed
     baseline      name of the method that the others are compared with
-    metrics       what the report compares: names of `compare_report.METRICS`, and pass@1, pass@4, ...
-    options       of the training script, for all runs
+    metrics       what the report compares: names from `compare_report.METRICS`, and pass@1, pass@4, ...
+    options       options of the training script for all runs
     tasks         {name: options}
-    methods       {name: options}; `script: train_astar_po` takes that trainer, with values sampled once a task;
-                  `tasks: [...]` restricts a method to some of the tasks; `baseline: NAME` compares it with another
-    values        options of examples/estimate_values.py, for A*-PO; what it has in common with training, it takes
-                  from `options` and the task
+    methods       {name: options}; `script: train_astar_po` uses that trainer, with values sampled once per task;
+                  `tasks: [...]` limits a method to some tasks; `baseline: NAME` compares it with another method
+    values        options of examples/estimate_values.py, for A*-PO; options shared with training come from
+                  `options` and the task
     evaluate      options of examples/evaluate.py for the trained model
-    launcher      command that a run is started with; default: this Python interpreter
-    keep_models   whether the trained models are kept; default true
+    launcher      command that starts a run; default: this Python interpreter
+    keep_models   whether to keep the trained models; default true
 """
 
 import argparse
@@ -50,9 +50,9 @@ from canon_trl.sampling.chunks import whole_file
 
 ROOT = Path(__file__).resolve().parents[1]
 SCRIPTS = ("train_canon", "train_astar_po")
-OF_THE_HARNESS = ("script", "tasks", "baseline")  # what a method says that is no option of its training script
-# What a training script has in common with the scripts that sample.
-OF_THE_DATA = (
+HARNESS_KEYS = ("script", "tasks", "baseline")  # keys of a method that are not options of its training script
+# Options that the training scripts share with the scripts that sample.
+DATA_OPTIONS = (
     "task",
     "task_eval_prompts",
     "dataset_name",
@@ -71,9 +71,10 @@ OF_THE_DATA = (
     "max_completion_length",
     "chat_template_kwargs",
 )
-# What values follow unless `values` says otherwise: they are of the prompts and the policy that training begins with.
-OF_THE_VALUES = (
-    *OF_THE_DATA,
+# Options that value estimation shares with training unless `values` overrides them: both use the same prompts and the
+# same initial policy.
+VALUE_OPTIONS = (
+    *DATA_OPTIONS,
     *("task_train_prompts", "dataset_train_split", "model_name_or_path"),
     *("temperature", "top_p", "top_k", "min_p", "repetition_penalty"),
 )
@@ -81,7 +82,7 @@ OF_THE_VALUES = (
 
 @dataclass(frozen=True)
 class Comparison:
-    """What a YAML file asks for."""
+    """The content of a comparison's YAML file."""
 
     output_dir: Path
     seeds: list[int]
@@ -101,22 +102,22 @@ class Comparison:
         found = yaml.safe_load(path.read_text())
         known = {each.name for each in fields(cls)}
         if unknown := sorted(set(found) - known):
-            raise ValueError(f"{path} has {unknown}; it may have {sorted(known)}")
+            raise ValueError(f"{path} has the unknown keys {unknown}; known: {sorted(known)}")
         needed = {each.name for each in fields(cls) if each.default is each.default_factory is MISSING}
         if missing := sorted(needed - set(found)):
-            raise ValueError(f"{path} lacks {missing}")
+            raise ValueError(f"{path} lacks the keys {missing}")
         return cls(**found | {name: Path(found[name]) for name in ("output_dir", "report_dir") if name in found})
 
     def __post_init__(self) -> None:
         if self.baseline not in self.methods:
             raise ValueError(f"baseline={self.baseline!r} must be one of the methods {list(self.methods)}")
         if len(set(self.seeds)) != len(self.seeds) or not self.seeds:
-            raise ValueError(f"seeds={self.seeds} must be different numbers, at least one")
+            raise ValueError(f"seeds={self.seeds} must contain at least one number and no duplicates")
         given = {1, *(self.evaluate.get("pass_at_k") or [self.evaluate.get("num_samples")])}
         for name in self.metrics:
             metric(name)
             if name.startswith("pass@") and name not in {f"pass@{k}" for k in given}:
-                raise ValueError(f"metrics has {name!r}, which is not in evaluate.pass_at_k, so no run would have it")
+                raise ValueError(f"metrics has {name!r}, which needs its k in evaluate.pass_at_k")
         for name, method in self.methods.items():
             if (script := method.get("script", SCRIPTS[0])) not in SCRIPTS:
                 raise ValueError(f"methods.{name}.script={script!r} must be one of {list(SCRIPTS)}")
@@ -124,16 +125,16 @@ class Comparison:
                 raise ValueError(f"methods.{name}.baseline={method['baseline']!r} must be one of {list(self.methods)}")
             if alike := [other for other in self.methods if other != name and folder_of(other) == folder_of(name)]:
                 raise ValueError(f"methods has {[name, *alike]}, which would share the folder {folder_of(name)!r}")
-            if script == "train_astar_po" and (own := sorted({*method} & {*OF_THE_VALUES} - {*self.values})):
+            if script == "train_astar_po" and (own := sorted({*method} & {*VALUE_OPTIONS} - {*self.values})):
                 raise ValueError(
-                    f"methods.{name} has {own}, but its values are sampled once for all methods of a task: say it in "
-                    "options or tasks, or say in values what those are sampled with"
+                    f"methods.{name} has {own}, but all methods of a task share the values, which are sampled once: "
+                    "set it in options or tasks, or set in values what to sample them with"
                 )
             if unknown := sorted(set(method.get("tasks", [])) - set(self.tasks)):
                 raise ValueError(f"methods.{name}.tasks has {unknown}; the tasks are {list(self.tasks)}")
 
     def runs(self) -> list["Run"]:
-        """All runs, seed by seed, so that whatever is done at any time is paired as far as it goes."""
+        """All runs, seed by seed, so that finished runs form pairs even if the comparison stops early."""
         return [
             Run(task, name, seed, self.output_dir / "runs" / task / folder_of(name) / str(seed))
             for seed in self.seeds
@@ -143,7 +144,7 @@ class Comparison:
         ]
 
     def baselines(self) -> dict[str, str]:
-        """What each method is compared with, itself excepted."""
+        """The method that each method is compared with, unless that is itself."""
         named = {name: method.get("baseline", self.baseline) for name, method in self.methods.items()}
         return {name: baseline for name, baseline in named.items() if name != baseline}
 
@@ -151,12 +152,12 @@ class Comparison:
         return self.methods[run.method].get("script", SCRIPTS[0])
 
     def values_of(self, task: str) -> Path:
-        """Where A*-PO's values of a task are."""
+        """The folder of A*-PO's values for a task."""
         return self.output_dir / "values" / task
 
     def settings_of(self, run: "Run") -> dict[str, Any]:
-        """All that the result of a run depends on."""
-        method = {key: value for key, value in self.methods[run.method].items() if key not in OF_THE_HARNESS}
+        """Everything that the result of a run depends on."""
+        method = {key: value for key, value in self.methods[run.method].items() if key not in HARNESS_KEYS}
         script = self.script_of(run)
         base = {"task": run.task} if "dataset_name" not in self.tasks[run.task] else {}
         training = base | self.options | self.tasks[run.task] | method | {"seed": run.seed}
@@ -185,7 +186,7 @@ class Run:
 
 
 def perform(folder: Path, *, keep_model: bool) -> None:
-    """Train and evaluate, as far as it is not done yet, and write `result.json`; the process of one run."""
+    """Do what is left of a run's training and evaluation, and write `result.json`; runs in a separate process."""
     sys.path.insert(0, str(ROOT / "examples"))
     settings = read_json(folder / "settings.json")
     options = settings["training"] | {"output_dir": str(folder / "model"), "disable_tqdm": True}
@@ -207,14 +208,14 @@ def perform(folder: Path, *, keep_model: bool) -> None:
 
 
 def evaluation_options(settings: dict[str, Any], *, model: Path, folder: Path) -> dict[str, Any]:
-    """Options of examples/evaluate.py: the data of the training, and what the comparison says in `evaluate`."""
+    """Options of examples/evaluate.py: the data options of the training and the comparison's `evaluate`."""
     training = settings["training"]
-    options = {key: training[key] for key in OF_THE_DATA if key in training} | settings["evaluate"]
+    options = {key: training[key] for key in DATA_OPTIONS if key in training} | settings["evaluate"]
     return options | {"model_name_or_path": str(model), "output_dir": str(folder)}
 
 
 def curve(history: list[dict[str, Any]], reward: str) -> list[dict[str, float]]:
-    """What a run was at every evaluation, and the seconds that its optimiser steps had taken by then."""
+    """A run's numbers at every evaluation, with the seconds that its optimiser steps had taken so far."""
     points, seconds = [], 0.0
     for entry in history:
         seconds += entry.get("step_time", 0.0)
@@ -242,7 +243,7 @@ def unfinished(comparison: Comparison) -> list[Run]:
     """The runs that have no result yet.
 
     Raises:
-        ValueError: a result was made with other settings.
+        ValueError: A result was made with different settings.
     """
     missing = []
     for run in comparison.runs():
@@ -254,7 +255,7 @@ def unfinished(comparison: Comparison) -> list[Run]:
 
 
 def differences(found: dict[str, Any], wanted: dict[str, Any]) -> str:
-    """The settings in which a run and what is asked for differ, for a message; nothing where they agree."""
+    """The settings in which a run differs from what is wanted, for an error message; empty if they agree."""
 
     def flat(settings: dict[str, Any]) -> dict[str, Any]:
         parts = {name: part if isinstance(part, dict) else {"": part} for name, part in settings.items()}
@@ -267,9 +268,9 @@ def differences(found: dict[str, Any], wanted: dict[str, Any]) -> str:
 
 @contextmanager
 def only_one_in(folder: Path) -> Iterator[int]:
-    """The lock of a folder, for the process that works there to inherit.
+    """Lock a folder; the process that works there inherits the lock.
 
-    If this one is killed and that one is not, the next one waits for it to end.
+    If this process is killed and that one survives, the next comparison waits for it to end.
     """
     folder.parent.mkdir(parents=True, exist_ok=True)
     with folder.with_suffix(".lock").open("w") as lock:
@@ -278,7 +279,7 @@ def only_one_in(folder: Path) -> Iterator[int]:
 
 
 def start(command: list[str], log: Path, threads: int, inherits: Sequence[int] = ()) -> bool:
-    """Run a command with its output in a file; whether it went well."""
+    """Run a command with its output in a log file, and return whether it succeeded."""
     log.parent.mkdir(parents=True, exist_ok=True)
     environment = os.environ | {"OMP_NUM_THREADS": str(threads)}
     with log.open("w") as file:
@@ -287,34 +288,34 @@ def start(command: list[str], log: Path, threads: int, inherits: Sequence[int] =
 
 
 def sample_values(comparison: Comparison, task: str, threads: int) -> None:
-    """Stage 1 of A*-PO for a task, whose values all seeds share, and the seconds that it took."""
+    """Run stage 1 of A*-PO for a task, whose values all seeds share, and record the seconds that it takes."""
     folder, config = comparison.values_of(task), comparison.values_of(task) / "options.yaml"
     options = {"task": task} | comparison.options | comparison.tasks[task]
-    options = {key: options[key] for key in OF_THE_VALUES if key in options} | comparison.values
+    options = {key: options[key] for key in VALUE_OPTIONS if key in options} | comparison.values
     options |= {"output_dir": str(folder)}
     with only_one_in(folder) as lock:
         if not (folder / "seconds.json").exists():
-            shutil.rmtree(folder, ignore_errors=True)  # what was begun is begun anew, lest its seconds be too few
+            shutil.rmtree(folder, ignore_errors=True)  # start over, so that the seconds cover all of the sampling
         elif yaml.safe_load(config.read_text()) == options:
             return
         folder.mkdir(exist_ok=True)
-        write_yaml(config, options)  # estimate_values.py refuses a folder with values of other options
+        write_yaml(config, options)  # estimate_values.py rejects a folder with values made with other options
         command = [*comparison.launcher, str(ROOT / "examples" / "estimate_values.py"), "--config", str(config)]
         begin = time.perf_counter()
         if not start(command, folder / "log.txt", threads, inherits=[lock]):
-            raise RuntimeError(f"the values of {task} failed, see {folder / 'log.txt'}")
+            raise RuntimeError(f"sampling the values of {task} failed, see {folder / 'log.txt'}")
         write_json(folder / "seconds.json", time.perf_counter() - begin)
 
 
 def execute(comparison: Comparison, run: Run, threads: int) -> bool:
-    """A run in a process of its own."""
+    """Perform a run in a separate process, and return whether it succeeded."""
     settings, known = comparison.settings_of(run), run.folder / "settings.json"
     with only_one_in(run.folder) as lock:
         if run.result() is not None:
             return True
         changed = {key for key, value in (read_json(known) or {}).items() if value != settings.get(key)}
         if changed - {"evaluate"} or not (run.folder / "curve.json").exists():
-            shutil.rmtree(run.folder, ignore_errors=True)  # training does not go on in the middle
+            shutil.rmtree(run.folder, ignore_errors=True)  # training does not resume midway
         elif changed:
             shutil.rmtree(run.folder / "evaluation", ignore_errors=True)
         run.folder.mkdir(exist_ok=True)
@@ -325,7 +326,7 @@ def execute(comparison: Comparison, run: Run, threads: int) -> bool:
 
 
 def execute_all(comparison: Comparison, jobs: int, threads: int) -> list[Run]:
-    """Do what is missing, several runs at a time; the runs that failed."""
+    """Do the missing runs, several at a time, and return those that failed."""
     missing = unfinished(comparison)
     for task in {run.task for run in missing if comparison.script_of(run) == "train_astar_po"}:
         sample_values(comparison, task, threads)
@@ -334,17 +335,17 @@ def execute_all(comparison: Comparison, jobs: int, threads: int) -> list[Run]:
     with ThreadPoolExecutor(jobs) as pool:
         started = {pool.submit(execute, comparison, run, threads): run for run in missing}
         for count, done in enumerate(as_completed(started), start=1):
-            run, went_well = started[done], done.result()
-            if not went_well:
+            run, succeeded = started[done], done.result()
+            if not succeeded:
                 failed.append(run)
             left = (time.perf_counter() - begin) / count * (len(missing) - count) / 60
-            outcome = "done" if went_well else f"FAILED, see {run.folder / 'log.txt'}"
+            outcome = "done" if succeeded else f"FAILED, see {run.folder / 'log.txt'}"
             print(f"{run.task} {run.method} seed {run.seed}: {outcome}; {left:.0f} min left", flush=True)
     return failed
 
 
 def collect(comparison: Comparison) -> list[dict[str, Any]]:
-    """The results that there are, each with what it is a result of and the seconds that were spent before its run."""
+    """The results so far, each with its task, method and seed, and the seconds spent before its run."""
     results = []
     for run in comparison.runs():
         if (result := run.result()) is not None:
@@ -358,10 +359,10 @@ def collect(comparison: Comparison) -> list[dict[str, Any]]:
 
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("file", type=Path, help="the comparison")
+    parser.add_argument("file", type=Path, help="YAML file of the comparison")
     parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="runs at a time; 0 only reports")
-    parser.add_argument("--threads", type=int, default=1, help="of each run")
-    for flag in ("--perform", "--perform-and-keep"):  # a run's own process
+    parser.add_argument("--threads", type=int, default=1, help="threads per run")
+    for flag in ("--perform", "--perform-and-keep"):  # how this script calls itself for a run
         parser.add_argument(flag, action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args(argv)
     if options.perform or options.perform_and_keep:

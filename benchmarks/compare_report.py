@@ -19,8 +19,8 @@ from canon_trl.tasks import TASKS
 
 Result = dict[str, Any]
 
-# What can be compared: how a run's result gives it, its unit and how it is written. Not every run has every number:
-# one without a right answer has no tokens per right answer.
+# What can be compared: how to read it from a run's result, and how to format it. Not every run has every number: a
+# run without a right answer has no tokens per right answer.
 METRICS: dict[str, tuple[Callable[[Result], float | None], str]] = {
     "accuracy": (lambda run: run["evaluation"]["avg"], ".3f"),
     "mean accuracy on the way": (lambda run: mean_on_the_way(run["curve"]), ".3f"),
@@ -32,10 +32,10 @@ METRICS: dict[str, tuple[Callable[[Result], float | None], str]] = {
 
 
 def metric(name: str) -> tuple[Callable[[Result], float | None], str]:
-    """A metric by its name; `pass@64` and so on are read from the evaluation.
+    """A metric by its name; `pass@64` and the like are read from the evaluation.
 
     Raises:
-        ValueError: there is none of that name.
+        ValueError: No metric has this name.
     """
     if name.startswith("pass@"):
         return lambda run: run["evaluation"]["pass_at_k"][name.removeprefix("pass@")]["mean"], ".3f"
@@ -45,7 +45,7 @@ def metric(name: str) -> tuple[Callable[[Result], float | None], str]:
 
 
 def mean_on_the_way(curve: list[dict[str, float]]) -> float | None:
-    """The mean height of the learning curve over the optimiser steps: how fast was learnt, in one number."""
+    """The mean height of the learning curve over the optimiser steps: how fast the model learns, in one number."""
     if len(curve) < 2:
         return None
     steps, accuracy = [point["step"] for point in curve], [point["accuracy"] for point in curve]
@@ -62,11 +62,11 @@ def by_method(results: list[Result], task: str) -> dict[str, dict[int, Result]]:
 
 
 def summarise(results: list[Result], metrics: list[str], baselines: dict[str, str]) -> dict[str, Any]:
-    """Means, standard deviations and paired differences of all metrics, by task and method, fit for JSON.
+    """Means, standard deviations and paired differences of all metrics, by task and method, ready for JSON.
 
-    The intervals of the differences hold for a task's methods and metrics together with a probability of 0.95. A
-    number that a run does not have is `None`. The mean is then that of the other runs, and no difference is taken:
-    that of the runs which did not collapse would flatter a method that does.
+    The intervals of the differences hold jointly for a task's methods and metrics with a probability of 0.95. A
+    number that a run does not have is `None`. The mean is then over the other runs, and no difference is taken: a
+    difference over the runs that did not collapse would flatter a method that does.
     """
     summary: dict[str, Any] = {}
     for task in dict.fromkeys(result["task"] for result in results):
@@ -78,14 +78,14 @@ def summarise(results: list[Result], metrics: list[str], baselines: dict[str, st
             row: dict[str, Any] = {"seeds": sorted(seeds), "baseline": baselines.get(method)}
             paired = sorted(set(seeds) & set(others))
             for name in metrics:
-                values = {seed: known(name, seeds[seed]) for seed in sorted(seeds)}
-                there = [value for value in values.values() if value is not None]
+                values = {seed: value_of(name, seeds[seed]) for seed in sorted(seeds)}
+                present = [value for value in values.values() if value is not None]
                 row[name] = {
-                    "mean": statistics.fmean(there) if there else None,
-                    "sd": statistics.stdev(there) if len(there) > 1 else None,
+                    "mean": statistics.fmean(present) if present else None,
+                    "sd": statistics.stdev(present) if len(present) > 1 else None,
                     "values": [*values.values()],
                 }
-                own, other = [values[seed] for seed in paired], [known(name, others[seed]) for seed in paired]
+                own, other = [values[seed] for seed in paired], [value_of(name, others[seed]) for seed in paired]
                 if paired and None not in own + other:
                     difference = paired_difference(own, other, comparisons=comparisons)
                     row[name]["difference"] = without_nan(asdict(difference)) | {"is_noise": difference.is_noise}
@@ -93,8 +93,8 @@ def summarise(results: list[Result], metrics: list[str], baselines: dict[str, st
     return summary
 
 
-def known(name: str, run: Result) -> float | None:
-    """A metric of a run, `None` where it has none."""
+def value_of(name: str, run: Result) -> float | None:
+    """A metric of a run, or `None` if the run does not have it."""
     value = metric(name)[0](run)
     return None if value is None or math.isnan(value) else value
 
@@ -104,7 +104,7 @@ def without_nan(numbers: dict[str, float]) -> dict[str, float | None]:
 
 
 def table(summary: dict[str, Any], metrics: list[str]) -> str:
-    """The summary in Markdown, a table a task; differences that may be noise are in brackets."""
+    """The summary in Markdown, one table per task; differences that may be noise are in brackets."""
     lines = []
     for task, found in summary.items():
         counts = [len(row["seeds"]) for row in found["methods"].values()]
@@ -120,34 +120,34 @@ def table(summary: dict[str, Any], metrics: list[str]) -> str:
             lines.append(f"| {' | '.join(cells)} |")
         lines += [
             "",
-            f"Mean ± standard deviation over seeds. Differences are paired by seed, with intervals that hold for all "
-            f"{found['comparisons']} of this table together in 95% of such experiments (Student, Bonferroni); in "
-            "brackets where 0 lies inside, so that the difference may be chance.",
+            f"Mean ± standard deviation over seeds. Differences are paired by seed; their intervals hold jointly for "
+            f"all {found['comparisons']} in this table in 95% of such experiments (Student, Bonferroni). Brackets "
+            "mark intervals that contain 0, where the difference may be chance.",
             "",
         ]
         numbers = [row[name] for row in found["methods"].values() for name in metrics]
         if any(None in each["values"] for each in numbers):
             lines += [
-                "Where some runs have no such number (none of their responses is right), the mean is that of the "
-                "others, which are counted, and there is no difference.",
+                "Where some runs have no such number (none of their responses is right), the mean is over the other "
+                "runs, with their count, and there is no difference.",
                 "",
             ]
         if any("difference" in each and each["difference"]["low"] is None for each in numbers):
             lines += [
-                "Differences without an interval are of one pair, or the same in all pairs: nothing says how far they "
-                "would spread, so they may be chance.",
+                "Differences without an interval come from one pair, or are the same in all pairs: their spread is "
+                "unknown, so they may be chance.",
                 "",
             ]
     return "\n".join(lines)
 
 
 def written_mean(found: dict[str, Any], form: str) -> str:
-    there = sum(value is not None for value in found["values"])
-    if not there:
+    present = sum(value is not None for value in found["values"])
+    if not present:
         return "none"
     spread = "" if found["sd"] is None else f" ± {found['sd']:{form}}"
-    some = "" if there == len(found["values"]) else f" ({there} of {len(found['values'])} runs)"
-    return f"{found['mean']:{form}}{spread}{some}"
+    count = "" if present == len(found["values"]) else f" ({present} of {len(found['values'])} runs)"
+    return f"{found['mean']:{form}}{spread}{count}"
 
 
 def written(difference: dict[str, Any] | None, form: str) -> str:
@@ -162,7 +162,7 @@ def written(difference: dict[str, Any] | None, form: str) -> str:
 def write_report(
     folder: Path, results: list[Result], *, metrics: list[str], baselines: dict[str, str], command: str
 ) -> None:
-    """Everything into a folder."""
+    """Write the report, its numbers and its pictures into a folder."""
     folder.mkdir(parents=True, exist_ok=True)
     summary = summarise(results, metrics, baselines)
     (folder / "report.json").write_text(json.dumps(summary, indent=1, allow_nan=False) + "\n")
@@ -185,14 +185,14 @@ def write_report(
 
 
 def draw_band(axes: Axes, x: Sequence[int], heights: np.ndarray, method: str, **line_options: Any) -> None:
-    """The mean of the seeds, `heights` having a row for each, within their standard deviation."""
+    """Draw the mean over the seeds with a band of one standard deviation; `heights` has one row per seed."""
     mean, spread = heights.mean(axis=0), heights.std(axis=0, ddof=1) if len(heights) > 1 else 0
     (line,) = axes.plot(x, mean, label=f"{method} ({len(heights)})", **line_options)
     axes.fill_between(x, mean - spread, mean + spread, color=line.get_color(), alpha=0.12, linewidth=0)
 
 
 def shared_points(seeds: dict[int, Result]) -> list[list[dict[str, float]]]:
-    """The curves of a method's runs at the steps that all of them have: one may have ended early."""
+    """The curves of a method's runs at the steps that all runs have, because a run may end early."""
     steps = set.intersection(*({point["step"] for point in run["curve"]} for run in seeds.values()))
     return [[point for point in run["curve"] if point["step"] in steps] for run in seeds.values()]
 
@@ -203,7 +203,7 @@ def draw_learning_curves(axes: Axes, runs: dict[str, dict[int, Result]]) -> None
         heights = np.array([[point["accuracy"] for point in curve] for curve in points])
         draw_band(axes, [point["step"] for point in points[0]], heights, method)
     axes.set_xlabel("optimiser step")
-    axes.set_ylabel("held-out accuracy, mean ± sd of the seeds")
+    axes.set_ylabel("held-out accuracy, mean ± sd over seeds")
 
 
 def draw_time_curves(axes: Axes, runs: dict[str, dict[int, Result]]) -> None:
@@ -213,8 +213,8 @@ def draw_time_curves(axes: Axes, runs: dict[str, dict[int, Result]]) -> None:
         seconds = before + np.mean([[point["seconds"] for point in curve] for curve in points], axis=0)
         accuracy = np.mean([[point["accuracy"] for point in curve] for curve in points], axis=0)
         axes.plot(seconds, accuracy, marker="o", markersize=3, label=f"{method} ({len(seeds)})")
-    axes.set_xlabel("seconds of sampling values and of optimiser steps")
-    axes.set_ylabel("held-out accuracy, mean of the seeds")
+    axes.set_xlabel("seconds for sampling values and for optimiser steps")
+    axes.set_ylabel("held-out accuracy, mean over seeds")
 
 
 def draw_pareto_front(axes: Axes, runs: dict[str, dict[int, Result]]) -> None:
@@ -232,14 +232,14 @@ def draw_pareto_front(axes: Axes, runs: dict[str, dict[int, Result]]) -> None:
         color="gray",
         linewidth=0.8,
         zorder=0,
-        label="front: none is both shorter\nand better",
+        label="front: no method is both\nshorter and better",
     )
     axes.set_xlabel("mean length of a response (tokens); small dots: seeds")
     axes.set_ylabel("accuracy")
 
 
 def dominates(other: tuple[float, float], point: tuple[float, float]) -> bool:
-    """Whether another (length, accuracy) is no longer and no worse, and not the same."""
+    """Whether `other`, a pair of length and accuracy, is neither longer nor worse than `point`, and not equal."""
     return other != point and other[0] <= point[0] and other[1] >= point[1]
 
 
@@ -248,11 +248,11 @@ def draw_entropy_law(axes: Axes, runs: dict[str, dict[int, Result]]) -> None:
         points = [point for run in seeds.values() for point in run["curve"]]
         entropy, accuracy = ([point[name] for point in points] for name in ("entropy", "accuracy"))
         dots = axes.scatter(entropy, accuracy, s=8, alpha=0.4)
-        if len(points) < 3 * len(seeds):  # a model that was not trained has moved along no curve
+        if len(points) < 3 * len(seeds):  # an untrained model does not move along a curve
             continue
         try:
             law = fit_entropy_law(entropy, accuracy)
-        except ValueError:  # collapsed from the beginning: through a single entropy goes any curve
+        except ValueError:  # collapsed from the beginning: any curve fits a single entropy
             dots.set_label(f"{method}: no fit")
             continue
         grid = np.linspace(min(entropy), max(entropy), 100)
@@ -269,10 +269,10 @@ def draw_pass_at_k(axes: Axes, runs: dict[str, dict[int, Result]]) -> None:
         draw_band(axes, ks, heights, method, marker="o", markersize=3)
     axes.set_xscale("log", base=2)
     axes.set_xlabel("k (responses)")
-    axes.set_ylabel("pass@k, mean ± sd of the seeds")
+    axes.set_ylabel("pass@k, mean ± sd over seeds")
 
 
-TIMED = "time_curves"  # drawn where seconds are compared: on a machine that does other things they say nothing
+TIMED = "time_curves"  # drawn only where seconds are compared: on a busy machine they mean nothing
 PICTURES: dict[str, tuple[Callable[[Axes, dict[str, dict[int, Result]]], None], str]] = {
     "learning_curves": (draw_learning_curves, "Held-out accuracy over optimiser steps"),
     "time_curves": (draw_time_curves, "Held-out accuracy over seconds"),

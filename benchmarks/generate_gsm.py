@@ -1,7 +1,7 @@
-"""Word problems like those of GSM8K, generated: `python benchmarks/generate_gsm.py FOLDER [--train 4000 --test 256]`.
+"""Generate word problems like those of GSM8K: `python benchmarks/generate_gsm.py FOLDER [--train 4000 --test 256]`.
 
-The problems are reasoning-gym's `gsm_symbolic`. The folder is a dataset with the splits `train` and `test` and the
-columns `question` and `answer`; no question is in both.
+The problems come from reasoning-gym's `gsm_symbolic`. The folder becomes a dataset with the splits `train` and `test`
+and the columns `question` and `answer`; the splits share no question.
 """
 
 import argparse
@@ -23,7 +23,7 @@ def main(argv: list[str] | None = None) -> None:
     for problem in reasoning_gym.create_dataset("gsm_symbolic", seed=options.seed, size=2 * wanted):
         answers.setdefault(problem["question"], problem["answer"])
     if len(answers) < wanted:
-        raise ValueError(f"train={options.train} and test={options.test}: only {len(answers)} problems are different")
+        raise ValueError(f"train={options.train} and test={options.test}: only {len(answers)} problems are distinct")
     data = Dataset.from_dict({"question": list(answers)[:wanted], "answer": list(answers.values())[:wanted]})
     options.folder.mkdir(parents=True, exist_ok=True)
     for split, rows in (("train", range(options.test, wanted)), ("test", range(options.test))):

@@ -1,10 +1,10 @@
-"""Peak memory of a step of every method beside GRPOTrainer's, each in a process of its own.
+"""Compare the peak memory of a step of every method with GRPOTrainer's, each in a separate process.
 
     python benchmarks/peak_memory.py
 
-On a CPU it is the largest resident set of the process, with the interpreter and its libraries: it is a high-water mark
-that never falls again, hence the processes. On a GPU it is what PyTorch has allocated there. `speed.py` measures it of
-other models and sizes.
+On a CPU the peak is the largest resident set of the process, including the interpreter and its libraries. It is a
+high-water mark that never falls, hence the separate processes. On a GPU it is the most that PyTorch has allocated
+there. `speed.py` measures it for other models and sizes.
 """
 
 import multiprocessing
@@ -33,11 +33,11 @@ def peak(method: str, updates: int, workload: Workload) -> float:
 
 
 def measure(methods: Sequence[str], workload: Workload, *, repeats: int, at_once: int) -> dict[str, dict[str, Any]]:
-    """Medians over the repeats and their ratio, every single peak beside them; `at_once` processes run in parallel."""
+    """Medians over the repeats and their ratio, with every single peak; `at_once` processes run in parallel."""
     wanted = {method: METHODS[method].get("num_iterations", 1) for method in methods}
     sides = list(dict.fromkeys([(BASELINE, updates) for updates in wanted.values()] + list(wanted.items())))
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["step_time"])  # so that the libraries are imported once for all processes
+    context.set_forkserver_preload(["step_time"])  # imports the libraries once for all processes
     with ProcessPoolExecutor(at_once, mp_context=context, max_tasks_per_child=1) as pool:
         jobs = {side: [pool.submit(peak, *side, workload) for _ in range(repeats)] for side in sides}
         peaks = {side: [job.result() for job in given] for side, given in jobs.items()}

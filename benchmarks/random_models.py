@@ -1,6 +1,7 @@
 """Language models of any size without a download: random weights, and the tokenizer of the embedded task.
 
-Most of the vocabulary has no token in the tokenizer and decodes to nothing; it is there to cost what it costs.
+Most of the vocabulary has no token in the tokenizer and decodes to nothing; it only makes the model as expensive as a
+real one.
 """
 
 from pathlib import Path
@@ -18,7 +19,7 @@ HEAD = 64
 
 
 def model_folder(name: str, folder: Path = Path("outputs/benchmarks")) -> str:
-    """The folder of the embedded model, or of the random one of that name in `SHAPES`, made if it is missing."""
+    """The folder of the embedded model, or of the random model with that name in `SHAPES`, created if missing."""
     if name == EMBEDDED:
         return str(TASK.model_path)
     path = folder / name

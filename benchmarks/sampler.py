@@ -1,10 +1,11 @@
-"""Rollouts per second of the sampler behind evaluation and value estimation, beside transformers' `generate`.
+"""Compare the sampler behind evaluation and value estimation with transformers' `generate`, in rollouts per second.
 
     python benchmarks/sampler.py
 
-Both sample the same number of responses to the same prompts from the same model, in turn. Of their natural length, as
-in use: there a response that has ended costs the sampler nothing, and `generate` goes on to the end of the longest.
-And all equally long, the end being masked out of the logits, where only reading each prompt once is saved.
+Both sample the same number of responses to the same prompts from the same model, in turn. First at their natural
+lengths, as in use: a response that has ended costs the sampler nothing, while `generate` continues to the end of the
+longest. Then at equal lengths, with the end token masked out of the logits: the sampler saves only the repeated
+reading of each prompt.
 """
 
 import time
@@ -13,7 +14,7 @@ from functools import partial
 from typing import Any
 
 import torch
-from step_time import TASK, finished, in_words, paired, ratio
+from step_time import TASK, finished, format_ratio, paired, ratio
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, PreTrainedModel
 
 from canon_trl.sampling.samplers import TransformersSampler
@@ -34,7 +35,7 @@ def never_ends(model: PreTrainedModel, args: Any, output: Any) -> Any:
 
 
 def measure(*, prompts: int, samples: int, pairs: int, until: float, device: str = "cpu") -> dict[str, dict[str, Any]]:
-    """Rollouts per second as multiples of those of `generate`."""
+    """The sampler's rollouts per second as multiples of those of `generate`."""
     tokenizer = AutoTokenizer.from_pretrained(TASK.model_path, padding_side="left")
     texts = TASK.dataset("test", prompts)["prompt"][:]
     repeated = tokenizer([text for text in texts for _ in range(samples)], return_tensors="pt", padding=True).to(
@@ -59,7 +60,7 @@ def measure(*, prompts: int, samples: int, pairs: int, until: float, device: str
         share = now + (until - now) / (len(LENGTHS) - place)
         taken = [(their, our) for our, their in paired(ours, theirs, pairs, share)]
         results[name] = ratio(taken) | {"seconds_of_generate_and_sampler": taken}
-        print(f"rollouts per second, sampler / generate, {name}: {in_words(results[name])}", flush=True)
+        print(f"rollouts per second, sampler / generate, {name}: {format_ratio(results[name])}", flush=True)
     return results
 
 

@@ -1,15 +1,15 @@
-"""What a step of every method costs, compared with the same step of GRPOTrainer.
+"""Measure what a step of every method costs compared with the same step of GRPOTrainer.
 
     python benchmarks/step_time.py                                   # every method, on the embedded model
     python benchmarks/step_time.py --methods 'canon entropy' grpo    # some of them
     python benchmarks/step_time.py --model DIR --vllm                # any causal language model, sampled by vLLM
     python benchmarks/step_time.py --baseline dr_grpo --methods entropy_shaped ter e3_temperature    # what stages add
 
-Both trainers sample the same number of responses of the same, fixed length and take the same optimiser steps; they run
-in turn in one process, and which of them goes first alternates from pair to pair, so that a machine that slows down
-slows both. A step is a rollout with all the updates on it, logging included. The gates act from the second update on,
-so they and their baseline take two. Reported is the median of the ratios of the pairs with its quartiles; before the
-first pair each side runs once, uncounted.
+Both trainers sample the same number of responses of the same fixed length and take the same optimiser steps. They
+take turns in one process, and the order alternates from pair to pair, so that a machine that slows down slows both. A
+step is a rollout with all its updates, logging included. The gates act from the second update on, so they and their
+baseline take two. The script reports the median and the quartiles of the ratios per pair; before the first pair each
+side runs once, uncounted.
 """
 
 import argparse
@@ -40,10 +40,10 @@ from canon_trl.token_advantages import STAGE as TOKEN_ADVANTAGE
 
 TASK = TASKS["arithmetic"]
 BASELINE = "GRPOTrainer"
-UPDATES = 2  # on a rollout, where there are gates
-FEWEST_PAIRS = 3  # also when the time is up
+UPDATES = 2  # per rollout, for methods with a gate
+FEWEST_PAIRS = 3  # even when the time is up
 
-# The fields of CANONConfig that make a method, by the method's name.
+# The fields of CANONConfig that define each method.
 METHODS: dict[str, dict[str, Any]] = (
     {f"canon {metric}": {"canon_metric": metric} for metric in [*METRICS, RANDOM]}
     | {"canon entropy, forward": {"entropy_source": "forward"}}
@@ -62,7 +62,7 @@ METHODS: dict[str, dict[str, Any]] = (
     | {"dynamic_sampling": {"advantage_estimator": "dr_grpo", "dynamic_sampling": True, "num_iterations": UPDATES}}
 )
 
-# Methods of the stages that act on top of an estimator, to be compared with that estimator alone.
+# Methods that act on top of an estimator; their baseline is that estimator alone.
 ADDED: dict[str, dict[str, Any]] = {
     name: {"advantage_estimator": "dr_grpo", stage.field: name}
     for stage in (TOKEN_ADVANTAGE, LOSS_TERM, CONTROLLER)
@@ -72,14 +72,14 @@ ADDED: dict[str, dict[str, Any]] = {
 
 @dataclass(frozen=True, kw_only=True)
 class Workload:
-    """What a step is made of.
+    """What a step processes.
 
     Attributes:
         model: folder of a causal language model with its tokenizer.
-        responses: of a rollout, all in one micro-batch.
-        group: responses to a prompt.
-        tokens: of every response.
-        cpu, bf16, vllm: where and how.
+        responses: number of responses per rollout, all in one micro-batch.
+        group: number of responses per prompt.
+        tokens: number of tokens per response.
+        cpu, bf16, vllm: whether to run on the CPU, train in bfloat16, sample with vLLM.
     """
 
     model: str = str(TASK.model_path)
@@ -92,7 +92,7 @@ class Workload:
 
 
 class StepTime(TrainerCallback):
-    """Seconds of all steps, each from its begin until it is logged."""
+    """Seconds of all steps, each from its beginning until it is logged."""
 
     def __init__(self) -> None:
         self.seconds = 0.0
@@ -106,14 +106,14 @@ class StepTime(TrainerCallback):
 
 
 def finished() -> float:
-    """The time at which everything that was begun is done."""
+    """The time once all work on the device has finished."""
     if torch.cuda.is_available():
         torch.cuda.synchronize()
     return time.perf_counter()
 
 
 def every_other_reward(completions: list[Any], **kwargs: Any) -> list[float]:
-    """1 for every second response: spread in every group, and all estimators are defined for it."""
+    """1 for every second response: every group has spread, and every estimator accepts these rewards."""
     return [float(place % 2) for place, _ in enumerate(completions)]
 
 
@@ -124,7 +124,7 @@ def prompts() -> Dataset:
 def make(
     method: str, workload: Workload, *, updates: int = 1, reward: Callable[..., list[float]] = every_other_reward
 ) -> GRPOTrainer:
-    """A trainer whose `train` takes one rollout; `updates` are those of GRPOTrainer."""
+    """A trainer whose `train` takes one rollout; `updates` applies to GRPOTrainer only."""
     options = {} if method == BASELINE else (METHODS | ADDED)[method]
     updates = updates if method == BASELINE else options.get("num_iterations", 1)
     shared = {
@@ -168,12 +168,12 @@ def step_seconds(trainer: GRPOTrainer) -> float:
 def paired(
     ours: Callable[[], float], theirs: Callable[[], float], pairs: int, until: float = math.inf
 ) -> list[tuple[float, float]]:
-    """Seconds of both sides in turn, of which one goes first in even pairs and the other in odd ones.
+    """Measure both sides in turn; `ours` goes first in even pairs and `theirs` in odd ones.
 
     Args:
-        ours, theirs: run once and return the seconds.
-        pairs: how many at most.
-        until: when `time.perf_counter()` has passed this, `FEWEST_PAIRS` are enough.
+        ours, theirs: run one side once and return its seconds.
+        pairs: the most pairs to measure.
+        until: once `time.perf_counter()` has passed this, `FEWEST_PAIRS` are enough.
     """
     ours(), theirs()
     measured: list[tuple[float, float]] = []
@@ -187,12 +187,12 @@ def paired(
 
 
 def ratio(pairs: Sequence[tuple[float, float]]) -> dict[str, Any]:
-    """The median ratio of the first to the second of at least two pairs, with its quartiles."""
+    """The median and the quartiles of first / second, over at least two pairs."""
     lower, median, upper = statistics.quantiles([a / b for a, b in pairs], n=4, method="inclusive")
     return {"median": median, "quartiles": [lower, upper], "pairs": len(pairs)}
 
 
-def in_words(found: dict[str, Any]) -> str:
+def format_ratio(found: dict[str, Any]) -> str:
     lower, upper = found["quartiles"]
     return f"{found['median']:.3f} ({lower:.3f} to {upper:.3f}, {found['pairs']} pairs)"
 
@@ -200,7 +200,7 @@ def in_words(found: dict[str, Any]) -> str:
 def measure(
     methods: Sequence[str], workload: Workload, *, pairs: int, until: float = math.inf, baseline: str = BASELINE
 ) -> dict[str, dict[str, Any]]:
-    """The ratio of every method to the baseline; the methods share the time that is left until `until` fairly."""
+    """The ratio of every method to the baseline; the methods share the time until `until` equally."""
     baselines: dict[int, GRPOTrainer] = {}
     results = {}
     for place, method in enumerate(methods):
@@ -212,9 +212,9 @@ def measure(
         share = now + (until - now) / (len(methods) - place)
         seconds = paired(partial(step_seconds, ours), partial(step_seconds, theirs), pairs, share)
         results[method] = ratio(seconds) | {"updates": updates, "seconds": seconds}
-        print(f"{method:22} / {baseline}: {in_words(results[method])}", flush=True)
+        print(f"{method:22} / {baseline}: {format_ratio(results[method])}", flush=True)
         del ours
-        gc.collect()  # a trainer is a cycle, and its weights and moments would stay
+        gc.collect()  # a trainer contains reference cycles that would keep its weights and moments alive
     return results
 
 
@@ -229,7 +229,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--methods", nargs="+", choices=[*METHODS, *ADDED], default=list(METHODS))
     parser.add_argument("--baseline", choices=[BASELINE, "dr_grpo"], default=BASELINE)
     parser.add_argument("--cpu", action="store_true")
-    parser.add_argument("--threads", type=int, default=1, help="more than one is noisy on a CPU that is shared")
+    parser.add_argument("--threads", type=int, default=1, help="more than one is noisy on a shared CPU")
     parser.add_argument("--bf16", action="store_true")
     parser.add_argument("--vllm", action="store_true")
     parser.add_argument("--json", help="also write the numbers to this file")

@@ -1,4 +1,4 @@
-"""`step_time.py` with the real vLLM engine on a CPU, set up as in the tests: `make benchmark-vllm`."""
+"""Run `step_time.py` with the real vLLM engine on a CPU, set up as in the tests: `make benchmark-vllm`."""
 
 from cpu_engine import vllm_on_cpu
 from smollm2 import save_smollm2

@@ -172,7 +172,7 @@ class TestReport:
         assert rows["dead"][4:] == ["none", " |"]
         # 10 / 0.5 and 10 / 0.7 tokens, and 5 / 0.6 and 7 / 0.8 and 7 / 0.9
         assert rows["base"][4] == "17.1 ± 4.0" and rows["other"][4] == "8.3 ± 0.5"
-        assert "the mean is that of the others, which are counted, and there is no difference" in text
+        assert "the mean is over the other runs, with their count, and there is no difference" in text
         pictures = {path.stem for path in tmp_path.glob("*.png")}
         assert pictures == compare_report.PICTURES.keys() - {compare_report.TIMED}
 
@@ -186,7 +186,7 @@ class TestReport:
         compare_report.write_report(tmp_path, results, metrics=["accuracy"], baselines=baselines, command="COMMAND")
         text = (tmp_path / "report.md").read_text()
         assert "| b | a | 0.750 ± 0.000 | [+0.250] |" in text and "| c | a | 0.250 | [-0.250] |" in text
-        assert "Differences without an interval are of one pair, or the same in all pairs" in text
+        assert "Differences without an interval come from one pair, or are the same in all pairs" in text
         methods = json.loads((tmp_path / "report.json").read_text())["arithmetic"]["methods"]
         wanted = {"mean": 0.25, "low": None, "high": None, "pairs": 2, "is_noise": True}
         assert methods["b"]["accuracy"]["difference"] == wanted
