@@ -1,12 +1,12 @@
-"""A*-PO beside trl.experimental.a2po and beside GRPO, on the same model, prompts and responses' length.
+"""Compare A*-PO with trl.experimental.a2po and with GRPO on the same model, prompts and response length.
 
     python benchmarks/astar_po.py                      # the embedded model
     python benchmarks/astar_po.py --model DIR          # any causal language model
 
-Stage 1 is timed on the same prompts and number of samples, of their natural length as in use; where all are equally
-long there is less to save. A step of stage 2 is timed on the same number of responses of the same, fixed length. The
-two sides run in turn, A B A B, in one process. Reported is the median of the ratios of the pairs with its quartiles;
-the first pair is a warm-up that is not counted. Peak memory is that of a process of its own for each side.
+Stage 1 is timed on the same prompts and number of samples, at their natural lengths as in use; at equal lengths there
+is less to save. A step of stage 2 is timed on the same number of responses of the same fixed length. The two sides
+take turns, A B A B, in one process. The script reports the median and the quartiles of the ratios per pair; the first
+pair is a warm-up and does not count. Peak memory is measured in a separate process for each side.
 """
 
 import argparse
@@ -77,7 +77,7 @@ def fixed(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def stage_1(options: argparse.Namespace, data: Dataset) -> Callable[[], Any]:
-    """Ours: sample responses of their natural length, score, and V*."""
+    """Our stage 1: sample responses of their natural length, score them, and compute V*."""
     model = AutoModelForCausalLM.from_pretrained(options.model)
     tokenizer = AutoTokenizer.from_pretrained(options.model)
     sample = TransformersSampler(model, tokenizer, num_samples=SAMPLES, max_new_tokens=options.tokens)
@@ -97,8 +97,8 @@ def stage_1_a2po(options: argparse.Namespace, data: Dataset) -> Callable[[], Any
     return a2po(options, data)._estimate_optimal_values
 
 
-def a_step(trainer: Trainer) -> Callable[[], float]:
-    """Seconds of one step, from its begin to its end."""
+def timed_step(trainer: Trainer) -> Callable[[], float]:
+    """A function that takes one step and returns its seconds."""
     if isinstance(trainer, A2POTrainer):
         trainer._estimate_optimal_values()
     return partial(step_seconds, trainer)
@@ -114,14 +114,14 @@ def timed(run: Callable[[], Any]) -> Callable[[], float]:
 
 
 def paired(name: str, one: Callable[[], float], other: Callable[[], float], pairs: int, factor: float = 1.0) -> None:
-    """The ratio of the second's seconds to the first's, so above 1 where the first is faster."""
+    """Print the ratio of `other`'s seconds to `one`'s, which is above 1 if `one` is faster."""
     ratios = [factor * other() / one() for _ in range(pairs + 1)][1:]
     lower, median, upper = statistics.quantiles(ratios, n=4)
     print(f"{name}: {median:.2f} (quartiles {lower:.2f} to {upper:.2f}, {pairs} pairs)", flush=True)
 
 
 def same_loss(options: argparse.Namespace, data: Dataset) -> None:
-    """Both losses on the same responses, rewards and values."""
+    """Print both losses on the same responses, rewards and values."""
     mine, theirs = ours(options, data), a2po(options, data)
     torch.manual_seed(0)
     model, ref = theirs.model, theirs.ref_model
@@ -161,7 +161,7 @@ def same_loss(options: argparse.Namespace, data: Dataset) -> None:
 
 
 def peak(options: argparse.Namespace, side: str) -> float:
-    """Peak memory of three steps in a process of their own, in MiB."""
+    """Peak memory of three steps in a separate process, in MiB."""
     command = [sys.executable, __file__, "--model", options.model, "--responses", str(options.responses)]
     command += ["--tokens", str(options.tokens), "--prompts", str(options.responses), "--side", side]
     command += ["--cpu"] if options.cpu else []
@@ -171,33 +171,33 @@ def peak(options: argparse.Namespace, side: str) -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default=str(TASK.model_path))
-    parser.add_argument("--prompts", type=int, default=256, help="prompts of stage 1")
-    parser.add_argument("--chunk", type=int, default=64, help="prompts that our stage 1 samples at a time")
-    parser.add_argument("--responses", type=int, default=16, help="responses of a step")
+    parser.add_argument("--prompts", type=int, default=256, help="number of prompts in stage 1")
+    parser.add_argument("--chunk", type=int, default=64, help="number of prompts that our stage 1 samples at a time")
+    parser.add_argument("--responses", type=int, default=16, help="number of responses per step")
     parser.add_argument("--tokens", type=int, default=40)
     parser.add_argument("--pairs", type=int, default=15)
     parser.add_argument("--cpu", action="store_true")
-    parser.add_argument("--threads", type=int, default=1, help="more than one is noisy on a CPU that is shared")
+    parser.add_argument("--threads", type=int, default=1, help="more than one is noisy on a shared CPU")
     parser.add_argument("--bf16", action="store_true")
     parser.add_argument("--side", choices=["ours", "a2po"], help=argparse.SUPPRESS)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     data = TASK.dataset("train", options.prompts).select_columns("prompt")
     if options.side:
-        run = a_step({"ours": ours, "a2po": a2po}[options.side](options, data))
+        run = timed_step({"ours": ours, "a2po": a2po}[options.side](options, data))
         for _ in range(3):
             run()
         print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
         return
     same_loss(options, data)
     sides = timed(stage_1(options, data)), timed(stage_1_a2po(options, data))
-    paired("stage 1, time of a2po over ours", *sides, max(options.pairs // 3, 3))
+    paired("stage 1, time of a2po / ours", *sides, max(options.pairs // 3, 3))
     few = data.select(range(min(options.responses * 2, len(data))))
-    step, step_a2po, step_grpo = a_step(ours(options, few)), a_step(a2po(options, few)), a_step(grpo(options, few))
-    paired("step, time of a2po over ours", step, step_a2po, options.pairs)
-    paired("prompt, time of ours over GRPO with 8 responses", step_grpo, step, options.pairs, factor=1 / SAMPLES)
+    step, step_a2po, step_grpo = (timed_step(side(options, few)) for side in (ours, a2po, grpo))
+    paired("step, time of a2po / ours", step, step_a2po, options.pairs)
+    paired("time per prompt, ours / GRPO with 8 responses", step_grpo, step, options.pairs, factor=1 / SAMPLES)
     memory = {side: peak(options, side) for side in ("ours", "a2po")}
-    print(f"peak memory, ours over a2po: {memory['ours'] / memory['a2po']:.2f} ({memory['ours']:.0f} MiB)", flush=True)
+    print(f"peak memory, ours / a2po: {memory['ours'] / memory['a2po']:.2f} ({memory['ours']:.0f} MiB)", flush=True)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What canon_trl sends between ranks besides TRL, and how long that takes: formulas, and their fit to measurements."""
+"""Model what canon_trl sends between ranks in addition to TRL, and how long that takes; fit it to measurements."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -8,46 +8,46 @@ from typing import NamedTuple
 import numpy as np
 
 FLOAT, LONG = 4, 8  # bytes
-NUMBERS_A_RESPONSE = 2  # the width of its rank's rollout and its length; every metric is one more
-NUMBERS_A_TOKEN = 4  # its log-probability, the old one, its advantage and whether it is trained on
-SUM = 8  # bytes of a number that is added over the ranks, a float64
-BINS, TOPS = 256, 3  # counts of a digit; the shares of the largest covariances whose mean is logged
+NUMBERS_PER_RESPONSE = 2  # the width of its rank's rollout and its length; each metric adds one
+NUMBERS_PER_TOKEN = 4  # log-probability, old log-probability, advantage, and whether it is trained on
+SUM = 8  # bytes of a number summed over the ranks, a float64
+BINS, TOPS = 256, 3  # counts per digit; number of top shares of the covariances whose mean is logged
 
 
 def rollout_bytes(responses: int, metrics: int) -> int:
-    """What a rank sends for the rollout: some numbers of each of its responses."""
-    return responses * (NUMBERS_A_RESPONSE + metrics) * FLOAT
+    """Bytes that a rank sends per rollout: a few numbers per response."""
+    return responses * (NUMBERS_PER_RESPONSE + metrics) * FLOAT
 
 
 def gathered_choice_bytes(responses: int, tokens: int) -> int:
-    """What a rank sent for a choice by gathering: some numbers of every token, and the index of every response."""
-    return responses * (NUMBERS_A_TOKEN * tokens * FLOAT + LONG)
+    """Bytes that a rank sent for a choice by gathering: a few numbers per token, and the index of each response."""
+    return responses * (NUMBERS_PER_TOKEN * tokens * FLOAT + LONG)
 
 
 def choice_rounds(name: str, places: int) -> list[int]:
-    """What a rank gives to each all-reduce of one choice of tokens, statistics included, in bytes.
+    """Bytes that a rank contributes to each all-reduce of one choice of tokens, statistics included.
 
     Args:
-        name: of the policy loss.
-        places: responses of a rollout times the width of the widest. Neither ranks nor tokens appear but here, by
-            which KL-Cov breaks ties: every eight bits of it take a round.
+        name: name of the policy loss.
+        places: number of responses per rollout times the width of the widest. The number of ranks and tokens matters
+            only here: KL-Cov breaks ties by place, which takes one round per eight bits.
     """
     numbers = [3]  # two sums and a count, for the means
     if name == "kl_cov":
         ties = max(1, math.ceil((places - 1).bit_length() / 8))
-        numbers += [BINS + 2, *[(1 + TOPS) * BINS] * 3]  # four digits; with the first two totals
+        numbers += [BINS + 2, *[(1 + TOPS) * BINS] * 3]  # four digits; two totals with the first
         numbers += [
             BINS + TOPS,
             *[BINS] * (ties - 1),
-        ]  # the digits of the place; first with three sums
+        ]  # the digits of the place; three sums with the first
     else:
         numbers += [2 * BINS + 2, *[(1 + TOPS) * BINS] * 3]  # four digits of the random bits and of the covariances
-        numbers += [BINS + TOPS, *[BINS] * 3]  # the other four, first with three sums
+        numbers += [BINS + TOPS, *[BINS] * 3]  # the other four digits; three sums with the first
     return [SUM * count for count in numbers]
 
 
 class Gather(NamedTuple):
-    """One measured collective: ranks, bytes of each of them, seconds."""
+    """One measured collective: number of ranks, bytes per rank, seconds."""
 
     ranks: int
     sent: int
@@ -56,38 +56,38 @@ class Gather(NamedTuple):
 
 @dataclass(frozen=True)
 class Network:
-    """R ranks that hand on messages, all at the same time.
+    """R ranks that pass on messages, all at the same time.
 
         all-gather in a ring     (R - 1) * (latency + sent / bandwidth)             every part goes around
-        all-reduce in a ring     2 * (R - 1) * (latency + sent / (R * bandwidth))   the parts' sums, then each sum
+        all-reduce in a ring     2 * (R - 1) * (latency + sent / (R * bandwidth))   parts add up, then sums go around
         all-reduce in a tree     2 * ceil(log2 R) * (latency + sent / bandwidth)    sums go up, the total comes down
 
     Attributes:
-        latency: of a round, in seconds.
-        bandwidth: in bytes per second.
+        latency: seconds per round.
+        bandwidth: bytes per second.
     """
 
     latency: float
     bandwidth: float
 
     def seconds(self, ranks: int, sent: int) -> float:
-        """Of an all-gather to which each of the ranks sends that many bytes; 0 for a rank alone."""
+        """Seconds of an all-gather in which each rank sends `sent` bytes; 0 for one rank."""
         return (ranks - 1) * (self.latency + sent / self.bandwidth)
 
     def ring_reduce_seconds(self, ranks: int, sent: int) -> float:
-        """Of an all-reduce of that many bytes, as gloo does it; 0 for a rank alone."""
+        """Seconds of an all-reduce of `sent` bytes in a ring, as in gloo; 0 for one rank."""
         return 2 * (ranks - 1) * (self.latency + sent / (ranks * self.bandwidth))
 
     def tree_reduce_seconds(self, ranks: int, sent: int) -> float:
-        """Of an all-reduce of that many bytes, as NCCL does short ones; 0 for a rank alone."""
+        """Seconds of an all-reduce of `sent` bytes along a tree, as in NCCL for short messages; 0 for one rank."""
         return 2 * math.ceil(math.log2(ranks)) * (self.latency + sent / self.bandwidth)
 
 
 def fit(measured: Sequence[Gather]) -> Network:
-    """Least squares of the relative errors.
+    """Fit a network by least squares of the relative errors.
 
     Raises:
-        ValueError: the measurements grow with neither rounds nor bytes, so that no network explains them.
+        ValueError: The seconds do not grow with both rounds and bytes, so that no network explains them.
     """
     table = np.array([[gather.ranks - 1, (gather.ranks - 1) * gather.sent] for gather in measured], dtype=float)
     seconds = np.array([gather.seconds for gather in measured])
@@ -98,5 +98,5 @@ def fit(measured: Sequence[Gather]) -> Network:
 
 
 def relative_error(predict: Callable[[int, int], float], measured: Sequence[Gather]) -> float:
-    """The median of |predicted / measured - 1|, `predict` being one of a network's."""
+    """The median of |predicted / measured - 1|; `predict` is a method of `Network`."""
     return float(np.median([abs(predict(g.ranks, g.sent) / g.seconds - 1) for g in measured]))

@@ -1,12 +1,12 @@
-"""What canon_trl sends between ranks besides TRL: bytes and seconds, measured on processes of this machine.
+"""Measure what canon_trl sends between ranks in addition to TRL: bytes and seconds, on processes of this machine.
 
     python benchmarks/gathers.py --json gathers.json
 
-Two measurements for each number of processes, which talk over gloo. A sweep of single all-gathers and all-reduces of
-many sizes; the network's latency and bandwidth are fitted to the all-gathers of two processes and every other size,
-and checked on the rest. And training steps of several methods, in which every collective is noted with whose call it
-was. All processes wait for each other before a collective is timed, so that its time is its own and not that of the
-slowest rank's generation.
+The processes talk over gloo. For each number of processes there are two measurements. The first is a sweep of single
+all-gathers and all-reduces of many sizes; the network's latency and bandwidth are fitted to the all-gathers of two
+processes at every other size, and checked on the rest. The second is training steps of several methods, which note
+every collective and the package that called it. All processes wait for each other before a collective is timed, so
+that its time does not include the slowest rank's generation.
 """
 
 import argparse
@@ -31,7 +31,7 @@ from accelerate.utils import gather, reduce
 from gather_model import Gather, Network, choice_rounds, fit, relative_error, rollout_bytes
 from step_time import Workload, every_other_reward, make
 
-SIZES = tuple(4**power for power in range(3, 12))  # bytes that a rank sends, 64 to 4 Mi
+SIZES = tuple(4**power for power in range(3, 12))  # bytes that each rank sends, 64 to 4 Mi
 REPEATS = 30
 RANKS, GROUPS, TOKENS = (1, 2, 4), (4, 16, 64), 16
 METHODS = ("canon entropy", "clip_cov micro_batch", "kl_cov micro_batch", "kl_cov batch", "dynamic_sampling")
@@ -44,13 +44,13 @@ ROOT = Path(__file__).parents[1]
 
 
 def half_of_the_prompts_teach(prompts: list[str], completions: list[str], **kwargs: Any) -> list[float]:
-    """No spread for prompts that begin with an even digit, so that dynamic sampling has groups to replace."""
+    """Rewards without spread for prompts that begin with an even digit: dynamic sampling has groups to replace."""
     rewards = every_other_reward(completions)
     return [reward if int(prompt[0]) % 2 else 0.0 for prompt, reward in zip(prompts, rewards, strict=True)]
 
 
 class Ledger:
-    """While active, notes every all-gather and all-reduce: whose it was, if it gathers, this rank's bytes, seconds."""
+    """Notes each all-gather and all-reduce: its caller, whether it gathers, bytes of this rank, and seconds."""
 
     def __init__(self) -> None:
         self.entries: list[tuple[str, bool, int, float]] = []
@@ -69,7 +69,7 @@ class Ledger:
 
         @wraps(collective)
         def call(*args: Any, **kwargs: Any) -> Any:
-            sent = args[1] if gathers else args[0]  # a gather is first given where to put what it receives
+            sent = args[1] if gathers else args[0]  # a gather's first argument is where to put what it receives
             size = sent.nbytes if isinstance(sent, torch.Tensor) else len(pickle.dumps(sent))
             torch.distributed.barrier()
             start = time.perf_counter()
@@ -81,7 +81,7 @@ class Ledger:
 
 
 def caller() -> str:
-    """Which package asked: the nearest of ours and TRL's on the stack."""
+    """The package that called: ours or TRL's, whichever is nearest on the stack."""
     frame = sys._getframe()
     while frame is not None:
         package = frame.f_globals.get("__name__", "").partition(".")[0]
@@ -92,7 +92,7 @@ def caller() -> str:
 
 
 def sweep(state: PartialState, collective: Callable[[torch.Tensor], Any]) -> dict[int, float]:
-    """Median seconds of a collective by the bytes that every rank sends."""
+    """Median seconds of a collective, by the bytes that each rank sends."""
     seconds = {}
     for size in SIZES:
         tensor = torch.zeros(size // 4)
@@ -107,9 +107,9 @@ def sweep(state: PartialState, collective: Callable[[torch.Tensor], Any]) -> dic
 
 
 def steps(method: str, group: int, count: int = 5) -> dict[str, Any]:
-    """What each package sends in a step, with a group of responses on every rank: medians over the steps.
+    """What each package sends per step, with one group of responses per rank: medians over the steps.
 
-    Of ours the all-reduces are also listed by themselves.
+    Our all-reduces are also listed separately.
     """
     workload = Workload(responses=group, group=group, tokens=TOKENS, cpu=True)
     trainer = make(method, workload, reward=half_of_the_prompts_teach)
@@ -128,12 +128,12 @@ def steps(method: str, group: int, count: int = 5) -> dict[str, Any]:
 
 
 def summed(entries: list[tuple[str, bool, int, float]]) -> tuple[int, int, float]:
-    """How many, their bytes, their seconds."""
+    """The number of entries, their bytes and their seconds."""
     return len(entries), sum(size for *_, size, _ in entries), sum(seconds for *_, seconds in entries)
 
 
 def work(path: Path) -> None:
-    """What every process does; the first one writes down what it saw."""
+    """Measure in every process; the first one writes its numbers."""
     torch.set_num_threads(1)
     state = PartialState(cpu=True)
     found: dict[str, Any] = {"ranks": state.num_processes, "sweep": {}, "reduce_sweep": {}}
@@ -143,7 +143,7 @@ def work(path: Path) -> None:
     if state.is_main_process:
         path.write_text(json.dumps(found))
     if state.num_processes > 1:
-        from toy import leave  # of the tests: gloo threads may abort the interpreter's teardown
+        from toy import leave  # from the tests: gloo threads may abort the interpreter's teardown
 
         leave()
 
@@ -166,7 +166,7 @@ def measure(ranks: tuple[int, ...] = RANKS) -> dict[str, Any]:
 
 
 def checked(measured: list[dict[str, Any]]) -> dict[str, Any]:
-    """The network that fits two ranks and every other size, and by how much it misses what it has not seen."""
+    """The network fitted to two ranks at every other size, and its errors on measurements it has not seen."""
     points = [
         Gather(found["ranks"], int(size), seconds) for found in measured for size, seconds in found["sweep"].items()
     ]
@@ -184,7 +184,7 @@ def checked(measured: list[dict[str, Any]]) -> dict[str, Any]:
         for calls, sent, seconds in [
             [step[OURS][name] - step[REDUCED][name] for name in ("calls", "bytes", "seconds")]
         ]
-        if found["ranks"] > 1 and calls  # one alone sends nothing
+        if found["ranks"] > 1 and calls  # a single rank sends nothing
     ]
     for ranks in sorted({point.ranks for point in in_steps}):
         unseen[f"{ranks} ranks, within training steps"] = [point for point in in_steps if point.ranks == ranks]
@@ -203,7 +203,7 @@ def checked(measured: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def expected_bytes(method: str, group: int, ranks: int, updates: int, tokens: int) -> int | None:
-    """What the formulas say a rank sends in a step with that many updates; `None` where it depends on the rewards."""
+    """Bytes per rank and step according to the formulas; `None` if they depend on the rewards."""
     if method == "dynamic_sampling":
         return None
     name = method.partition(" ")[0]

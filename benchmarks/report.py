@@ -1,7 +1,7 @@
-"""Draw the pictures and fill in the tables of docs/speed.md from the numbers that `speed.py` has written.
+"""Draw the pictures and fill in the tables of docs/speed.md from the numbers that `speed.py` wrote.
 
-python benchmarks/report.py                                     # of benchmarks/results/speed_cpu.json
-python benchmarks/report.py --results FILE --print              # of another file, to the terminal alone
+python benchmarks/report.py                                     # from benchmarks/results/speed_cpu.json
+python benchmarks/report.py --results FILE --print              # from another file, to the terminal only
 """
 
 import argparse
@@ -21,7 +21,7 @@ from step_time import METHODS, Workload
 
 ROOT = Path(__file__).parents[1]
 DOCUMENT, IMAGES = ROOT / "docs" / "speed.md", ROOT / "docs" / "images"
-# Of the modelled network and run: 100 Gbit/s, 10 us, and what a rank samples.
+# The modelled network, 100 Gbit/s and 10 us, and what each rank samples.
 MODELLED = Network(latency=10e-6, bandwidth=100e9 / 8)
 MODELLED_RESPONSES, MODELLED_TOKENS = 16, 3072
 MODELLED_RANKS = (8, 64, 256, 1024)
@@ -33,7 +33,7 @@ def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 
 def amount(count: float) -> str:
-    """Bytes in the unit in which they are short."""
+    """Bytes in the unit that makes them short."""
     for unit in ("B", "kB", "MB"):
         if count < 1000:
             return f"{count:.3g} {unit}"
@@ -74,7 +74,7 @@ def parts(found: Mapping[str, Any]) -> str:
 
 
 def gathered(found: Mapping[str, Any]) -> str:
-    """By method, group size and ranks, a group a rank."""
+    """Collectives by method, group size and number of ranks, with one group per rank."""
     tokens, rows = found["gathers"]["tokens"], []
     for measured in found["gathers"]["measured"]:
         for step in measured["steps"]:
@@ -92,8 +92,8 @@ def gathered(found: Mapping[str, Any]) -> str:
                     f"{theirs['calls']:.0f}, {amount(theirs['bytes'])}, {duration(theirs['seconds'])}",
                 ]
             )
-    head = ["method", "group", "ranks", "collectives of ours", "sent by a rank", "by the formula", "time"]
-    return table([*head, "TRL's own: collectives, sent, time"], rows)
+    head = ["method", "group", "ranks", "our collectives", "sent per rank", "formula", "time"]
+    return table([*head, "TRL's collectives, sent, time"], rows)
 
 
 def checks(found: Mapping[str, Any]) -> str:
@@ -107,7 +107,7 @@ def checks(found: Mapping[str, Any]) -> str:
 
 @dataclass(frozen=True)
 class Modelled:
-    """What is modelled, and by the number of ranks: bytes that a rank sends, seconds, bytes that it then holds."""
+    """A modelled exchange; by the number of ranks, bytes that a rank sends, seconds, and bytes that it then holds."""
 
     name: str
     sent: Callable[[int], int]
@@ -133,7 +133,7 @@ def reduced_choice(name: str, policy_loss: str, seconds: Callable[[int, int], fl
 MODELS = (
     gathered_once("rollout, one metric", rollout_bytes(MODELLED_RESPONSES, metrics=1)),
     gathered_once(
-        "a choice that gathers tokens, as before", gathered_choice_bytes(MODELLED_RESPONSES, MODELLED_TOKENS)
+        "a choice that gathers tokens (previous method)", gathered_choice_bytes(MODELLED_RESPONSES, MODELLED_TOKENS)
     ),
     reduced_choice("Clip-Cov", "clip_cov", MODELLED.tree_reduce_seconds),
     reduced_choice("KL-Cov", "kl_cov", MODELLED.tree_reduce_seconds),
@@ -144,10 +144,10 @@ MODELS = (
 def modelled(found: Mapping[str, Any]) -> str:
     rows = []
     for model in MODELS:
-        row = [f"{model.name}: {amount(model.sent(MODELLED_RANKS[-1]))} a rank"]
+        row = [f"{model.name}: {amount(model.sent(MODELLED_RANKS[-1]))} per rank"]
         row += [f"{duration(model.seconds(ranks))}, {amount(model.held(ranks))}" for ranks in MODELLED_RANKS]
         rows.append(row)
-    return table(["time and what every rank then holds", *(f"{ranks:,} ranks" for ranks in MODELLED_RANKS)], rows)
+    return table(["time, and bytes then held per rank", *(f"{ranks:,} ranks" for ranks in MODELLED_RANKS)], rows)
 
 
 def selected(found: Mapping[str, Any]) -> str:
@@ -155,7 +155,7 @@ def selected(found: Mapping[str, Any]) -> str:
     for name, result in found["selection"]["choices"].items():
         lower, upper = result["quartiles"]
         rows.append([name, f"{result['median']:.2f} ({lower:.2f} to {upper:.2f}), {result['pairs']}"])
-    return table([f"choice among {found['selection']['tokens']:,} tokens", "time by digits over time by a sort"], rows)
+    return table([f"choice among {found['selection']['tokens']:,} tokens", "time by digits / time by a sort"], rows)
 
 
 def sampled(found: Mapping[str, Any]) -> str:
@@ -163,13 +163,13 @@ def sampled(found: Mapping[str, Any]) -> str:
     for name, result in found["sampler"].items():
         lower, upper = result["quartiles"]
         rows.append([name, f"{result['median']:.2f} ({lower:.2f} to {upper:.2f}), {result['pairs']}"])
-    return table(["responses", "rollouts per second, sampler over `generate`"], rows)
+    return table(["responses", "rollouts per second, sampler / `generate`"], rows)
 
 
 def made_with(found: Mapping[str, Any]) -> str:
     given = found["settings"]
     versions = ", ".join(f"{name} {version}" for name, version in given["versions"].items())
-    machine = f"{given['device']}, {given['cores']} cores, {given['threads']} thread(s) a process"
+    machine = f"{given['device']}, {given['cores']} cores, {given['threads']} thread(s) per process"
     return (
         f"Made by `--preset {given['preset']}` in {given['minutes']:.0f} minutes on: {machine}; "
         f"Python {given['python']}, {versions}."
@@ -186,10 +186,10 @@ def sections(found: Mapping[str, Any]) -> dict[str, str]:
 
 
 def filled_in(text: str, by_name: Mapping[str, str]) -> str:
-    """The text with what stands between `<!-- name -->` and `<!-- end -->` replaced.
+    """The text with new content between each `<!-- name -->` and `<!-- end -->`.
 
     Raises:
-        ValueError: the text has no such place for a name.
+        ValueError: The text has no place for a name.
     """
     for name, content in by_name.items():
         place = re.compile(rf"(<!-- {name} -->\n).*?(<!-- end -->)", flags=re.DOTALL)
@@ -212,7 +212,7 @@ def draw_parts(found: Mapping[str, Any], path: Path) -> None:
             start = [left + width for left, width in zip(start, widths, strict=True)]
         axes.invert_yaxis()
         axes.set_title(described(Workload(**measured["workload"])), fontsize=11)
-        axes.set_xlabel(f"time of a step (a rollout and its updates), % of that of {names[0]}")
+        axes.set_xlabel(f"time per step (a rollout and its updates), % of {names[0]}")
         axes.grid(axis="x", alpha=0.3)
     handles, labels = panels[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=4, fontsize=10)
@@ -232,11 +232,11 @@ def draw_gathers(found: Mapping[str, Any], path: Path) -> None:
         predicted = [1e3 * network.seconds(ranks, sent) for sent in sizes]
         left.plot(sizes, predicted, color=f"C{index}", label=f"{ranks} ranks, modelled")
     left.set_title("one all-gather, gloo, this machine's 2 cores", fontsize=11)
-    left.set_xlabel("bytes sent by each rank")
+    left.set_xlabel("bytes sent per rank")
     ranks = [2**power for power in range(1, 11)]
     for index, model in enumerate(MODELS):
         seconds = [1e3 * model.seconds(count) for count in ranks]
-        label = f"{model.name}: {amount(model.sent(ranks[-1]))} a rank"
+        label = f"{model.name}: {amount(model.sent(ranks[-1]))} per rank"
         right.plot(ranks, seconds, "--", color=f"C{index + 2}", label=label)
     right.set_title("modelled, not measured: 100 Gbit/s, 10 us", fontsize=11)
     right.set_xlabel("ranks")

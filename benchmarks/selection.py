@@ -1,10 +1,10 @@
-"""What choosing tokens takes on one rank: by digits, as in training, and by a sort of the same tokens.
+"""Time how one rank chooses tokens: by digits, as in training, and by a sort of the same tokens.
 
     python benchmarks/selection.py
 
-Both sides run in turn in one process, and which goes first alternates. The sort is the choice that canon_trl made
-before it counted digits: a stable sort of everything, and a partial sort for the statistics. With several ranks every
-rank sorted the tokens of all of them; here both sides have the tokens of one.
+Both sides take turns in one process, in alternating order. Before it counted digits, canon_trl chose tokens by a
+stable sort of everything, with a partial sort for the statistics. With several ranks, every rank sorted the tokens of
+all ranks; here both sides have the tokens of one rank.
 """
 
 import argparse
@@ -20,13 +20,13 @@ from canon_trl.policy_losses.covariance_over_ranks import TOP_PERCENT, at_least_
 from canon_trl.selection import alone, draw, largest, sums_of_largest, together
 
 TOKENS = 2**22
-WIDTH = 4096  # positions of a response
+WIDTH = 4096  # positions per response
 PAIRS = 7
-SHARE = 0.002  # of the valid tokens that are chosen
+SHARE = 0.002  # share of the valid tokens to choose
 
 
 def covariances(tokens: int) -> tuple[Tensor, Tensor]:
-    """Covariances of tokens that are mostly certain, a quarter of them 0 as of groups without spread; and the mask."""
+    """Covariances of mostly certain tokens, a quarter of them 0 as in groups without spread; and the mask."""
     random = torch.Generator().manual_seed(0)
     log_probs = -(torch.rand(tokens, generator=random) ** 4) * 8
     advantages = torch.randn(tokens // WIDTH, generator=random).masked_fill(torch.arange(tokens // WIDTH) % 4 == 0, 0)
@@ -48,7 +48,7 @@ def tops_by_sort(covariance: Tensor, mask: Tensor) -> Tensor:
 
 
 def sides(tokens: int) -> dict[str, tuple[Callable[[], Any], Callable[[], Any]]]:
-    """Of each choice, how it is made by digits and by a sort."""
+    """For each choice, a function that makes it by digits and one that makes it by a sort."""
     covariance, mask = covariances(tokens)
     count, order = mask.sum(), torch.arange(tokens)
     budget, tops = at_least_one(SHARE, count), top_counts(count)
@@ -83,7 +83,7 @@ def seconds(side: Callable[[], Any]) -> float:
 
 
 def measure(tokens: int = TOKENS, pairs: int = PAIRS) -> dict[str, Any]:
-    """The time by digits over that by a sort, median and quartiles over the pairs; and the seconds by digits."""
+    """The ratio of the time by digits to the time by a sort, median and quartiles; and the seconds by digits."""
     found = {}
     for name, (digits, sort) in sides(tokens).items():
         taken = paired(lambda digits=digits: seconds(digits), lambda sort=sort: seconds(sort), pairs=pairs)

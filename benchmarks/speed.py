@@ -1,12 +1,12 @@
-"""All numbers of docs/speed.md in one run: `python benchmarks/speed.py`, then `python benchmarks/report.py`.
+"""Measure all numbers in docs/speed.md in one run; `python benchmarks/report.py` then writes them there.
 
     python benchmarks/speed.py                    # two CPU cores, a quarter of an hour
     python benchmarks/speed.py --preset gpu       # one GPU, under ten minutes, nothing to download
-    python benchmarks/speed.py --preset quick     # whether everything runs, a few minutes on a CPU
+    python benchmarks/speed.py --preset quick     # checks that everything runs, a few minutes on a CPU
     python benchmarks/speed.py --only-across-ranks
 
-Each part stops measuring pairs when its minutes are over, once it has the fewest that it needs, so a slower machine
-gives fewer pairs and not a longer run. Responses are sampled by transformers; `step_time.py --vllm` does it by vLLM.
+Each part stops when its minutes are over and it has the fewest pairs that it needs, so a slower machine measures fewer
+pairs instead of running longer. transformers samples the responses; `step_time.py --vllm` uses vLLM.
 """
 
 import argparse
@@ -32,7 +32,7 @@ from step_time import METHODS, Workload
 RESULTS = Path(__file__).parent / "results"
 PACKAGES = ("torch", "trl", "transformers", "accelerate", "canon-trl")
 IN_PARTS = ("canon entropy", "canon entropy, forward", "canon length", "kl_cov micro_batch")
-# Methods that do something that others do not, for where time allows no more.
+# Methods that each do something the others do not, for workloads too slow for all methods.
 DISTINCT = ("canon entropy", "canon entropy, forward", "canon length", "grpo", "clip_cov micro_batch")
 DISTINCT += ("kl_cov micro_batch", "kl_cov batch", "dynamic_sampling")
 
@@ -41,7 +41,7 @@ DISTINCT += ("kl_cov micro_batch", "kl_cov batch", "dynamic_sampling")
 class Timing:
     """One table of ratios."""
 
-    workload: Workload  # its model by name, see `random_models.py`
+    workload: Workload  # its model is a name from `random_models.py`
     methods: tuple[str, ...] = tuple(METHODS)
     pairs: int
     minutes: float
@@ -49,13 +49,13 @@ class Timing:
 
 @dataclass(frozen=True, kw_only=True)
 class Preset:
-    """What is measured, in this order, and for how long."""
+    """What to measure, in this order, and for how long."""
 
     timings: tuple[Timing, ...]
     memory: Workload
     memory_methods: tuple[str, ...] = tuple(METHODS)
     memory_repeats: int
-    memory_at_once: int  # processes
+    memory_at_once: int  # number of processes
     parts: tuple[Workload, ...]
     part_steps: int
     sampler_pairs: int
@@ -122,7 +122,7 @@ def on_disk(workload: Workload) -> Workload:
 
 
 def run(name: str, device: str, path: Path) -> None:
-    """Measure all of a preset; what is known is written to the path after each part."""
+    """Measure everything in a preset, and write the numbers so far to the path after each part."""
     preset, started = PRESETS[name], time.perf_counter()
     found: dict[str, Any] = {"settings": settings(name, device), "step_time": [], "parts": []}
 
@@ -160,7 +160,7 @@ def run(name: str, device: str, path: Path) -> None:
 
 
 def across_ranks(preset: Preset) -> dict[str, Any]:
-    """What is sent between ranks, and what choosing tokens takes on one."""
+    """Measure what ranks send each other, and how long one rank takes to choose tokens."""
     print("selection", flush=True)
     selected = selection.measure(preset.selected_tokens)
     print("gathers", flush=True)
@@ -187,14 +187,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--preset", choices=list(PRESETS), default="cpu")
     parser.add_argument("--device", choices=["cpu", "cuda"], help="default: the preset's")
-    parser.add_argument(
-        "--only-across-ranks", action="store_true", help="keep the other numbers of a file that is there"
-    )
-    parser.add_argument("--threads", type=int, default=1, help="more than one is noisy on a CPU that is shared")
+    parser.add_argument("--only-across-ranks", action="store_true", help="keep the other numbers of an existing file")
+    parser.add_argument("--threads", type=int, default=1, help="more than one is noisy on a shared CPU")
     options = parser.parse_args()
     device = options.device or ("cuda" if options.preset == "gpu" else "cpu")
     if device == "cuda" and not torch.cuda.is_available():
-        parser.error(f"preset {options.preset!r} needs a GPU, and PyTorch finds none; --device cpu runs it without")
+        parser.error(f"preset {options.preset!r} needs a GPU, but PyTorch finds none; --device cpu runs it on the CPU")
     torch.set_num_threads(options.threads)
     RESULTS.mkdir(exist_ok=True)
     path = RESULTS / f"speed_{options.preset}.json"
@@ -206,7 +204,7 @@ def main() -> None:
 
 
 def rounded(value: Any) -> Any:
-    """Floats to seven digits, which is more than a clock gives."""
+    """The value with its floats rounded to seven digits, more than a clock resolves."""
     if isinstance(value, float):
         return float(f"{value:.7g}")
     if isinstance(value, dict):

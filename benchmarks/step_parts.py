@@ -1,9 +1,9 @@
-"""Where the time of a step goes, for GRPOTrainer and for methods of ours.
+"""Measure where the time of a step goes, for GRPOTrainer and for our methods.
 
     python benchmarks/step_parts.py
 
-A clock is always on one part. It changes when one of the calls below begins, and changes back when the call ends, so
-every moment of a step is counted once. What none of them covers is TRL's: tokenising, decoding, padding, its own
+The clock always counts towards exactly one part. It switches when one of the calls below begins and switches back when
+the call ends, so every moment of a step counts once. The rest is TRL's: tokenising, decoding, padding, its own
 advantages, gathers and logging.
 """
 
@@ -33,12 +33,12 @@ PARTS = (
     REST,
 )
 GENERATION, SCORING, REWARDS, OURS, LOSS, BACKWARD, OPTIMISER, _ = PARTS
-OUR_STEPS = ("_stage_inputs", "_tokens", "_terms")  # of the stages of the loss
+OUR_STEPS = ("_stage_inputs", "_tokens", "_terms")  # from the stages in the loss
 OUR_METHODS = ("_make_rollout", "_estimate_advantages", *OUR_STEPS, "_leave_out", "_log_rollout")
 
 
 class PartClock:
-    """Seconds by part; the innermost part that is under way gets them."""
+    """Seconds by part; time counts towards the innermost part under way."""
 
     def __init__(self, now: Callable[[], float] = finished) -> None:
         self.seconds: dict[str, float] = defaultdict(float)
@@ -55,7 +55,7 @@ class PartClock:
         self._under_way.pop()
 
     def timed(self, function: Callable, part: str, *, within: Sequence[str] = ()) -> Callable:
-        """The function with its time counted as `part`, but as what it is called in where that is in `within`."""
+        """Wrap a function so that its time counts as `part`, or as the part around it if that is in `within`."""
 
         @wraps(function)
         def call(*args: Any, **kwargs: Any) -> Any:
@@ -93,8 +93,8 @@ class StepParts(TrainerCallback):
             self._clock.end()
 
 
-def watched(method: str, workload: Workload, updates: int) -> tuple[GRPOTrainer, PartClock]:
-    """A trainer and the clock that its parts run on."""
+def instrumented(method: str, workload: Workload, updates: int) -> tuple[GRPOTrainer, PartClock]:
+    """A trainer, and the clock that times its parts."""
     clock = PartClock()
     trainer = make(method, workload, updates=updates, reward=clock.timed(every_other_reward, REWARDS))
     trainer.add_callback(StepParts(clock))
@@ -110,26 +110,26 @@ def watched(method: str, workload: Workload, updates: int) -> tuple[GRPOTrainer,
 
 
 @contextmanager
-def watched_recorder(clock: PartClock) -> Iterator[None]:
-    """The hook that notes entropies while generating runs on the clock as well."""
+def instrument_recorder(clock: PartClock) -> Iterator[None]:
+    """Also time the hook that records entropies during generation."""
     timed = {name: clock.timed(getattr(GenerationRecorder, name), OURS) for name in ("_record", "of")}
     with patch.multiple(GenerationRecorder, **timed):
         yield
 
 
 def measure(methods: Sequence[str], workload: Workload, *, steps: int) -> dict[str, dict[str, Any]]:
-    """Seconds by part of every method and of the baselines with as many updates, a step of each in turn."""
+    """Seconds by part for every method and for baselines with the same number of updates, one step each in turn."""
     updates = {method: METHODS[method].get("num_iterations", 1) for method in methods}
-    wanted: dict[str, tuple[str, int]] = {}  # every baseline before the methods with as many updates
+    wanted: dict[str, tuple[str, int]] = {}  # every baseline before the methods with the same number of updates
     for count in sorted({*updates.values()}):
         wanted[f"{BASELINE}, {count} update{'s' * (count > 1)}"] = BASELINE, count
         wanted |= {method: (method, count) for method in methods if updates[method] == count}
-    sides = {name: watched(method, workload, count) for name, (method, count) in wanted.items()}
+    sides = {name: instrumented(method, workload, count) for name, (method, count) in wanted.items()}
     taken: dict[str, list[dict[str, float]]] = {name: [] for name in sides}
     for _ in range(steps + 1):
         for name, (trainer, clock) in sides.items():
             clock.seconds.clear()
-            with watched_recorder(clock):
+            with instrument_recorder(clock):
                 trainer.train()
             taken[name].append({part: clock.seconds[part] for part in PARTS})
     results = {}
