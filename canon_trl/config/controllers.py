@@ -7,7 +7,7 @@ from numbers import Real
 from trl import GRPOConfig
 
 from canon_trl.config.loss_stages import LossStages
-from canon_trl.controllers.protocol import steered_by
+from canon_trl.controllers.protocol import steered_knob
 from canon_trl.method import Method
 from canon_trl.options import did_you_mean
 from canon_trl.policy_losses.kinds import OnTRL
@@ -27,7 +27,7 @@ def by_knob(makers: Sequence[Method]) -> dict[str, Method]:
     found: dict[str, Method] = {}
     for maker in makers:
         try:
-            knob = steered_by(maker)
+            knob = steered_knob(maker)
         except Exception as error:
             raise ValueError(f"controller {maker.name!r}: {error}") from error
         if knob in found:

@@ -1,7 +1,7 @@
-"""Controllers: what moves a number of the run between rollouts or optimiser steps, on numbers measured over all ranks.
+"""Controllers: classes that change one setting between rollouts or optimiser steps, from measurements on all ranks.
 
-[`Controller`] says what one does and [`Run`] what it can read of the run when it is made. Each is a class in a file of
-its own; [`CONTROLLERS`] names them for the config.
+[`Controller`] is their interface, and [`Run`] holds what their constructors can read about the run. Each is a class in
+a separate file; [`CONTROLLERS`] lists them by the names that the config uses.
 """
 
 from canon_trl.controllers.e3_temperature import E3Temperature

@@ -17,34 +17,35 @@ PAPER = Paper(
 
 
 class E3Temperature:
-    """Hold the entropy of sampling where training started, by the temperature alone (Eq. 4 and 5).
+    """Hold the entropy of sampling at its value at the start of training, by the temperature alone (Eq. 4 and 5).
 
         T <- T * (1 + T * ln(H* / H) / (ln V + ln ln V))
 
     V is the size of the vocabulary and H the mean entropy per token of a rollout at its temperature. The first
-    `init_steps` rollouts only measure: H* is the mean of their entropies. Unlike an entropy bonus this adds no
-    gradient. T acts on sampling and on the scores alike, the reference's among them.
+    `init_steps` rollouts only measure: H* is the mean of their entropies. Unlike an entropy bonus, this adds no
+    gradient. T applies to sampling and to scoring, by the policy and by the reference.
 
-    Annealing lowers H* over the last `annealing_ratio` of the run, from H0 at update q0 to g * H0 at the last of n:
+    Annealing lowers H* over the last `annealing_ratio` of the run, from H0 at update q0 to g * H0 at update n, the
+    last one:
 
         H* = H0 * (g + (1 - g) * (1 + cos(pi * (q - q0) / (n - q0))) / 2),   q0 = n - floor(annealing_ratio * n)
 
-    An update moves T by the H* of the update before it, as in the released code. After
-    update n H* stays where it is; the released cosine would turn up again. An entropy that is not a positive number
-    changes nothing and is not counted. T has no bounds, neither here nor there.
+    As in the released code, each update uses the H* of the update before it, and T has no bounds. After update n, H*
+    stays constant; the released cosine would rise again. An entropy that is not a positive number changes nothing and
+    is not counted.
 
     Args:
         vocab_size: V.
-        temperature: at which the run starts.
-        target_entropy: H* in nats per token, in place of the measured one. The first `init_steps` rollouts leave the
-            temperature alone all the same.
-        init_steps: rollouts that only measure; the paper has one.
+        temperature: the temperature at the start of the run.
+        total_steps: n, the rollouts of the whole run; annealing needs it.
+        target_entropy: H* in nats per token, instead of the measured one. The first `init_steps` rollouts still leave
+            the temperature unchanged.
+        init_steps: number of rollouts that only measure; 1 in the paper.
         annealing_ratio: `None` for no annealing; 0.4 in the released code.
         annealing_factor: g, the paper's eta; 0.9 in the released code.
-        total_steps: n, rollouts in the whole run; annealing needs it.
 
     Raises:
-        ValueError: annealing lacks `total_steps`, or there is neither a target nor a rollout to measure it on.
+        ValueError: `annealing_ratio` is set without `total_steps`, or `init_steps` is 0 without `target_entropy`.
     """
 
     steers: ClassVar[str] = "temperature"
@@ -63,7 +64,7 @@ class E3Temperature:
         if annealing_ratio is not None and total_steps is None:
             raise ValueError(f"annealing_ratio={annealing_ratio!r} needs total_steps")
         if target_entropy is None and init_steps == 0:
-            raise ValueError("init_steps=0 needs target_entropy: there is no rollout to measure it on")
+            raise ValueError("init_steps=0 needs target_entropy, since no rollout measures it")
         self.scale = math.log(vocab_size) + math.log(math.log(vocab_size))
         self.init_steps = init_steps
         self.annealing_factor = annealing_factor
@@ -76,7 +77,7 @@ class E3Temperature:
 
     @property
     def target_entropy(self) -> float | None:
-        """H* of the next update, in nats per token; `None` before it is measured."""
+        """H* for the next update, in nats per token; `None` until it is measured."""
         if self.initial_target is None or self.annealing_steps == 0 or self.updates <= self.init_steps:
             return self.initial_target
         progress = (self.updates - self.annealing_start) / self.annealing_steps
@@ -84,7 +85,7 @@ class E3Temperature:
         return self.initial_target * (self.annealing_factor + (1 - self.annealing_factor) * cosine)
 
     def update(self, measured: Mapping[str, float]) -> float:
-        """The temperature of the next rollout, given `"entropy"`, the mean token entropy of the last one in nats."""
+        """Return the temperature of the next rollout, given the last one's `"entropy"`, the mean per token in nats."""
         entropy, target = measured["entropy"], self.target_entropy
         if not 0 < entropy < math.inf:
             return self.temperature
@@ -98,7 +99,7 @@ class E3Temperature:
         return self.temperature
 
     def state_dict(self) -> dict[str, Any]:
-        """What resuming needs: the temperature, the target it started from and what was measured and counted."""
+        """Return the temperature, the initial target, the measured entropies and the number of updates."""
         return {
             "temperature": self.temperature,
             "initial_target": self.initial_target,

@@ -1,4 +1,4 @@
-"""What a controller is, and what it learns about the run that it steers."""
+"""The interface of controllers, and what they can read about the run."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
@@ -9,30 +9,30 @@ from canon_trl.method import Method
 
 @runtime_checkable
 class Controller(Protocol):
-    """Steers one knob of a run.
+    """Controls one setting of a run, its knob.
 
     Attributes:
         steers: the knob: `"temperature"`, `"entropy_coef"`, `"epsilon_high"`, or `"<method>.<option>"` for an option
-            of an active method between the advantages and the loss, such as `"clip_cov.ratio"`.
+            of an active token advantage, policy loss or loss term, such as `"clip_cov.ratio"`.
     """
 
     steers: str
 
     def update(self, measured: Mapping[str, float]) -> float:
-        """The value that the knob takes now.
+        """Return the new value of the knob.
 
-        A controller of the temperature is asked once per rollout, after its last micro-batch and before the next one
-        is sampled; any other once per optimiser step.
+        For the temperature, the trainer calls it once per rollout, after the last micro-batch and before the next
+        rollout is sampled; for any other knob, once per optimiser step.
 
         Args:
-            measured: numbers of all ranks by the names of the log, the same on every rank: of the last optimiser step,
-                but `"entropy"` for the temperature, which is that of the rollout. Entropies are means over the tokens
-                that are trained on, in nats.
+            measured: numbers by their names in the log, over all ranks and the same on every rank. They are those of
+                the last optimiser step, except that a controller of the temperature gets the `"entropy"` of the
+                rollout. Entropies are means over the trained tokens, in nats.
         """
         ...
 
     def state_dict(self) -> dict[str, Any]:
-        """What a checkpoint needs to resume: numbers, text, lists and dicts of them."""
+        """Return the state for a checkpoint: numbers, strings, and lists and dicts of them."""
         ...
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -42,12 +42,12 @@ class Controller(Protocol):
 
 @dataclass(frozen=True)
 class Run:
-    """What the maker of a controller can read, by the names of its positional parameters.
+    """What the constructor of a controller can read, by the names of its positional parameters.
 
     Attributes:
-        start: the value of the knob in the config.
-        temperature: that of the config.
-        vocab_size: tokens that the model can tell apart.
+        start: value of the knob in the config.
+        temperature: temperature in the config.
+        vocab_size: size of the model's vocabulary.
         total_steps: updates of the controller in the whole run: rollouts for the temperature, optimiser steps for any
             other knob.
     """
@@ -62,20 +62,20 @@ READABLE = ("run", *(attribute.name for attribute in fields(Run)))
 
 
 def make_controller(maker: Method, run: Run) -> Controller:
-    """The controller of a run.
+    """Construct the controller of a run.
 
     Raises:
-        TypeError: what was made is no controller.
+        TypeError: the result is not a controller.
     """
-    made = maker(run)
-    if not isinstance(made, Controller):
+    controller = maker(run)
+    if not isinstance(controller, Controller):
         raise TypeError(
-            f"{maker.name!r} made a {type(made).__name__}; a controller has steers, update, state_dict and "
+            f"{maker.name!r} made a {type(controller).__name__}; a controller has steers, update, state_dict and "
             "load_state_dict"
         )
-    return made
+    return controller
 
 
-def steered_by(maker: Method) -> str:
-    """The knob that the controller steers, which can be known before a model is loaded."""
+def steered_knob(maker: Method) -> str:
+    """Return the controller's knob, before a model is loaded; the numbers of this run are placeholders."""
     return make_controller(maker, Run(start=1.0, temperature=1.0, vocab_size=32_000, total_steps=1_000)).steers

@@ -1,7 +1,8 @@
-"""Loss terms: what is added to the loss, with its own gradient.
+"""Loss terms: terms added to the loss, each with its own gradient.
 
-Each is a pure function of `(B, T)` tensors in a file of its own. [`LOSS_TERMS`] names them for the config. A term that
-returns `(B, T)` is aggregated as the loss is; one that returns 0-d is its own mean.
+Each is a pure function of `(B, T)` tensors in a separate file. [`LOSS_TERMS`] lists them by the names that the config
+uses. A term of shape `(B, T)` is aggregated like the loss; a 0-d term is added as it is, averaged over the
+micro-batches of an optimiser step.
 """
 
 from canon_trl.loss_terms.ter import ter

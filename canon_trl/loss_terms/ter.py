@@ -26,31 +26,34 @@ def ter(
     coef: Annotated[float, "[0, inf)"] = 1e-3,
     target: Annotated[float, "[0, inf)"] = 0.55,
 ) -> Tensor:
-    """Pull the mean token entropy to a target, from below as well as from above.
+    """Pull the mean token entropy towards a target, from below and from above.
 
         loss += coef * |mean_t(H_t) - target|
 
-    A fixed entropy bonus only ever raises the entropy, and TRL's adaptive one acts below its target only. The paper
-    uses TER in the first stage of training, with responses of up to 4,096 tokens.
+    A fixed entropy bonus only raises the entropy, and TRL's adaptive bonus acts only below its target. The paper uses
+    TER in the first stage of training, with responses of up to 4,096 tokens.
 
-    The paper does not say over which tokens the mean is taken. In a micro-batch it is noisy, and then the absolute
-    value pulls up in one micro-batch and down in the next. So the direction comes from the mean entropy of the last
-    optimiser step on all ranks, and the gradient from the tokens at hand:
+    The paper does not say over which tokens it takes the mean. The mean of a micro-batch is noisy, so the absolute
+    value would pull up in one micro-batch and down in the next. Here the direction comes from the mean entropy of the
+    last optimiser step on all ranks, and the gradient from the micro-batch:
 
         loss += coef * sign(measured - target) * (mean_t(H_t) - target)
 
+    If an optimiser step has several micro-batches, each takes mean_t over its own tokens on all ranks, and the trainer
+    averages the terms, so a token counts for more in a micro-batch with fewer tokens.
+
     Args:
         entropies: `(B, T)`, in nats, of the current policy, with gradient.
-        mask: `(B, T)`, true on the tokens that are trained on. What lies off the mask never counts.
-        measured: numbers of the last optimiser step on all ranks, of which TER reads "entropy", in nats per token;
-            empty or `None` at the first one, where the mean of these tokens takes its place.
-        mean: of `(B, T)` values over the tokens that a mask marks; [`~canon_trl.tokens.Tokens.mean`] in training, so
-            that it is that of all ranks.
+        mask: `(B, T)`, true on the trained tokens. Values off the mask have no effect.
+        measured: numbers of the last optimiser step on all ranks. TER reads "entropy", in nats per token. Empty or
+            `None` at the first step, where the mean of the micro-batch replaces it.
+        mean: takes the mean of `(B, T)` values over the tokens in a mask; in training
+            [`~canon_trl.tokens.Tokens.mean`], which covers all ranks.
         coef: weight in the loss, per nat.
-        target: H*, in nats per token. The paper has 0.55 for its own model and task.
+        target: H*, in nats per token; 0.55 in the paper, for its own model and task.
 
     Returns:
-        0-d, in at least float32; 0 at the target itself. Without a token it has no gradient.
+        0-d, in at least float32; 0 at the target. Without a token it has no gradient.
     """
     entropy = mean(entropies, mask.bool())
     before = entropy.new_tensor(measured["entropy"]) if measured else entropy.detach()

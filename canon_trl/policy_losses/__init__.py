@@ -1,14 +1,14 @@
-"""Policy losses: TRL's loss with a part of its own ([`OnTRL`]), or another loss in its place ([`Whole`]).
+"""Policy losses: TRL's loss with one part replaced or added ([`OnTRL`]), or another loss instead ([`Whole`]).
 
-[`POLICY_LOSSES`] names them for the config. Where the weights and divisors of TRL's loss stay, so does its code. Those
-that choose among tokens have a `scope`:
+[`POLICY_LOSSES`] lists them by the names that the config uses. A loss that keeps TRL's weights and divisors also keeps
+TRL's code. Losses that select tokens have a `scope`:
 
-    "micro_batch"    the tokens of one forward and backward pass on all ranks, with the log-probabilities of that very
-                     pass, as the reference implementations have it. How a batch is cut into micro-batches then
-                     matters.
-    "batch"          the tokens of one optimiser step on all ranks, however they are cut. The log-probabilities are
-                     those of the rollout, which need no further pass; they are the current ones at the first update
-                     on a rollout and older ones later. So no token counts as clipped by its ratio beforehand.
+    "micro_batch"    selects among the tokens of one forward and backward pass on all ranks, with the log-probabilities
+                     of that pass, as the reference implementations do. The result depends on how a batch is split into
+                     micro-batches.
+    "batch"          selects among the tokens of one optimiser step on all ranks, however they are split. It uses the
+                     log-probabilities of the rollout, which need no extra pass; they are current at the first update
+                     on a rollout and stale at later ones. So no token counts as already clipped by its ratio.
 """
 
 from typing import TYPE_CHECKING, Any

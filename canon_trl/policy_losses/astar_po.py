@@ -23,8 +23,7 @@ def astar_po_loss(
         loss = mean_i (beta * sum_t m_it * (lp_it - ref_it) - (r_i - V*_i))^2
 
     The best policy near the reference satisfies beta * log(pi / pi_ref) = r - V* for every response, so one response
-    a prompt is enough and nothing is clipped. The mean is over all rows, one without a token included, as in the
-    released code.
+    per prompt is enough and nothing is clipped. As in the released code, the mean includes rows without tokens.
 
     Args:
         log_probs, ref_log_probs: `(B, T)`, of the policy (with gradient) and of the reference.
@@ -39,5 +38,5 @@ def astar_po_loss(
     return (implicit_reward - advantages).pow(2).mean()
 
 
-# What the paper calls r - V* is an advantage per response. TRL's own loss would say nothing about it in evaluation.
+# The paper's r - V* is one advantage per response. It evaluates because TRL's own loss would say nothing about it.
 ASTAR_PO = Whole("astar_po", astar_po_loss, renamed={"advantages": "response_advantages"}, evaluates=True)

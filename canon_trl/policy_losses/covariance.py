@@ -1,9 +1,8 @@
-"""Clip-Cov and KL-Cov: the few tokens that drive entropy down are held back
-(https://huggingface.co/papers/2505.22617).
+"""Clip-Cov and KL-Cov hold back the few tokens that drive entropy down (https://huggingface.co/papers/2505.22617).
 
-The change of entropy in a policy-gradient step is governed by the covariance of log-probability and advantage (Sec.
-3.2). It is very uneven: a small share of the tokens carries nearly all of it (Table 1). So only those are treated, the
-others learn as they would have.
+In a policy-gradient step, the covariance of log-probability and advantage governs the change of entropy (Sec. 3.2). It
+is very uneven: a small share of the tokens carries nearly all of it (Table 1). So the methods treat only those tokens
+and leave the others as they are.
 
     cov_t = (A_t - mean(A)) * (lp_t - mean(lp))
 
@@ -11,11 +10,11 @@ others learn as they would have.
     KL-Cov     those with the largest cov_t pay coef * |lp_t - old_t|,     Eq. 13-14
                and no ratio is clipped
 
-The means are over the valid tokens, and no gradient goes through any of it.
+The means are over the valid tokens, and the covariances are detached.
 
 Shapes: B responses, T tokens. `log_probs` and `old_log_probs` are `(B, T)`, natural logarithms of the sampled tokens'
-probabilities now and at the time of sampling; `advantages` is `(B, T)`, or `(B,)` for all tokens of a response alike;
-`mask` is `(B, T)`, true on the tokens that are trained on. What lies under the mask never counts, whatever it is.
+probabilities now and at sampling time; `advantages` is `(B, T)`, or `(B,)` for one advantage per response; `mask` is
+`(B, T)`, true on the trained tokens. Values off the mask have no effect, not even NaN.
 """
 
 from collections.abc import Callable
@@ -27,7 +26,7 @@ from torch import Tensor
 from canon_trl.options import Share
 from canon_trl.paper import Paper
 from canon_trl.policy_losses.covariance_over_ranks import (
-    Among,
+    Placement,
     Statistics,
     at_least_one,
     clip_cov_candidates,
@@ -53,9 +52,9 @@ Choice = tuple[Tensor, Statistics]
 
 
 def token_covariance(log_probs: Tensor, advantages: Tensor, mask: Tensor) -> Tensor:
-    """Each token's part in the covariance of advantage and log-probability, `(B, T)` in at least float32; 0 off mask.
+    """Return each token's part of the covariance of advantage and log-probability, `(B, T)` in at least float32.
 
-    cov_t = (A_t - mean(A)) * (lp_t - mean(lp)), in nats times the unit of the advantage.
+    cov_t = (A_t - mean(A)) * (lp_t - mean(lp)), in nats times the unit of the advantage; 0 off the mask.
     """
     covariance: Tensor
     ((covariance, _),) = together(alone, covariance_over_ranks(log_probs, advantages, mask))
@@ -75,40 +74,40 @@ def clip_cov_mask(
     epsilon_high: float,
     generator: torch.Generator | None = None,
 ) -> Tensor:
-    """Clip-Cov: the tokens that lose their gradient, `(B, T)` bool (Eq. 11).
+    """Select the tokens to which Clip-Cov gives no gradient, `(B, T)` bool (Eq. 11).
 
-    Candidates have low < cov_t < high, strictly, and are not clipped by PPO already. Of them max(1, floor(ratio * n))
-    are drawn at random, n being the number of valid tokens; all of them if they are fewer.
+    Candidates have low < cov_t < high, strictly, and PPO does not already clip them. Of these, it draws
+    max(1, floor(ratio * n)) at random, or all if there are fewer; n is the number of valid tokens.
 
     Args:
-        ratio: share of the valid tokens that are cut.
-        low, high: the bounds of the covariance; a high bound leaves the very largest alone, as the authors do.
-        epsilon_low, epsilon_high: PPO clips a ratio below 1 - epsilon_low where the advantage is negative and one
-            above 1 + epsilon_high where it is positive.
-        generator: of the random choice, on the device of `log_probs`.
+        ratio: share of the valid tokens to select.
+        low, high: bounds of the covariance. As in the paper, `high` excludes the very largest.
+        epsilon_low, epsilon_high: PPO clips a ratio below 1 - epsilon_low where the advantage is negative, and above
+            1 + epsilon_high where it is positive.
+        generator: for the random choice, on the device of `log_probs`.
     """
     mask = mask.bool()
     covariance = token_covariance(log_probs, advantages, mask)
     clip = (epsilon_low, epsilon_high)
     candidates = clip_cov_candidates(covariance, log_probs - old_log_probs, advantages, mask, (low, high), clip)
     drawn = torch.rand(mask.shape, generator=generator, device=mask.device)
-    return largest_of_one_rank(drawn, candidates, at_least_one(ratio, mask.sum()))
+    return select_largest(drawn, candidates, at_least_one(ratio, mask.sum()))
 
 
 def kl_cov_mask(log_probs: Tensor, advantages: Tensor, mask: Tensor, *, fraction: float = 0.002) -> Tensor:
-    """KL-Cov: the tokens that pay for moving, `(B, T)` bool (Eq. 13): the max(1, floor(fraction * n)) with the largest
-    covariance of the n valid ones; of equal ones the first.
+    """Select the tokens that KL-Cov penalises, `(B, T)` bool (Eq. 13).
 
-    The authors' code states the share in percent (0.2 for 7B, 0.02 for 32B) and caps that number at the count of valid
-    tokens, which acts in tiny batches only; here it is a fraction without a cap.
+    They are the max(1, floor(fraction * n)) of the n valid tokens with the largest covariance; ties go to the earlier
+    token. The authors' code states the share in percent (0.2 for 7B, 0.02 for 32B) and caps that number at the count
+    of valid tokens, which matters only in tiny batches; here it is a fraction without a cap.
     """
     mask = mask.bool()
     covariance = token_covariance(log_probs, advantages, mask)
-    return largest_of_one_rank(covariance, mask, at_least_one(fraction, mask.sum()))
+    return select_largest(covariance, mask, at_least_one(fraction, mask.sum()))
 
 
-def largest_of_one_rank(values: Tensor, among: Tensor, count: Tensor) -> Tensor:
-    """The `count` largest of those `values` that `among` marks, as a bool tensor; of equal ones the first."""
+def select_largest(values: Tensor, among: Tensor, count: Tensor) -> Tensor:
+    """Mark the `count` largest `values` where `among` is true; ties go to the earlier token."""
     order = torch.arange(among.numel(), device=among.device).view(among.shape)
     chosen: Tensor
     (((chosen,), _),) = together(alone, largest(values, among, count.view(1), order, below=among.numel()))
@@ -124,14 +123,17 @@ def clip_cov(
     high: float = 5.0,
     scope: Scope = "micro_batch",
 ) -> Tensor:
-    """Clip-Cov as a token advantage, `(B, T)`: 0 for the selected tokens, so that they have neither loss nor gradient.
+    """Set the advantages of a few tokens with high covariance to 0, so that they have no loss and no gradient.
 
-    Every divisor of the loss stays. The trainer's `epsilon` and `epsilon_high` say which tokens PPO clips; the
-    authors' scripts widen them to ratios in [0, 2], 1 and 1, so that the ordinary clip leaves the work to this one.
+    The divisors of the loss do not change. The trainer's `epsilon` and `epsilon_high` decide which tokens PPO clips;
+    the authors' scripts set both to 1, which allows ratios in [0, 2], so that PPO's clip does not do Clip-Cov's work.
 
     Args:
         ratio, low, high: see [`clip_cov_mask`].
-        scope: the tokens over which the means are taken and the choice is made, see the package's docstring.
+        scope: the tokens that the means cover and the selection is made from; see the package's docstring.
+
+    Returns:
+        The advantages, `(B, T)`.
     """
     (selected, _), rows = clip_cov_choice(within, ratio, low, high, scope)
     return advantages.masked_fill(selected[rows], 0.0)
@@ -139,11 +141,11 @@ def clip_cov(
 
 def clip_cov_report(within: Within, *, ratio: float, low: float, high: float, scope: Scope) -> Statistics:
     (_, statistics), rows = clip_cov_choice(within, ratio, low, high, scope)
-    return {} if rows.start else statistics  # once for all micro-batches that it was made for
+    return {} if rows.start else statistics  # once for all micro-batches that share the choice
 
 
 def clip_cov_choice(within: Within, ratio: float, low: float, high: float, scope: Scope) -> tuple[Choice, slice]:
-    """The choice of [`clip_cov_over_ranks`], and which of its rows are those of the micro-batch."""
+    """Return the choice of [`clip_cov_over_ranks`] and the micro-batch's rows in it."""
     if not low < high:
         raise ValueError(f"low={low!r} must be less than high={high!r}")
     tokens, rows = within(scope)
@@ -154,7 +156,7 @@ def clip_cov_choice(within: Within, ratio: float, low: float, high: float, scope
             tokens.old_log_probs,
             tokens.advantages,
             tokens.mask,
-            place_of(tokens),
+            placement(tokens),
             clip=tokens.clip,
             ratio=ratio,
             low=low,
@@ -173,16 +175,19 @@ def kl_cov(
     coef: Annotated[float, "[0, inf)"] = 1.0,
     scope: Scope = "micro_batch",
 ) -> Tensor:
-    """KL-Cov as a loss term, `(B, T)`: coef * |lp - old| for the selected tokens, while no ratio is clipped.
+    """Penalise the tokens with the largest covariance by coef * |lp - old|, while no ratio is clipped.
 
         loss_t = -A_t * exp(lp_t - old_t) + coef * |lp_t - old_t|
 
-    With one update per rollout lp equals old, the penalty has no slope and this is the plain policy gradient.
+    With one update per rollout lp equals old, the penalty has no gradient and the plain policy gradient remains.
 
     Args:
         fraction: see [`kl_cov_mask`].
         coef: weight of the penalty; 1 in the paper, 0.1 in verl's configuration.
-        scope: as for [`clip_cov`].
+        scope: see [`clip_cov`].
+
+    Returns:
+        The penalty, `(B, T)`; 0 for all other tokens.
     """
     (selected, _), rows = kl_cov_choice(within, fraction, scope)
     return coef * torch.where(selected[rows], log_probs - old_log_probs, 0.0).abs()
@@ -194,19 +199,20 @@ def kl_cov_report(within: Within, *, fraction: float, coef: float, scope: Scope)
 
 
 def kl_cov_choice(within: Within, fraction: float, scope: Scope) -> tuple[Choice, slice]:
-    """The choice of [`kl_cov_over_ranks`], and which of its rows are those of the micro-batch."""
+    """Return the choice of [`kl_cov_over_ranks`] and the micro-batch's rows in it."""
     tokens, rows = within(scope)
 
     def search() -> Search[Choice]:
-        seen = (tokens.log_probs, tokens.advantages, tokens.mask)
-        return kl_cov_over_ranks(*seen, place_of(tokens), fraction=fraction)
+        return kl_cov_over_ranks(
+            tokens.log_probs, tokens.advantages, tokens.mask, placement(tokens), fraction=fraction
+        )
 
     return tokens.once(("kl_cov", fraction), search), rows
 
 
-def place_of(tokens: Tokens) -> Among:
-    """Where the tokens stand among those of all ranks, and which draw this is."""
-    return Among(
+def placement(tokens: Tokens) -> Placement:
+    """Return the tokens' positions in the rollout and the seed of the random choice."""
+    return Placement(
         response=tokens.response,
         responses=tokens.responses,
         width=tokens.width,

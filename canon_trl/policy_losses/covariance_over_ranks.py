@@ -1,4 +1,4 @@
-"""Clip-Cov and KL-Cov over the tokens of all ranks, which stay where they are, and statistics of their covariances."""
+"""Clip-Cov and KL-Cov over the tokens of all ranks, without gathering them, and statistics of their covariances."""
 
 from dataclasses import dataclass
 
@@ -8,18 +8,18 @@ from torch import Tensor
 from canon_trl.selection import Search, added, alone, draw, largest, means, parallel, sums_of_largest, together
 
 Statistics = dict[str, Tensor]
-TOP_PERCENT = (0.02, 0.2, 2)  # the largest covariances whose mean is logged
+TOP_PERCENT = (0.02, 0.2, 2)  # the mean of these shares of the largest covariances is logged
 
 
 @dataclass(frozen=True, kw_only=True)
-class Among:
-    """Where the tokens of a rank stand among those of all ranks.
+class Placement:
+    """Positions of a rank's tokens in the rollout of all ranks, and the seed of a random choice among them.
 
     Attributes:
-        response: `(B,)`, the index of each response in the rollout, over all ranks.
-        responses: how many those are.
-        width: positions of the widest of them, on any rank.
-        seed, step: of a random choice.
+        response: `(B,)`, index of each response in the rollout over all ranks.
+        responses: number of responses in the rollout over all ranks.
+        width: length of the longest response on any rank.
+        seed, step: seed of the random choice.
     """
 
     response: Tensor
@@ -29,12 +29,12 @@ class Among:
     step: int
 
     def order(self, width: int) -> Tensor:
-        """`(B, width)`, the place of each token in sampling order."""
+        """Return the position of each token in sampling order, `(B, width)`."""
         return self.response.unsqueeze(1) * self.width + torch.arange(width, device=self.response.device)
 
 
 def covariance_over_ranks(log_probs: Tensor, advantages: Tensor, mask: Tensor) -> Search[tuple[Tensor, Tensor]]:
-    """[`token_covariance`] with the means over the tokens of all ranks; and how many those are, 0-d in float64."""
+    """Return [`token_covariance`] with means over all ranks, and the number of tokens on all ranks, 0-d in float64."""
     mask = mask.bool()
     dtype = torch.promote_types(log_probs.dtype, torch.float32)
     log_probs = log_probs.detach().to(dtype)
@@ -52,7 +52,7 @@ def clip_cov_candidates(
     bounds: tuple[float, float],
     clip: tuple[float, float],
 ) -> Tensor:
-    """The tokens that Clip-Cov draws from, `(B, T)` bool, see [`clip_cov_mask`]."""
+    """Mark the tokens that Clip-Cov draws from, `(B, T)` bool; see [`clip_cov_mask`]."""
     advantages, policy_ratio = per_token(advantages, mask), log_ratio.detach().exp()
     clipped_low = (policy_ratio < 1 - clip[0]) & (advantages < 0)
     clipped_high = (policy_ratio > 1 + clip[1]) & (advantages > 0)
@@ -64,29 +64,28 @@ def clip_cov_over_ranks(
     old_log_probs: Tensor,
     advantages: Tensor,
     mask: Tensor,
-    among: Among,
+    placement: Placement,
     *,
     clip: tuple[float, float],
     ratio: float = 2e-4,
     low: float = 1.0,
     high: float = 5.0,
 ) -> Search[tuple[Tensor, Statistics]]:
-    """Clip-Cov over the tokens of all ranks: this rank's tokens that lose their gradient, and everyone's statistics.
+    """Select this rank's Clip-Cov tokens over all ranks, and compute the statistics of all ranks.
 
-    As [`clip_cov_mask`], except that the draw is a function of seed, step, response and position. Nine rounds: one for
-    the means and eight for the draw, which bring the statistics along.
+    Unlike in [`clip_cov_mask`], the draw is a function of seed, step, response and position. There are nine rounds of
+    communication: one for the means and eight for the draw, which also carry the statistics.
 
     Args:
-        among: where the tokens stand among those of all ranks, and which draw this is.
         clip: `epsilon_low` and `epsilon_high`.
     """
     mask = mask.bool()
     covariance, count = yield from covariance_over_ranks(log_probs, advantages, mask)
     candidates = clip_cov_candidates(covariance, log_probs - old_log_probs, advantages, mask, (low, high), clip)
     budget = at_least_one(ratio, count)
-    response, position = among.response.unsqueeze(1), torch.arange(mask.shape[1], device=mask.device)
+    response, position = placement.response.unsqueeze(1), torch.arange(mask.shape[1], device=mask.device)
     (selected,), top_sums, totals = yield from parallel(
-        draw(candidates, budget.view(1), response, position, seed=among.seed, step=among.step),
+        draw(candidates, budget.view(1), response, position, seed=placement.seed, step=placement.step),
         sums_of_largest(covariance, mask, top_counts(count)),
         added(covariance.sum(dtype=torch.float64), candidates.sum()),
     )
@@ -94,15 +93,12 @@ def clip_cov_over_ranks(
 
 
 def kl_cov_over_ranks(
-    log_probs: Tensor, advantages: Tensor, mask: Tensor, among: Among, *, fraction: float = 0.002
+    log_probs: Tensor, advantages: Tensor, mask: Tensor, placement: Placement, *, fraction: float = 0.002
 ) -> Search[tuple[Tensor, Statistics]]:
-    """[`kl_cov_mask`] over the tokens of all ranks: this rank's tokens that pay, and everyone's statistics.
+    """Select this rank's tokens of [`kl_cov_mask`] over all ranks, and compute the statistics of all ranks.
 
-    Rounds: one for the means, four for the covariances (eight in float64), one for every eight bits of the number of
-    tokens that the rollout has room for; the statistics come along.
-
-    Args:
-        among: where the tokens stand among those of all ranks.
+    Rounds of communication: one for the means, four for the covariances (eight in float64), and one for every eight
+    bits of `responses * width`, to break ties. They also carry the statistics.
     """
     mask = mask.bool()
     covariance, count = yield from covariance_over_ranks(log_probs, advantages, mask)
@@ -113,8 +109,8 @@ def kl_cov_over_ranks(
             covariance,
             mask,
             budget.view(1),
-            among.order(mask.shape[1]),
-            below=among.responses * among.width,
+            placement.order(mask.shape[1]),
+            below=placement.responses * placement.width,
             summed=top_counts(count),
         ),
         added(covariance.sum(dtype=torch.float64), candidates.sum()),
@@ -123,11 +119,11 @@ def kl_cov_over_ranks(
 
 
 def covariance_statistics(covariance: Tensor, selected: Tensor, mask: Tensor) -> Statistics:
-    """What the covariances look like, as 0-d tensors (Sec. 4.2, Table 1); a positive mean says that entropy will fall.
+    """Summarise the covariances as 0-d tensors (Sec. 4.2, Table 1); with a positive mean, entropy will fall.
 
     Returns:
-        `frac_gated`: share of the valid tokens that are selected; `covariance_mean`; and `covariance_top_0.02_percent`
-        and so on, the mean covariance of the largest 0.02%, 0.2% and 2%, at least one token each.
+        `frac_gated`, the share of the valid tokens that are selected; `covariance_mean`; and
+        `covariance_top_0.02_percent` and so on, the mean of the largest 0.02%, 0.2% and 2%, at least one token each.
     """
     mask = mask.bool()
     top_sums, totals = together(
@@ -139,13 +135,13 @@ def covariance_statistics(covariance: Tensor, selected: Tensor, mask: Tensor) ->
 
 
 def statistics(budget: Tensor, count: Tensor, top_sums: Tensor, totals: Tensor) -> Statistics:
-    """[`covariance_statistics`] in float32, from numbers of all ranks.
+    """Return [`covariance_statistics`] in float32, from numbers of all ranks.
 
     Args:
-        budget: how many tokens are selected if there are so many to select from.
-        count: how many are valid.
-        top_sums: of the largest covariances, `(3,)`.
-        totals: `(2,)`, the sum of all covariances, and how many tokens there are to select from.
+        budget: number of tokens to select, if there are as many candidates.
+        count: number of valid tokens.
+        top_sums: sums of the largest covariances, `(3,)`.
+        totals: sum of all covariances and number of candidates, `(2,)`.
     """
     at_least_1 = count.clamp(min=1)
     named = {"frac_gated": totals[1].minimum(budget) / at_least_1, "covariance_mean": totals[0] / at_least_1}
@@ -155,15 +151,15 @@ def statistics(budget: Tensor, count: Tensor, top_sums: Tensor, totals: Tensor) 
 
 
 def at_least_one(fraction: float, count: Tensor) -> Tensor:
-    """max(1, floor(fraction * count)), a 0-d tensor like the count: the host need not wait for it."""
+    """Return max(1, floor(fraction * count)) as a 0-d tensor, so that the host does not wait for the device."""
     return (count.double() * fraction).floor().clamp(min=1)
 
 
 def top_counts(count: Tensor) -> Tensor:
-    """How many tokens are the largest 0.02%, 0.2% and 2% of so many, at least one each, `(3,)`."""
+    """Return how many tokens make up 0.02%, 0.2% and 2% of `count`, at least one each, `(3,)`."""
     return torch.stack([at_least_one(percent / 100, count) for percent in TOP_PERCENT])
 
 
 def per_token(advantages: Tensor, mask: Tensor) -> Tensor:
-    """`(B, T)`, also of one advantage per response."""
+    """Expand one advantage per response to `(B, T)`."""
     return advantages if advantages.dim() == 2 else advantages.unsqueeze(1).expand(mask.shape)

@@ -35,7 +35,7 @@ def disco_loss(
     delta: Annotated[float, "[0, inf)"] = 1e-4,
     kl: Divergence = "kl",
 ) -> Tensor:
-    """Raise the scores of right answers over those of wrong ones, within a trust region (Sec. 4).
+    """Raise the scores of right answers above those of wrong ones, within a trust region (Sec. 4).
 
         s_i  = mean_t(lp_it), or mean_t(exp(lp_it - old_it))      over the tokens of response i
         J    = mean(s | right) - tau * ln(mean(exp(s / tau) | wrong))
@@ -43,31 +43,32 @@ def disco_loss(
         K    = mean_t(old - lp), or mean_t(exp(lp - old) - 1 - (lp - old))     over all tokens
         loss = -sum(J) / P + [beta * max(K - delta, 0)] * K       no gradient through [ ]
 
-    The sum is over the groups with both a right and a wrong answer; the others count in P all the same. The second
-    term of J looks at the wrong answers with the largest scores, the more so the smaller tau is. Nothing is clipped,
-    and no advantage makes prompts of middling difficulty count more, as it does in GRPO.
-    The last term is the gradient of beta / 2 * max(K - delta, 0)^2. At the first update on a rollout K is 0, so only
-    J acts.
+    The sum covers the groups with both a right and a wrong answer; P counts all groups. The second term of J weights
+    the wrong answers with the largest scores, and more strongly the smaller tau is. Nothing is clipped, and unlike in
+    GRPO no advantage makes prompts of medium difficulty count for more.
+    The last term has the gradient of beta / 2 * max(K - delta, 0)^2. At the first update on a rollout K is 0, so only
+    J acts. If an optimiser step has several micro-batches, K and [ ] are computed for each one, over the tokens of all
+    ranks, and the trainer averages the losses, as the released code does.
 
     Args:
-        log_probs, old_log_probs: `(B, T)` with B = P * G, the rows of prompt 0 first; log-probabilities now, with
-            gradient, and when the responses were sampled.
-        rewards: `(P, G)`, 1 for right and 0 for wrong; a response with another reward, NaN among them, counts in
-            neither set, nor does one without a token. Both keep their part in K.
-        mask: `(B, T)`, true on the tokens that are trained on. What lies off the mask never counts.
-        mean: of `(B, T)` values over the tokens that a mask marks; [`~canon_trl.tokens.Tokens.mean`] in training, so
-            that K is that of all ranks.
-        score: the mean log-likelihood (REINFORCE without its baseline) or the mean ratio (the surrogate of TRPO).
-        basic: whether all wrong answers count alike.
-        tau: in units of the score; the paper has 10 for the log-likelihood and 1 for the ratio.
+        log_probs, old_log_probs: `(B, T)` with B = P * G, the rows of prompt 0 first; current log-probabilities, with
+            gradient, and those at sampling time.
+        rewards: `(P, G)`, 1 for right and 0 for wrong. A response with any other reward (also NaN) or without tokens
+            is neither right nor wrong, but its tokens count in K.
+        mask: `(B, T)`, true on the trained tokens. Values off the mask have no effect.
+        mean: takes the mean of `(B, T)` values over the tokens in a mask; in training
+            [`~canon_trl.tokens.Tokens.mean`], which covers all ranks.
+        score: the mean log-likelihood (REINFORCE without a baseline) or the mean ratio (the surrogate of TRPO).
+        basic: whether all wrong answers count equally.
+        tau: in units of the score; 10 for the log-likelihood and 1 for the ratio in the paper.
         beta: strength of the constraint, per nat.
-        delta: how far the policy may move for free, in nats per token.
-        kl: the estimator of the divergence. The paper and all released scripts have "kl", the plain one; it may be
-            negative, and then nothing is constrained. The released functions default to the other.
+        delta: divergence that is free of any penalty, in nats per token.
+        kl: the estimator of the divergence. The paper and all released scripts use "kl", the plain one; where it is
+            negative, there is no penalty. The released functions default to "low_var_kl".
 
     Returns:
-        0-d, in at least float32. The released code has the same gradient, but its value holds tau where the soft
-        maximum belongs.
+        0-d, in at least float32. The released code has the same gradient, but its value contains tau instead of the
+        soft maximum.
     """
     mask = mask.bool()
     dtype = torch.promote_types(log_probs.dtype, torch.float32)
@@ -89,14 +90,15 @@ def disco_loss(
 
 
 def mean_of(scores: Tensor, among: Tensor) -> Tensor:
-    """The mean score of each group among some of its responses, `(P, G) -> (P,)`; 0 where there are none."""
+    """Mean score of each group over the responses in `among`, `(P, G) -> (P,)`; 0 for a group without any."""
     return scores.masked_fill(~among, 0.0).sum(dim=-1) / among.sum(dim=-1).clamp(min=1)
 
 
 def log_mean_exp(scores: Tensor, among: Tensor) -> Tensor:
-    """ln(mean(exp(score))) of each group among some of its responses, `(P, G) -> (P,)`.
+    """ln(mean(exp(score))) of each group over the responses in `among`, `(P, G) -> (P,)`.
 
-    Where there are none it is that of all responses: a softmax over nothing has no gradient, not even one to discard.
+    A group without any uses all its responses, since the gradient of an empty logsumexp is NaN, even where the caller
+    discards the value.
     """
     among = among | ~among.any(dim=-1, keepdim=True)
     count = among.sum(dim=-1).to(scores.dtype)

@@ -1,4 +1,4 @@
-"""How a published policy loss differs from TRL's: by a part of it, or as a whole."""
+"""The two kinds of policy loss: TRL's loss with one part changed, and a loss that replaces it."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -8,14 +8,14 @@ from canon_trl.method import Method
 
 @dataclass(frozen=True, eq=False)
 class OnTRL(Method):
-    """TRL's loss with one part of its own.
+    """TRL's loss with one part replaced or added.
 
     Args:
-        part: what the function is: a `"token_advantage"` takes the place of the advantages, a `"loss_term"` is added
-            to the loss.
-        clips: whether ratios are clipped as TRL clips them.
-        acts_on_change: whether it has no gradient before the first update on a rollout, so that one update per rollout
-            leaves the plain policy gradient.
+        part: what the function returns: a `"token_advantage"` replaces the advantages, a `"loss_term"` is added to the
+            loss.
+        clips: whether the loss clips ratios as TRL does.
+        acts_on_change: whether the part has no gradient until the policy has changed since the rollout. With one
+            update per rollout, only the plain policy gradient remains.
     """
 
     part: Literal["token_advantage", "loss_term"] = "token_advantage"
@@ -25,11 +25,11 @@ class OnTRL(Method):
 
 @dataclass(frozen=True, eq=False)
 class Whole(Method):
-    """A loss that takes the place of TRL's.
+    """A loss that replaces TRL's.
 
     Args:
-        whole_groups: whether all responses to a prompt must lie in one micro-batch of one rank.
-        evaluates: whether it is also the loss of evaluation, which else is TRL's.
+        whole_groups: whether all responses to a prompt must be in one micro-batch on one rank.
+        evaluates: whether evaluation uses this loss too, instead of TRL's.
     """
 
     whole_groups: bool = False

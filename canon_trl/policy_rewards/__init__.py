@@ -1,9 +1,9 @@
-"""Rewards from the policy itself: what its own probabilities say about a response, without a label or a judge.
+"""Policy rewards: rewards computed from the policy's own probabilities, without a label or a judge.
 
-Each is a pure function in a file of its own that returns `(B,)`. It reads what a response metric reads: `entropies`,
-`log_probs` and `mask` of the policy that wrote the responses, `(B, T)` each, and what TRL hands a reward function.
-[`POLICY_REWARDS`] names them for the config; they are added, with their weights, to the rewards of the reward
-functions.
+Each is a pure function in a separate file that returns `(B,)`. It reads what a response metric reads: `entropies`,
+`log_probs` and `mask` of the policy that wrote the responses, `(B, T)` each, and everything that TRL passes to reward
+functions. [`POLICY_REWARDS`] lists them by the names that the config uses. The hook adds them, with their weights, to
+the rewards of the reward functions.
 """
 
 from dataclasses import dataclass
@@ -13,20 +13,20 @@ from canon_trl.policy_rewards.rent import rent_reward
 
 POLICY_REWARDS = by_name(Method("rent", rent_reward))
 
-# What can be read besides depends on the dataset's columns.
+# A policy reward can also read the columns of the dataset, so the stage has no fixed list of what is readable.
 STAGE = Stage("policy_reward", POLICY_REWARDS, called_in="hook/policy_rewards.py")
 
 
 @dataclass(frozen=True)
 class PolicyReward:
-    """A policy reward with its options bound, and its weight in the sum of all rewards."""
+    """A policy reward with its options, and its weight in the sum of all rewards."""
 
     method: Method
     weight: float = 1.0
 
     @property
     def name(self) -> str:
-        """Under which it is logged and tabulated; of an import path, the function's."""
+        """The name in logs and tables; for an import path, the name of the function."""
         return self.method.name.rpartition(":")[2]
 
 

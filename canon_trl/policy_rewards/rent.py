@@ -21,17 +21,17 @@ def rent_reward(entropies: Tensor, mask: Tensor, *, empty: Annotated[float, "(-i
 
         r_i = -mean_t(H_it)    over the tokens that the model wrote
 
-    0 is the best reward there is: a policy that is certain of every token. Trained for long it collapses to short,
-    certain and wrong answers, so watch the length and stop on a labelled validation set. The paper trains with GRPO, 5
-    responses per prompt, a learning rate of 1e-6 and a KL penalty of 0.001 to the reference.
+    The best possible reward is 0: the policy was certain of every token. Long training collapses to short, certain and
+    wrong answers, so watch the length and stop on a labelled validation set. The paper trains with GRPO, 5 responses
+    per prompt, a learning rate of 1e-6 and a KL penalty of 0.001 to the reference.
 
     Args:
-        entropies: `(B, T)`, in nats, of the policy that sampled the responses, at the temperature that it sampled
-            with. No gradient goes through them.
-        mask: `(B, T)`, true on the tokens that the model wrote. What lies off the mask never counts.
-        empty: the reward of a response without a token of the model, in nats. A mean over nothing would be the best
-            reward. The authors' code gives -7 to a response without an answer to extract; here it is one without a
-            token, since a reward from the policy reads no text.
+        entropies: `(B, T)`, in nats, of the policy that sampled the responses, at the sampling temperature. They are
+            detached.
+        mask: `(B, T)`, true on the tokens that the model wrote. Values off the mask have no effect.
+        empty: reward of a response in which the model wrote no token, in nats; the mean over no tokens would be 0, the
+            best reward. The authors' code gives -7 to a response without an extractable answer; a policy reward does
+            not read the text, so here only a response without tokens gets it.
 
     Returns:
         `(B,)`, in nats, in at least float32.

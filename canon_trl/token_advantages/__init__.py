@@ -1,7 +1,7 @@
-"""Token advantages: what becomes of the advantage of each token before the loss is computed.
+"""Token advantages: functions that change the advantage of each token before the loss is computed.
 
-Each is a pure function of `(B, T)` tensors in a file of its own. [`TOKEN_ADVANTAGES`] names them for the config; they
-see the policy as it is at every update, and no gradient goes through what they return.
+Each is a pure function of `(B, T)` tensors in a separate file. [`TOKEN_ADVANTAGES`] lists them by the names that the
+config uses. They run at every update, on the current policy, and what they return is detached.
 """
 
 from canon_trl.method import Stage, by_name

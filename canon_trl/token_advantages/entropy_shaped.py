@@ -23,23 +23,25 @@ def entropy_shaped(
     alpha: Annotated[float, "[0, inf)"] = 0.4,
     kappa: Annotated[float, "(1, inf)"] = 2.0,
 ) -> Tensor:
-    """Add a share of the token's entropy to its advantage, at most a share of that advantage (Eq. 5 and 6).
+    """Add a multiple of the token's entropy to its advantage, capped at a fraction of that advantage (Eq. 5 and 6).
 
         A'_t = A_t + min(alpha * H_t, |A_t| / kappa)
 
-    Where the policy hesitates, right answers are reinforced more and wrong ones punished less. An advantage of 0 stays
-    0, so a prompt group without spread stays silent, and since kappa > 1 no advantage changes its sign.
+    At uncertain tokens, right answers are reinforced more and wrong answers are punished less. An advantage of 0 stays
+    0, so a prompt group without spread still has no gradient; and since kappa > 1, no advantage changes sign.
+
+    The paper publishes no code. Its experiments use rewards of 1 and -1, clip-higher and the token mean.
 
     Args:
-        advantages: `(B, T)`, or `(B,)` for all tokens of a response alike.
-        entropies: `(B, T)`, in nats, of the current policy at every update, at the sampling temperature. No gradient
-            goes through them. Where one is NaN or not positive, as it may be off the mask, the advantage stays.
-        alpha: advantage per nat; 0.4 with GRPO and 0.1 with PPO in the paper. 0 changes no bit.
-        kappa: the entropy's part is at most |A| / kappa.
+        advantages: `(B, T)`, or `(B,)` for one advantage per response.
+        entropies: `(B, T)`, in nats, of the current policy at every update, at the sampling temperature. They are
+            detached. Where an entropy is NaN or not positive, as it may be off the mask, the advantage is unchanged.
+        alpha: advantage per nat; 0.4 with GRPO and 0.1 with PPO in the paper. With 0 the advantages are unchanged,
+            bit for bit.
+        kappa: caps the entropy bonus at |A| / kappa.
 
     Returns:
-        `(B, T)` in the dtype of `advantages`. The paper publishes no code; its experiments have rewards of 1 and -1,
-        clip-higher and the token mean around it.
+        `(B, T)` in the dtype of `advantages`.
     """
     per_token = advantages if advantages.dim() == 2 else advantages.unsqueeze(1).expand(entropies.shape)
     bonus = torch.minimum(alpha * entropies.detach().to(per_token.dtype), per_token.abs() / kappa)

@@ -1,4 +1,4 @@
-"""What a token advantage returns, and so its place among others."""
+"""What a token advantage returns, which decides the order in which several are applied."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -8,11 +8,11 @@ from canon_trl.method import Method
 
 @dataclass(frozen=True, eq=False)
 class TokenAdvantage(Method):
-    """A method of this stage. A function that is only given by its path or as itself is a `"shape"`.
+    """A method of this stage. A function given by its import path or as an object is a `"shape"`.
 
     Args:
-        kind: what the function returns, `(B, T)` each: as a `"shape"` the advantages, as a `"weight"` what they are
-            multiplied by, as a `"mask"` true on the tokens that are dropped. Several are listed in this order.
+        kind: what the function returns, `(B, T)` each: a `"shape"` returns advantages, a `"weight"` returns factors
+            for the advantages, a `"mask"` is true on the tokens to drop. List several in this order.
     """
 
     kind: Literal["shape", "weight", "mask"] = "shape"

@@ -10,7 +10,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from canon_trl.policy_losses.covariance_over_ranks import Among, clip_cov_over_ranks, kl_cov_over_ranks
+from canon_trl.policy_losses.covariance_over_ranks import Placement, clip_cov_over_ranks, kl_cov_over_ranks
 from canon_trl.selection import added, alone, counted_in_lanes, draw, largest, means, sums_of_largest, together
 
 RANKS = (1, 2, 4)
@@ -279,7 +279,7 @@ def micro_batch(rows=8, width=24, seed=0):
 
 def among(response):
     """In a rollout of 2^32 places, for whose order there are four rounds."""
-    return Among(response=response, responses=2**20, width=2**12, seed=1, step=2)
+    return Placement(response=response, responses=2**20, width=2**12, seed=1, step=2)
 
 
 @pytest.mark.parametrize("name", ["clip_cov", "kl_cov"])

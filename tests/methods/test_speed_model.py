@@ -19,7 +19,7 @@ from step_parts import PartClock
 from canon_trl.advantages import ESTIMATORS
 from canon_trl.metrics import METRICS
 from canon_trl.policy_losses import POLICY_LOSSES
-from canon_trl.policy_losses.covariance_over_ranks import Among, clip_cov_over_ranks, kl_cov_over_ranks
+from canon_trl.policy_losses.covariance_over_ranks import Placement, clip_cov_over_ranks, kl_cov_over_ranks
 from canon_trl.selection import together
 
 
@@ -97,7 +97,7 @@ def test_bytes_of_hand_counted_messages():
 @pytest.mark.parametrize("name", ["clip_cov", "kl_cov"])
 def test_the_formula_of_a_choice_is_what_it_sends(name, responses, width):
     log_probs, mask = -torch.rand(4, 8, generator=torch.Generator().manual_seed(0)), torch.ones(4, 8)
-    among = Among(response=torch.arange(4), responses=responses, width=width, seed=0, step=0)
+    among = Placement(response=torch.arange(4), responses=responses, width=width, seed=0, step=0)
     if name == "clip_cov":
         search = clip_cov_over_ranks(log_probs, log_probs, log_probs[:, 0], mask, among, clip=(0.2, 0.2))
     else:
