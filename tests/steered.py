@@ -1,4 +1,4 @@
-"""Controllers for tests: one of every knob, which keep what they are told."""
+"""Controllers that record what they measure and what they return."""
 
 from typing import ClassVar
 
@@ -6,18 +6,18 @@ from canon_trl.controllers import E3Temperature
 
 
 class KeepingE3(E3Temperature):
-    """E3, with the entropies that it was told and the temperatures that it answered."""
+    """E3 that records pairs of measured entropy and returned temperature."""
 
     seen: ClassVar[list] = []
 
     def update(self, measured):
-        answer = super().update(measured)
-        self.seen.append((measured["entropy"], answer))
-        return answer
+        temperature = super().update(measured)
+        self.seen.append((measured["entropy"], temperature))
+        return temperature
 
 
 class Ramp:
-    """Adds `by` at every update, whatever was measured."""
+    """Adds `by` at every update and records the measured numbers."""
 
     seen: ClassVar[list] = []
 

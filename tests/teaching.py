@@ -1,12 +1,12 @@
-"""Prompts of which half teach something, and responses that depend on the prompt and the place alone."""
+"""Prompts, half of which have groups with spread, and responses that depend only on prompt and place in the group."""
 
 from datasets import Dataset
 
-MIXED = Dataset.from_dict({"prompt": ["2+3*4=", "3+3*4=", "5-1*2=", "4-1*2="]})  # the first and the last one teach
+MIXED = Dataset.from_dict({"prompt": ["2+3*4=", "3+3*4=", "5-1*2=", "4-1*2="]})  # the first and the last have spread
 
 
 def teaches(prompt):
-    """Half of the prompts have something to teach."""
+    """Whether the rewards of the prompt's group differ: true for half of the prompts."""
     return int(prompt[0]) % 2 == 0
 
 
@@ -19,7 +19,7 @@ def graded(prompts, completions, log_extra=None, **kwargs):
 
 
 def fixed_responses(prompts, trainer):
-    """Responses that depend on the prompt and the place within the group alone."""
+    """A `rollout_func` whose responses depend only on the prompt and the place in its group."""
     tokenizer = trainer.processing_class
     texts = [f"{prompt[0]}{'7' * (index % 4)}#{index % 4}" for index, prompt in enumerate(prompts)]
     completion_ids = tokenizer(texts)["input_ids"]

@@ -1,4 +1,4 @@
-"""A small model with Qwen3's chat template, a tool, and responses that call it."""
+"""A small model with Qwen3's chat template, a tool, and responses that call the tool."""
 
 from importlib.resources import files
 from typing import Any
@@ -11,7 +11,7 @@ CALL = '<tool_call>\n{"name": "add", "arguments": {"a": 1, "b": 2}}\n</tool_call
 
 
 def tool_tokenizer() -> PreTrainedTokenizerFast:
-    """Bytes, and the special tokens of Qwen3's chat template."""
+    """Return a byte tokenizer with the special tokens of Qwen3's chat template."""
     tokenizer = byte_tokenizer("<|im_start|>", "<tool_call>", "</tool_call>", "<tool_response>", "</tool_response>")
     tokenizer.chat_template = (files("trl") / "chat_templates" / "qwen3.jinja").read_text()
     return tokenizer
@@ -38,7 +38,7 @@ def add(a: int, b: int) -> int:
 
 
 def call_the_tool(prompts: list[Any], trainer: Any) -> dict[str, Any]:
-    """A `rollout_func` whose every response is one call of [`add`]."""
+    """A `rollout_func` whose responses each call [`add`] once."""
     tokenizer = trainer.processing_class
     texts = [tokenizer.apply_chat_template(p, add_generation_prompt=True, tokenize=False) for p in prompts]
     call = tokenizer(CALL)["input_ids"] + [tokenizer.eos_token_id]

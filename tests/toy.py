@@ -25,8 +25,8 @@ from canon_trl.tasks import TASKS
 
 TASK = TASKS["arithmetic"]
 
-# Every training run ends with a full garbage collection, which took longer than the run itself while it looked at all
-# that torch, transformers and TRL hold.
+# Every training run ends with a full garbage collection. Without the freeze, scanning the objects of torch,
+# transformers and TRL takes longer than the run itself.
 gc.collect()
 gc.freeze()
 
@@ -74,18 +74,18 @@ NO_MODEL = "a-model-that-does-not-exist"
 
 
 def config(**options):
-    """A config of the options above, for errors of its own."""
+    """Return a config with the options above, for tests of the errors that it raises."""
     return CANONConfig("out", **(OPTIONS | options))
 
 
 def build(trainer_options=None, **options):
-    """A trainer of a model that cannot be loaded: only an error before that is one of ours."""
+    """Build a trainer whose model cannot be loaded, for tests of errors that are raised before loading."""
     arguments = {"reward_funcs": TASK.reward, "train_dataset": prompts(8)} | (trainer_options or {})
     return CANONTrainer(NO_MODEL, args=config(**options), **arguments)
 
 
 def save_mixture_of_experts(folder: Path) -> Path:
-    """A small untrained model with the embedded task's tokenizer, whose routing loss weighs 0.5."""
+    """Save a small untrained mixture of experts with the embedded task's tokenizer and a routing loss weight 0.5."""
     torch.manual_seed(0)
     tokenizer = AutoTokenizer.from_pretrained(TASK.model_path)
     sizes = {"hidden_size": 16, "intermediate_size": 16, "moe_intermediate_size": 16, "num_hidden_layers": 2}
@@ -103,7 +103,7 @@ def parameters(trainer: Any) -> dict[str, torch.Tensor]:
 
 
 def logged(trainer: Any) -> list[dict[str, float]]:
-    """The log of every step, without what depends on the clock."""
+    """Return the log entry of every training step, without the keys that depend on time."""
     steps = [entry for entry in trainer.state.log_history if "loss" in entry]
     return [{key: value for key, value in entry.items() if "time" not in key} for entry in steps]
 
@@ -115,9 +115,9 @@ def assert_same_parameters(got: dict[str, torch.Tensor], want: dict[str, torch.T
 
 
 def assert_same_but_for_rounding(got: Any, want: Any) -> None:
-    """Of numbers and texts in lists and dicts: floats to 1e-5, everything else equal.
+    """Compare nested lists and dicts: floats to 1e-5, everything else exactly.
 
-    Another number of ranks or threads, and another processor, add in another order.
+    The order of additions depends on the number of ranks and threads and on the processor.
     """
     if isinstance(want, dict):
         assert got.keys() == want.keys()
@@ -132,13 +132,13 @@ def assert_same_but_for_rounding(got: Any, want: Any) -> None:
 
 
 def assert_resumes(make: Callable[..., Any], folder: Path, **options: Any) -> list[Any]:
-    """A run of four steps, resumed from each checkpoint, ends as if it had never stopped; all four trainers."""
+    """Check that a run of four steps resumed from each checkpoint ends like the whole run; return all trainers."""
     options = {"max_steps": 4, "save_strategy": "steps", "save_steps": 1} | options
     whole = make(folder / "whole", **options)
     whole.train()
     trainers = [whole]
     for step in (1, 2, 3):
-        torch.manual_seed(step)  # nothing but the checkpoint may carry over
+        torch.manual_seed(step)  # only the checkpoint may carry over
         resumed = make(folder / str(step), **options)
         resumed.train(resume_from_checkpoint=str(folder / "whole" / f"checkpoint-{step}"))
         assert_same_parameters(parameters(resumed), parameters(whole))
@@ -148,10 +148,9 @@ def assert_resumes(make: Callable[..., Any], folder: Path, **options: Any) -> li
 
 
 def leave() -> NoReturn:
-    """End a process of several whose work is done.
+    """End the process of one rank after all ranks have finished, without tearing down the interpreter.
 
-    DeepSpeed and DDP keep their gloo groups alive, and a thread of theirs may abort the interpreter while it is torn
-    down.
+    DeepSpeed and DDP keep their gloo groups alive, and one of their threads may abort the interpreter during teardown.
     """
     torch.distributed.barrier()
     sys.stdout.flush()
@@ -160,14 +159,14 @@ def leave() -> NoReturn:
 
 
 def length_reward(completions: list[str], **kwargs: Any) -> list[float]:
-    """Graded and unlike 0/1 accuracy."""
+    """A graded reward, unlike 0/1 accuracy."""
     return [len(completion) / 16 for completion in completions]
 
 
 def byte_tokenizer(
     *added: str, eos_token: str = "<|im_end|>", pad_token: str = "<|endoftext|>"
 ) -> PreTrainedTokenizerFast:
-    """A token a byte, for texts that the embedded task's tokenizer cannot write."""
+    """Return a tokenizer with one token per byte, for texts that the embedded task's tokenizer cannot write."""
     letters = {letter: index for index, letter in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
     backend = Tokenizer(models.BPE(vocab=letters, merges=[]))
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -179,7 +178,7 @@ def byte_tokenizer(
 
 
 def rollout_with_tool(prompts, trainer):
-    """Writes `1#1`, of which a tool wrote the last character but one."""
+    """A `rollout_func` that returns `1#1`, `11#1` and so on; the second-to-last token comes from a tool."""
     tokenizer = trainer.processing_class
     prompt_ids = tokenizer(prompts)["input_ids"]
     completion_ids = [tokenizer("1" * (1 + row % 3) + "#1")["input_ids"] for row in range(len(prompts))]

@@ -1,4 +1,4 @@
-"""Evaluation while training on two ranks; `test_evaluation_callback.py` starts it."""
+"""Evaluation during training on two ranks; `test_evaluation_across_ranks.py` starts it."""
 
 import json
 import sys
@@ -12,7 +12,7 @@ from canon_trl.evaluation import EvaluationCallback
 
 
 def run(folder: Path, ranks: int) -> list[dict[str, Any]]:
-    """What is logged of a model that stays as it is, so that the number of ranks cannot change it."""
+    """Return the logged evaluations of a model that does not change, so that they cannot depend on the ranks."""
     trainer = make_trainer(folder, max_steps=2, learning_rate=0.0, per_device_train_batch_size=8 // ranks)
     trainer.add_callback(
         EvaluationCallback(
@@ -24,7 +24,7 @@ def run(folder: Path, ranks: int) -> list[dict[str, Any]]:
             pass_ks=[2, 4],
             majority_ks=[3],
             answer_of=TASK.answer_of,
-            chunk_prompts=3,  # three chunks: two for one rank and one for the other
+            chunk_prompts=3,  # three chunks: two on one rank and one on the other
         )
     )
     trainer.train()

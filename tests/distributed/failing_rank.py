@@ -1,4 +1,4 @@
-"""Training on two ranks of which the second fails; `test_failing_rank.py` starts it with the way in which it does."""
+"""Training on two ranks, the second of which fails; `test_failing_rank.py` starts this script and names the fault."""
 
 import os
 import signal
@@ -34,13 +34,13 @@ def breaks(mask: torch.Tensor) -> torch.Tensor:
 
 
 def with_a_missing_prompt() -> Iterator[dict[str, Any]]:
-    """Of the second rollout's four, prompts 4 to 7, the second rank gets the last two."""
+    """Yield prompts without the one at index 6, which the second rank gets in the second rollout (prompts 4 to 7)."""
     for index, row in enumerate(prompts(16)):
         yield row | {"prompt": None} if index == 6 else row
 
 
 class SpoilAWeight(TrainerCallback):
-    """After the ranks have been given the same weights."""
+    """Sets a weight to NaN after the ranks have received the same weights."""
 
     def on_step_begin(self, *args: Any, model: torch.nn.Module, **kwargs: Any) -> None:
         with torch.no_grad():

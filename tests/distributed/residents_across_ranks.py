@@ -1,6 +1,7 @@
-"""The first method of each stage on two ranks; `test_residents_across_ranks.py` starts it.
+"""The first method of each stage on two ranks.
 
-Every rank writes what its runs ended with to the folder that is named on the command line.
+`test_residents_across_ranks.py` starts this script. Every rank saves its results in the folder given on the command
+line.
 """
 
 import sys
@@ -12,14 +13,14 @@ from distributed.stages_across_ranks import fixed_responses
 from residents import FIRST
 from toy import leave, logged, make_trainer, parameters, prompts
 
-RESPONSES = 24  # six groups of four: on two ranks with two micro-batches each, borders cut through groups
-# TER's mean and DisCO's divergence are those of a micro-batch: with several of them it depends on the ranks which
-# responses lie in which.
+RESPONSES = 24  # six groups of four: the borders of two ranks with two micro-batches each cut through groups
+# TER's mean and DisCO's divergence are taken per micro-batch. With several micro-batches their content depends on the
+# ranks.
 MICRO_BATCHES = {"policy_loss": 1, "loss_term": 1}
 
 
 def right_or_wrong(prompts: list[str], completions: list[str], **kwargs: Any) -> list[float]:
-    """Both in the groups of prompts that begin with an even digit, wrong alone in the others."""
+    """A 0/1 reward with spread for prompts that begin with an even digit, and 0 for the others."""
     return [
         float(int(prompt[0]) % 2 == 0 and completion[-1] in "02")
         for prompt, completion in zip(prompts, completions, strict=True)
@@ -27,7 +28,7 @@ def right_or_wrong(prompts: list[str], completions: list[str], **kwargs: Any) ->
 
 
 def run(folder: Path, field: str, ranks: int, resume: str | None = None) -> dict[str, Any]:
-    """Four updates on two rollouts of responses that do not depend on the ranks."""
+    """Train four updates on two rollouts whose responses do not depend on the ranks."""
     micro_batches = MICRO_BATCHES.get(field, 2)
     trainer = make_trainer(
         folder,

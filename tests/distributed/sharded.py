@@ -1,4 +1,4 @@
-"""Numbers that are not finite in a model that FSDP2 shards over two ranks; `test_not_finite.py` starts it."""
+"""Values that are not finite in a model that FSDP2 shards over two ranks; `test_distributed.py` starts it."""
 
 import torch
 from accelerate import Accelerator
@@ -12,8 +12,9 @@ from canon_trl.guards.finite import all_finite, local_part, plain_number, raise_
 
 
 def reason(accelerator: Accelerator, model: nn.Module) -> str:
+    """Return the error about values that are not finite, or `"finite"`."""
     norm = accelerator.clip_grad_norm_(model.parameters(), 1.0)
-    assert isinstance(norm, DTensor), "what FSDP2 makes of it"
+    assert isinstance(norm, DTensor), "FSDP2 returns a DTensor"
     norm = plain_number(norm)
     gradients = {f"the gradient of {name}": weight.grad for name, weight in model.named_parameters()}
     try:
@@ -35,10 +36,10 @@ def main() -> None:
 
     if second:
         model[1].weight.grad.to_local()[0, 0] = torch.inf
-    told = "the norm is inf. Not finite: the gradient of 1.weight (1 of 8 numbers) on rank 1"
-    assert reason(accelerator, model) == told
+    message = "the norm is inf. Not finite: the gradient of 1.weight (1 of 8 numbers) on rank 1"
+    assert reason(accelerator, model) == message
 
-    # A weight on one rank: the other, which finds none, goes on to the gradients and must not wait there.
+    # A NaN weight on one rank only: the other rank continues with the gradients and must not wait there.
     if second:
         with torch.no_grad():
             model[0].weight.to_local()[1, 2] = torch.nan

@@ -1,4 +1,4 @@
-"""The weights of a model that FSDP2 shards over two ranks, saved and put back; `test_resumed_ranks.py` starts it."""
+"""Saving and loading a reference model that FSDP2 shards over two ranks; `test_resumed_ranks.py` starts it."""
 
 import sys
 from pathlib import Path

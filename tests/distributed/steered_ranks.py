@@ -1,6 +1,6 @@
-"""Controllers on several ranks, which train on tokens of different number; `test_knobs_on_ranks.py` starts it.
+"""Controllers on several ranks with different numbers of tokens.
 
-Every rank writes what its controllers were told and what they answered to the folder that the command line names.
+`test_knobs_on_ranks.py` starts this script. Every rank saves its results in the folder given on the command line.
 """
 
 import sys
@@ -15,7 +15,7 @@ RESPONSES = 12
 
 
 def fixed_responses(prompts: list[str], trainer: Any) -> dict[str, list]:
-    """Responses that depend on their place in the rollout alone, longer on the later ranks."""
+    """A `rollout_func` whose responses depend only on the place in the rollout; later ranks have longer ones."""
     rank, tokenizer = trainer.accelerator.process_index, trainer.processing_class
     rows = range(rank * len(prompts), (rank + 1) * len(prompts))
     completion_ids = [tokenizer("7" * (row // 2 + row % 2) + f"#{row % 10}")["input_ids"] for row in rows]
@@ -31,7 +31,7 @@ def every_other(completions: list[str], **kwargs: Any) -> list[float]:
 
 
 def run(folder: Path, ranks: int, resume: str | None = None) -> dict[str, Any]:
-    """Six updates on three rollouts; a checkpoint after each."""
+    """Train six updates on three rollouts with a checkpoint after each update."""
     KeepingE3.seen.clear()
     Ramp.seen.clear()
     e3 = {"steered:KeepingE3": {"target_entropy": 0.8, "init_steps": 0}}

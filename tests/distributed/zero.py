@@ -1,4 +1,4 @@
-"""DeepSpeed on two CPU processes: train, save, resume in the middle of a rollout; `test_distributed.py` starts it."""
+"""DeepSpeed on two CPU processes: train, save and resume within a rollout; `test_distributed.py` starts it."""
 
 import json
 import sys
@@ -46,7 +46,7 @@ def main(folder: Path, method: str) -> None:
         plugin = trainer.accelerator.state.deepspeed_plugin
         entry = next(entry for entry in trainer.state.log_history if "loss" in entry)
         report = {"stage": plugin.zero_stage, "processes": trainer.accelerator.num_processes, "log": entry}
-        report["temperature"] = trainer.temperature  # at the end
+        report["temperature"] = trainer.temperature  # at the end of the run
         (folder / "report.json").write_text(json.dumps(report))
     torch.distributed.barrier()
     train(folder, method, "resumed", resume=str(folder / "checkpoint-1"))

@@ -1,4 +1,4 @@
-"""What the tests on the real vLLM engine share. They need the environment that `install.sh` builds."""
+"""Fixtures of the tests on the real vLLM engine, which need the environment that `install.sh` builds."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,12 +17,12 @@ def engine() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def smollm2(pytestconfig: pytest.Config) -> Path:
-    """Directory of SmolLM2-135M-Instruct, converted once and kept in pytest's cache (`--cache-clear` drops it)."""
+    """Return the folder of SmolLM2-135M-Instruct, converted once and kept in pytest's cache until `--cache-clear`."""
     return save_smollm2(pytestconfig.cache.mkdir("smollm2") / "checkpoint")
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The engine's start counts as part of the first test."""
+    """Set a timeout that allows for the start of the engine in the first test."""
     for item in items:
         item.add_marker(pytest.mark.timeout(900))

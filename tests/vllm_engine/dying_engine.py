@@ -1,4 +1,4 @@
-"""A training run whose vLLM engine fails in the middle of the second rollout; `test_stages_vllm.py` starts it."""
+"""A training run whose vLLM engine fails during the second rollout; `test_stages_vllm.py` starts it."""
 
 import sys
 from typing import Any
@@ -12,14 +12,14 @@ def run(model: str, folder: str) -> None:
     engine = trainer.vllm_generation.llm.llm_engine
     step, steps = engine.step, 0
 
-    def dies() -> Any:
+    def step_or_die() -> Any:
         nonlocal steps
         steps += trainer.state.global_step == 1
         if steps == 5:
             raise RuntimeError("the engine is dead")
         return step()
 
-    engine.step = dies
+    engine.step = step_or_die
     trainer.train()
 
 

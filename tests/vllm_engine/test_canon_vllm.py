@@ -1,4 +1,4 @@
-"""CANON on the real vLLM engine, colocated, with a real pretrained language model."""
+"""CANON on the real colocated vLLM engine with a pretrained language model."""
 
 import pytest
 import torch
@@ -34,7 +34,7 @@ def make(model, folder, trainer_options=None, reward=varied, **options):
 
 @pytest.fixture(scope="module")
 def run(smollm2, tmp_path_factory):
-    """Two rollouts of CANON by entropy."""
+    """Train CANON by entropy on two rollouts."""
     trainer = make(smollm2, tmp_path_factory.mktemp("run"), max_steps=2)
     rollouts = keep_rollouts(trainer)
     outputs = keep_outputs(trainer)
@@ -48,7 +48,7 @@ def run(smollm2, tmp_path_factory):
 
 def test_entropy_comes_from_trls_own_scoring_pass(run):
     _, rollouts, _, calls, _, entropies = run
-    # A rollout: TRL's one pass for the importance-sampling correction, no other. A step: one pass with gradients.
+    # Per rollout only TRL's pass for the importance-sampling correction; per step one pass with gradients.
     assert calls == {"without_grad": 2, "with_grad": 2}
     for rollout, (entropy, _) in zip(rollouts, entropies, strict=True):
         torch.testing.assert_close(rollout.metrics["entropy"].flatten(), entropy, atol=1e-4, rtol=0)
@@ -71,7 +71,7 @@ def test_every_parameter_moves(run):
 
 
 def test_weights_reach_the_sampler(run, smollm2):
-    """The second rollout is sampled from the updated weights: the trainer's log-probabilities are the sampler's."""
+    """The second rollout comes from the updated weights: trainer and sampler agree on its log-probabilities."""
     trainer, _, outputs, _, before, _ = run
     output = outputs[1]
     mask = output["completion_mask"].bool()
@@ -90,7 +90,7 @@ def reading_estimator(rollout):
     return dr_grpo_advantage(rollout.rewards)
 
 
-def test_surprisal_is_the_samplers_own(smollm2, tmp_path):
+def test_surprisal_uses_the_log_probs_of_the_sampler(smollm2, tmp_path):
     trainer = make(smollm2, tmp_path, {"advantage_estimator": reading_estimator})
     rollouts = keep_rollouts(trainer)
     outputs = keep_outputs(trainer)
@@ -101,8 +101,8 @@ def test_surprisal_is_the_samplers_own(smollm2, tmp_path):
     assert torch.equal(rollouts[0].lengths.flatten(), mask.sum(1))
 
 
-def test_surprisal_is_the_policys_where_vllm_cuts_tokens_off(smollm2, tmp_path):
-    """The sampler is certain of the likeliest token, the policy is not; as with transformers."""
+def test_surprisal_uses_the_log_probs_of_the_policy_if_vllm_truncates_the_distribution(smollm2, tmp_path):
+    """With `top_k=1` the sampler is certain of its token but the policy is not, as with transformers."""
     trainer = make(smollm2, tmp_path, {"advantage_estimator": reading_estimator}, top_k=1)
     rollouts = keep_rollouts(trainer)
     outputs = keep_outputs(trainer)
@@ -114,7 +114,7 @@ def test_surprisal_is_the_policys_where_vllm_cuts_tokens_off(smollm2, tmp_path):
     assert want.min() > 0.01
 
 
-def test_without_importance_sampling_correction_a_pass_is_run(smollm2, tmp_path):
+def test_without_importance_sampling_correction_the_trainer_runs_its_own_pass(smollm2, tmp_path):
     trainer = make(smollm2, tmp_path, vllm_importance_sampling_correction=False)
     rollouts = keep_rollouts(trainer)
     calls = count_forwards(trainer)
@@ -123,6 +123,6 @@ def test_without_importance_sampling_correction_a_pass_is_run(smollm2, tmp_path)
     assert (rollouts[0].metrics["entropy"] > 0).all()
 
 
-def test_recording_while_vllm_generates_is_refused(tmp_path):
+def test_vllm_with_recorded_entropies_is_rejected(tmp_path):
     with pytest.raises(ValueError, match="entropy_source='generation' does not go with use_vllm"):
         make("a-model-that-does-not-exist", tmp_path, entropy_source="generation")
