@@ -17,34 +17,34 @@ from matplotlib.patches import FancyArrowPatch
 DOCS = Path(__file__).parent
 PICTURE = DOCS / "images" / "architecture.svg"
 
-# The folders of the stages, in the order in which data pass through them.
+# The folders of the stages, in the order in which data passes through them.
 STAGES = ("policy_rewards", "advantages", "token_advantages", "policy_losses", "loss_terms", "controllers")
 
-# Where a part stands, in columns and rows, and what is in it.
+# The column and row of each part, and what it contains.
 PARTS = {
     "canon_trl": (2.5, 4.6, "the public names"),
     "trainers": (2.5, 3.9, "CANON, A*-PO"),
     "publishing": (0.6, 3.5, "card, citations,\nuploads"),
     "tasks": (5.2, 4.6, "embedded tasks\nwith their models"),
-    "evaluation": (5.2, 3.7, "pass@k, intervals,\nwhile training"),
-    "config": (0.6, 2.6, "options, and what\nthey refuse"),
-    "hook": (2.5, 3.0, "calls every stage; all that\nknows TRL's trainer"),
+    "evaluation": (5.2, 3.7, "pass@k, intervals,\nduring training"),
+    "config": (0.6, 2.6, "options and\ntheir checks"),
+    "hook": (2.5, 3.0, "calls every stage; the only part\nthat touches TRL's internals"),
     "sampling": (4.2, 2.8, "dynamic sampling,\nresponses, V*"),
     "guards": (5.4, 2.7, "checks and\na time limit"),
     "policy_rewards": (0.0, 1.5, "rewards from\nthe policy itself"),
     "advantages": (1.1, 1.5, "rewards (P, G)\nto advantages"),
-    "token_advantages": (2.2, 1.5, "what a token's\nadvantage becomes"),
+    "token_advantages": (2.2, 1.5, "changes advantages\ntoken by token"),
     "policy_losses": (3.3, 1.5, "TRL's loss changed,\nor another one"),
-    "loss_terms": (4.4, 1.5, "what is added\nto the loss"),
-    "controllers": (5.5, 1.5, "what moves a setting\nbefore the next rollout"),
+    "loss_terms": (4.4, 1.5, "terms added\nto the loss"),
+    "controllers": (5.5, 1.5, "change a setting\nbetween steps"),
     "schedules": (-0.1, 0.6, "mu over a run"),
     "metrics": (0.8, 0.6, "a number\nper response"),
-    "rollout": (1.75, 0.6, "what R and A see"),
-    "tokens": (2.85, 0.6, "what T, L and L+ see"),
-    "selection": (4.1, 0.6, "tokens chosen\nover all ranks"),
-    "rounding": (1.0, -0.2, "what sums are off by"),
+    "rollout": (1.75, 0.6, "what an estimator sees"),
+    "tokens": (2.85, 0.6, "what a loss stage sees"),
+    "selection": (4.1, 0.6, "chooses tokens\nacross ranks"),
+    "rounding": (1.0, -0.2, "rounding error of sums"),
     "imports": (2.2, -0.2, "functions by import path"),
-    "method": (3.4, -0.2, "what a function\nreads"),
+    "method": (3.4, -0.2, "what a method\nreads"),
     "options": (4.5, -0.2, "options and\ntheir bounds"),
     "paper": (5.5, -0.2, "a citation"),
 }
@@ -52,7 +52,7 @@ USES_TRL, USES_TRANSFORMERS, TORCH_ONLY = "#f3c9a5", "#f5e6b8", "#cfe0f3"
 ON_TRL = ("canon_trl", "config", "guards", "hook", "publishing", "trainers", "evaluation", "sampling")
 COLOURS = dict.fromkeys(ON_TRL, USES_TRL) | {"tasks": USES_TRANSFORMERS}
 LEGEND = {
-    USES_TRL: "stands on TRL",
+    USES_TRL: "uses TRL",
     USES_TRANSFORMERS: "transformers and datasets, not TRL",
     TORCH_ONLY: "torch at most",
 }
@@ -78,7 +78,7 @@ def draw() -> plt.Figure:
         )
         boxes[part] = label.get_bbox_patch()
         boxes[part].set_linewidth(width)
-    figure.draw_without_rendering()  # the boxes get their sizes, at which the arrows end
+    figure.draw_without_rendering()  # sets the sizes of the boxes, where the arrows end
     for importer, part in edges():
         called = importer == "hook" and part in STAGES
         arrow = arrow_between(
@@ -86,7 +86,7 @@ def draw() -> plt.Figure:
         )
         arrow.set_gid(f"{importer}->{part}")
         axes.add_patch(arrow)
-    for before, after in pairwise(STAGES):  # data, not imports
+    for before, after in pairwise(STAGES):  # data flow, not imports
         axes.add_patch(arrow_between(boxes, before, after, color="#2b62b5", linewidth=3, zorder=2, mutation_scale=18))
     for colour, meaning in LEGEND.items():
         axes.scatter([], [], marker="s", s=90, color=colour, edgecolor="#444444", label=meaning)

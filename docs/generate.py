@@ -1,13 +1,13 @@
-"""Write what the pages say of every method, and of what imports what, between their marked lines.
+"""Generate the parts of the pages that describe methods, papers and imports.
 
-    python docs/generate.py            writes the parts that are not current
-    python docs/generate.py --check    names them, and fails if there are any
+    python docs/generate.py            writes the parts that are out of date
+    python docs/generate.py --check    lists them, and fails if there are any
 
-A part stands between `<!-- generated: NAME -->` and `<!-- end -->`; everything else on a page is written by hand. In
-the docstring of a configuration the names of a stage stand between `A name: ` and `; ` in the text of its field.
+A generated part is between `<!-- generated: NAME -->` and `<!-- end -->`; the rest of a page is written by hand. In
+the docstring of a configuration, the names of a stage are between `A name: ` and `; ` in the text of its field.
 
-All of it comes from the dicts of the stages, the signatures and docstrings of their functions, and the `PAPER` on top
-of each method's file. Torch alone is needed.
+The sources are the dicts of the stages, the signatures and docstrings of their functions, and the `PAPER` at the top
+of each method's file. The script needs only torch.
 """
 
 import argparse
@@ -28,7 +28,7 @@ from canon_trl.paper import Paper
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "canon_trl"
 
-# In the order in which data pass through them.
+# In the order in which data passes through them.
 FOLDERS = ("policy_rewards", "advantages", "token_advantages", "policy_losses", "loss_terms", "controllers")
 
 MARKED = re.compile(r"<!-- generated: (?P<name>[\w ]+) -->\n.*?<!-- end -->\n", flags=re.DOTALL)
@@ -37,7 +37,7 @@ SECTION = re.compile(r"^(Args|Returns|Raises):$", flags=re.MULTILINE)
 
 
 def stages() -> dict[str, Stage]:
-    """The stages by folder; those of whose folders there are."""
+    """The stages whose folders exist, by folder."""
     found = {}
     for folder in filter(lambda each: (PACKAGE / each).is_dir(), FOLDERS):
         for exported in vars(import_module(f"canon_trl.{folder}")).values():
@@ -47,15 +47,15 @@ def stages() -> dict[str, Stage]:
 
 
 def file_of(method: Method) -> Path:
-    """The method's file, from the root of the repository."""
+    """The method's file, relative to the root of the repository."""
     function = inspect.unwrap(plain_function(method.function))
     return Path(inspect.getfile(function)).resolve().relative_to(ROOT.resolve())
 
 
 def docstring(method: Method) -> str:
-    """The docstring of its function, with references as code."""
+    """The docstring of the method's function, with references as code."""
     text = inspect.getdoc(inspect.unwrap(plain_function(method.function))) or ""
-    assert text, f"{method.name} has no docstring, which is its page"
+    assert text, f"{method.name} has no docstring to make its page from"
     return REFERENCE.sub(r"`\1`", text)
 
 
@@ -73,11 +73,11 @@ def table(head: list[str], rows: list[list[str]]) -> str:
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
-# --- The parts ---
+# --- The generated parts ---
 
 
 def methods() -> str:
-    """README: a table per stage."""
+    """The README's tables of methods, one per stage."""
     parts = []
     for folder, stage in stages().items():
         rows = [[f"`{name}`", idea(method), link(method.paper)] for name, method in stage.methods.items()]
@@ -93,16 +93,16 @@ def about(folder: str) -> str:
 
 
 def stage_page(folder: str) -> str:
-    """A page of a stage: each method with what its signature, docstring and paper say."""
+    """The methods of a stage: each with its docstring, options and paper."""
     stage = stages()[folder]
     return "\n".join(section(stage, method) for method in stage.methods.values())
 
 
 def section(stage: Stage, method: Method) -> str:
-    facts = [["reads", ", ".join(f"`{name}`" for name in method.reads) or "nothing of the rollout"]]
+    facts = [["reads", ", ".join(f"`{name}`" for name in method.reads) or "nothing from the rollout"]]
     facts += [["option", option] for option in options(method)]
     if method.reward_range is not None:
-        facts.append(["rewards", f"in {method.reward_range}; others are refused"])
+        facts.append(["rewards", f"in {method.reward_range}; others are rejected"])
     paper = method.paper
     facts.append(["paper", "none" if paper is None else link(paper, paper.title)])
     if paper is not None and paper.code is not None:
@@ -110,13 +110,13 @@ def section(stage: Stage, method: Method) -> str:
     code = file_of(method)
     facts.append(["file", f"[`{code}`](../../{code})"])
     if page := hand_written(code):
-        facts.append(["more", f"[when to use it, and when not](../methods/{page})"])
+        facts.append(["more", f"[when to use it and when not](../methods/{page})"])
     text = SECTION.split(docstring(method))[0].strip()
     return f"## `{method.name}`\n\n{text}\n\n{table(['', ''], facts)}"
 
 
 def options(method: Method) -> Iterator[str]:
-    """Each option with its default and its bounds."""
+    """Each option with its default and bounds."""
     annotations = hints(method.function)
     for parameter in options_of(method.function):
         kind, bounds = bounded(annotations.get(parameter.name))
@@ -132,13 +132,13 @@ def options(method: Method) -> Iterator[str]:
 
 
 def hand_written(code: Path) -> str | None:
-    """The page in docs/methods that names the method's file as its code."""
+    """The page in docs/methods that links to the method's file as its code."""
     pages = sorted((ROOT / "docs" / "methods").glob("*.md"))
     return next((page.name for page in pages if f"../../{code})" in page.read_text()), None)
 
 
 def papers() -> str:
-    """The index of papers: each with its methods."""
+    """The index of papers, each with its methods."""
     found: dict[Paper, list[str]] = {}
     for folder, stage in stages().items():
         for name, method in stage.methods.items():
@@ -158,7 +158,7 @@ def citations() -> str:
 
 
 def stage_table() -> str:
-    """Each stage: its field, its folder, what its methods see, and the file that calls them."""
+    """The stages: field, folder, what its methods do, and the file that calls them."""
     rows = [
         [
             f"`{stage.field}`",
@@ -172,7 +172,7 @@ def stage_table() -> str:
 
 
 def imports() -> str:
-    """Which part of the package imports which, a line per part."""
+    """Which part of the package imports which, one line per part."""
     edges: dict[str, set[str]] = {}
     for path in sorted(PACKAGE.rglob("*.py")):
         names = path.relative_to(PACKAGE).with_suffix("").parts
@@ -188,7 +188,7 @@ def imports() -> str:
 
 
 def depth(part: str, below: dict[str, set[str]]) -> int:
-    """The longest way down from a part; a circle has none."""
+    """The length of the longest chain of imports below a part, which must have no circle."""
     return 1 + max((depth(other, below) for other in below.get(part, ())), default=0)
 
 
@@ -202,14 +202,14 @@ PARTS: dict[str, Callable[[], str]] = {
 }
 
 
-# --- Writing them ---
+# --- Writing the files ---
 
 
 def current(page: str) -> str:
-    """The page with its parts as they should be.
+    """The page with its parts up to date.
 
     Raises:
-        KeyError: a part has a name that is none of [`PARTS`].
+        KeyError: the name of a part is not in [`PARTS`].
     """
     return MARKED.sub(
         lambda part: f"<!-- generated: {part['name']} -->\n{PARTS[part['name']]().rstrip()}\n<!-- end -->\n", page
@@ -217,7 +217,7 @@ def current(page: str) -> str:
 
 
 def with_names(source: str) -> str:
-    """The source of a configuration with the names of each stage in the text of the stage's field."""
+    """The source of a configuration, with the names of each stage filled into the text of its field."""
     for stage in stages().values():
         option = re.compile(rf"^        {stage.field}: A name: .+\n(?: {{12}}.+\n)*", flags=re.MULTILINE)
         names = ", ".join(f'`"{name}"`' for name in stage.methods)
@@ -231,7 +231,7 @@ def with_names(source: str) -> str:
 
 
 def files() -> dict[Path, str]:
-    """Every file that has a generated part, as it should be."""
+    """Every file that has a generated part, with its text up to date."""
     pages = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
     found = {page: current(page.read_text()) for page in pages if MARKED.search(page.read_text())}
     return found | {path: with_names(path.read_text()) for path in sorted((PACKAGE / "config").glob("*.py"))}
@@ -239,11 +239,11 @@ def files() -> dict[Path, str]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--check", action="store_true", help="write nothing; fail if a part is not current")
+    parser.add_argument("--check", action="store_true", help="write nothing; fail if a part is out of date")
     check = parser.parse_args().check
     stale = {path: text for path, text in files().items() if path.read_text() != text}
     for path, text in stale.items():
-        print(os.path.relpath(path), "is not current" if check else "written")
+        print(os.path.relpath(path), "is out of date" if check else "written")
         if not check:
             path.write_text(text)
     if check and stale:
