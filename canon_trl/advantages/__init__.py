@@ -27,6 +27,7 @@ from canon_trl.advantages.opo import opo_advantage
 from canon_trl.advantages.reinforce import nsr_advantage, psr_advantage, w_reinforce_advantage
 from canon_trl.advantages.reinforce_pp import reinforce_pp_baseline_advantage
 from canon_trl.advantages.rloo import rloo_advantage
+from canon_trl.advantages.stcr import stcr_advantage
 from canon_trl.imports import moved
 from canon_trl.method import Method, Stage, by_name
 from canon_trl.metrics import ResponseMetric
@@ -41,6 +42,7 @@ ESTIMATORS = by_name(
     Method("opo", opo_advantage),
     Method("a_grae", a_grae_advantage, reward_range="[0, 1]"),
     Method("maxrl", maxrl_advantage, reward_range="[0, inf)"),
+    Method("stcr", stcr_advantage),
     Method("psr", psr_advantage, reward_range="{0, 1}"),
     Method("nsr", nsr_advantage, reward_range="{0, 1}"),
     Method("w_reinforce", w_reinforce_advantage, reward_range="{0, 1}"),
@@ -108,5 +110,6 @@ __all__ = [
     "requires_metrics",
     "rloo_advantage",
     "split_by_metric",
+    "stcr_advantage",
     "w_reinforce_advantage",
 ]
