@@ -46,7 +46,7 @@ import yaml
 from accelerate import PartialState
 from compare_report import metric, write_report
 
-from canon_trl.sampling.chunks import whole_file
+from canon_trl.sampling.chunks import atomic_write
 
 ROOT = Path(__file__).resolve().parents[1]
 SCRIPTS = ("train_canon", "train_astar_po")
@@ -231,7 +231,7 @@ def write_yaml(path: Path, options: dict[str, Any]) -> Path:
 
 
 def write_json(path: Path, content: Any) -> None:
-    with whole_file(path) as file:
+    with atomic_write(path) as file:
         file.write_text(json.dumps(content, indent=1))
 
 

@@ -36,7 +36,7 @@ from canon_trl.policy_losses.astar_po import PAPER
 from canon_trl.publishing.citation import package_citation
 from canon_trl.publishing.hub import explained_failure, upload_command
 from canon_trl.publishing.model_card import cite, describe_data, describe_model
-from canon_trl.sampling.chunks import ChunkLog, collect_records, whole_file
+from canon_trl.sampling.chunks import ChunkLog, atomic_write, collect_records
 from canon_trl.sampling.optimal_values import REWARDS, with_optimal_values
 from canon_trl.sampling.scoring import Scorer
 
@@ -165,10 +165,10 @@ def write(
 ) -> None:
     pass_rates = {split: sum(data["pass_rate"]) / len(data) for split, data in done.items()}
     for split, data in done.items():
-        with whole_file(folder / f"{split}.parquet") as file:
+        with atomic_write(folder / f"{split}.parquet") as file:
             data.to_parquet(file)
     text = card(settings, data_name, pass_rates, repository or str(folder))
-    with whole_file(folder / "README.md") as file:
+    with atomic_write(folder / "README.md") as file:
         file.write_text(text)
     for split, rate in pass_rates.items():
         print(f"{split}: {len(done[split])} prompts, pass rate {rate:.3f}: {folder / split}.parquet")

@@ -48,7 +48,7 @@ from canon_trl.evaluation.responses import COLUMNS, ResponseRecorder, is_right, 
 from canon_trl.imports import is_import_path, load_function
 from canon_trl.publishing.hub import explained_failure, upload_command
 from canon_trl.publishing.model_card import add_results, summary_results
-from canon_trl.sampling.chunks import ChunkLog, collect_records, whole_file
+from canon_trl.sampling.chunks import ChunkLog, atomic_write, collect_records
 from canon_trl.sampling.scoring import Scorer
 from canon_trl.tasks import TASKS
 
@@ -284,14 +284,14 @@ def write_records(data: Dataset, records: list[dict[str, Any]], path: Path, thre
             data = data.add_column(column, [record[column] for record in records])
         if column == "rewards":
             data = data.add_column("correct", [is_right(each["rewards"], threshold).tolist() for each in records])
-    with whole_file(path) as file:
+    with atomic_write(path) as file:
         data.to_parquet(file)
 
 
 def write_summary(folder: Path, summary: dict[str, dict[str, Any]]) -> None:
     table = as_table(summary)
     for name, text in {"summary.json": json.dumps(summary, indent=1, allow_nan=False), "summary.md": table}.items():
-        with whole_file(folder / name) as file:
+        with atomic_write(folder / name) as file:
             file.write_text(text + "\n")
     print(f"{table}\n\n{folder / 'summary.json'}, {folder / 'summary.md'} and a records.parquet a benchmark")
 
@@ -308,7 +308,7 @@ def update_card(model: str, summary: dict[str, dict[str, Any]], folder: Path) ->
     card = load_card(model)
     add_results(card, summary_results(summary))
     if Path(model).is_dir():
-        with whole_file(Path(model) / CARD) as file:
+        with atomic_write(Path(model) / CARD) as file:
             card.save(file)
         return
     path = folder / CARD

@@ -277,7 +277,7 @@ def prepare(
 
     def messages(prompt: Any, row: int) -> list[dict[str, Any]]:
         if fault := fault_of(prompt):
-            raise ValueError(f"{name}: the prompt of row {row} {fault}; mend it or leave the row out")
+            raise ValueError(f"{name}: the prompt of row {row} {fault}; fix it or remove the row")
         if isinstance(prompt, str):
             prompt = [{"role": "user", "content": prompt}]
         if recipe.system_prompt and prompt[0]["role"] != "system":

@@ -15,7 +15,7 @@ from trl import GRPOConfig
 from canon_trl.config.run import decides_what_is_learnt
 from canon_trl.guards.failures import SharedFailures
 from canon_trl.hook.epoch_ends import epoch_had_ended
-from canon_trl.sampling.chunks import whole_file
+from canon_trl.sampling.chunks import atomic_write
 
 logger = get_logger(__name__)  # which speaks on the main process alone: every rank finds the same
 
@@ -34,7 +34,7 @@ def options_of_run(args: GRPOConfig, **others: Any) -> dict[str, Any]:
 
 def mark_whole(checkpoint: Path, options: dict[str, Any]) -> None:
     """Say that everything of the checkpoint has been written, and with which options."""
-    with whole_file(checkpoint / RUN_OPTIONS) as file:
+    with atomic_write(checkpoint / RUN_OPTIONS) as file:
         file.write_text(json.dumps(options, indent=1))
 
 

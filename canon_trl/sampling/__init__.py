@@ -1,4 +1,4 @@
-"""Which groups are trained on: stages between generation and training."""
+"""Sampling: dynamic sampling of prompt groups, fresh prompts, and responses outside of training."""
 
 from canon_trl.sampling.dynamic_sampling import DynamicSampling, group_verdicts
 from canon_trl.sampling.prompt_stream import PromptStream

@@ -1,10 +1,9 @@
-"""Sampling many prompts on several ranks, whatever happens in between.
+"""Sample many prompts in chunks on several ranks, and resume after a kill.
 
-Prompts are sampled in chunks. What a chunk gives is a function of the chunk and the seed, whichever rank samples it
-and whatever happened before; and it is on disk as soon as it is known. So a killed run resumes with the
-chunks that are missing, on as many ranks as there are then, and ends with the same responses. Numbers that are
-computed from logits, such as entropies, agree up to rounding: processes, threads and processors may add in different
-orders.
+The records of a chunk depend only on the chunk and the seed, not on the rank or on what ran before, and they are
+written to disk at once. So a killed run resumes with the missing chunks, on any number of ranks, and ends with the
+same responses. Numbers computed from logits, such as entropies, agree up to rounding, since processes, threads and
+processors may add in different orders.
 """
 
 import json
@@ -18,13 +17,13 @@ from datasets import Dataset
 
 from canon_trl.sampling.samplers import Response, Sampler
 
-# (rows of a chunk, responses to each) -> what is kept of them, one record a prompt
+# (rows of a chunk, responses to each row) -> one record per prompt
 Recorder = Callable[[list[dict[str, Any]], Sequence[Sequence[Response]]], list[Any]]
 
 
 @contextmanager
-def naming(path: Path) -> Iterator[None]:
-    """A write that fails says which file it was: a disk that is full does not."""
+def named_in_errors(path: Path) -> Iterator[None]:
+    """Add the path to an `OSError` from writing, since the error of a full disk has none."""
     try:
         yield
     except OSError as error:
@@ -32,16 +31,16 @@ def naming(path: Path) -> Iterator[None]:
 
 
 @contextmanager
-def whole_file(path: Path) -> Iterator[Path]:
-    """Where to write a file that is to be there at once or not at all, so that no half of it passes for the whole.
+def atomic_write(path: Path) -> Iterator[Path]:
+    """Yield a temporary path to write to, and move it to `path` at the end, so that `path` is never half written.
 
-    The place is hidden, so that `datasets` does not take what a killed run left there for data.
+    The temporary file is hidden, so that `datasets` does not read one that a killed run has left.
 
     Raises:
-        OSError: it could not be written; what was there before still is.
+        OSError: the file could not be written; the previous one is unchanged.
     """
     partial = path.with_name(f".{path.name}.partial")
-    with naming(path):
+    with named_in_errors(path):
         try:
             yield partial
             partial.replace(path)
@@ -50,15 +49,15 @@ def whole_file(path: Path) -> Iterator[Path]:
 
 
 class ChunkLog:
-    """What is known of chunks of prompts, a line each, appended by every rank to a file of its own.
+    """The records of chunks of prompts on disk. Every rank appends to a separate file, one line per chunk.
 
     Args:
-        folder: where the files are; made if it is missing.
-        settings: what the numbers depend on; kept beside them.
-        rank: of this process.
+        folder: folder for the files; created if it is missing.
+        settings: the settings that the records depend on; stored in the same folder.
+        rank: rank of this process.
 
     Raises:
-        ValueError: the folder holds numbers that were made with other settings.
+        ValueError: the records in the folder were made with other settings.
     """
 
     def __init__(self, folder: Path, settings: dict[str, Any], *, rank: int = 0) -> None:
@@ -71,27 +70,27 @@ class ChunkLog:
             found = json.loads(settings_file.read_text())
             if changed := sorted(name for name in wanted | found if wanted.get(name) != found.get(name)):
                 differences = ", ".join(f"{name}={found.get(name)!r}, not {wanted.get(name)!r}" for name in changed)
-                raise ValueError(f"{folder} was begun with {differences}; name another output_dir or delete it")
+                raise ValueError(f"{folder} was started with {differences}; choose another output_dir or delete it")
         elif rank == 0:
-            with whole_file(settings_file) as file:
+            with atomic_write(settings_file) as file:
                 file.write_text(json.dumps(wanted, indent=1))
         if self._file.exists():  # a kill may have torn the last line
             whole = self._file.read_bytes()
             os.truncate(self._file, whole.rfind(b"\n") + 1)
 
     def append(self, chunk: int, records: list[Any]) -> None:
-        """Note the records of a chunk for good, one a prompt.
+        """Write the records of a chunk, one per prompt, and flush them to disk.
 
         Raises:
-            OSError: they could not be written; the chunks before them are kept.
+            OSError: the records could not be written; earlier chunks are kept.
         """
-        with naming(self._file), self._file.open("a") as file:
+        with named_in_errors(self._file), self._file.open("a") as file:
             file.write(json.dumps({"chunk": chunk, "records": records}) + "\n")
             file.flush()
             os.fsync(file.fileno())
 
     def read(self) -> dict[int, list[Any]]:
-        """The records of all ranks by chunk."""
+        """Return the records of all ranks by chunk."""
         known = {}
         for path in sorted(self._folder.glob("chunks-*.jsonl")):
             for line in path.read_text().splitlines(keepends=True):
@@ -102,7 +101,7 @@ class ChunkLog:
 
 
 def missing_chunks(dataset: Dataset, log: ChunkLog, *, chunk_size: int) -> list[int]:
-    """The chunks that are not known yet; all ranks must have asked before any of them samples."""
+    """Return the chunks that have no records yet. Every rank must call this before any rank samples."""
     known = log.read()
     return [chunk for chunk in range(num_chunks(dataset, chunk_size)) if chunk not in known]
 
@@ -114,15 +113,15 @@ def num_chunks(dataset: Dataset, chunk_size: int) -> int:
 def chunk_records(
     dataset: Dataset, sample: Sampler, record: Recorder, chunk: int, *, chunk_size: int, seed: int
 ) -> list[Any]:
-    """Sample a chunk and record it: a function of the chunk and the seed alone.
+    """Sample a chunk and return its records, which depend only on the chunk and the seed.
 
     Args:
-        dataset: with a column `prompt`.
+        dataset: has a column `prompt`.
         sample: see `Sampler`.
-        record: `(rows, responses) -> records`, one a prompt; for the log, fit for JSON.
-        chunk: which one.
-        chunk_size: prompts that are sampled at a time.
-        seed: of the sampling.
+        record: `(rows, responses) -> records`, one per prompt; a log needs records that JSON can store.
+        chunk: index of the chunk.
+        chunk_size: prompts per chunk.
+        seed: seed of the sampling.
     """
     rows = list(dataset.select(range(chunk * chunk_size, min((chunk + 1) * chunk_size, len(dataset)))))
     return record(rows, sample([row["prompt"] for row in rows], (seed * 1_000_003 + chunk) % 2**63))
@@ -138,19 +137,19 @@ def sample_chunks(
     chunk_size: int,
     seed: int,
 ) -> None:
-    """Sample chunks, this rank's share of the missing ones, into the log; see [`chunk_records`]."""
+    """Sample this rank's share of the missing chunks into the log; see [`chunk_records`]."""
     for chunk in chunks:
         log.append(chunk, chunk_records(dataset, sample, record, chunk, chunk_size=chunk_size, seed=seed))
 
 
 def collect_records(dataset: Dataset, log: ChunkLog) -> list[Any]:
-    """The records of all prompts, in order.
+    """Return the records of all prompts, in order.
 
     Raises:
-        ValueError: the log lacks prompts.
+        ValueError: some prompts have no record.
     """
     known = log.read()
     records = [record for chunk in sorted(known) for record in known[chunk]]
     if len(records) != len(dataset) or sorted(known) != list(range(len(known))):
-        raise ValueError(f"{len(records)} of {len(dataset)} prompts have been sampled; run it to its end")
+        raise ValueError(f"{len(records)} of {len(dataset)} prompts have been sampled; let the sampling finish first")
     return records

@@ -1,9 +1,9 @@
-"""Dynamic sampling: a batch of prompt groups that all have something to teach (DAPO, Sec. 3.2,
+"""Dynamic sampling replaces prompt groups that teach nothing (DAPO, Sec. 3.2,
 https://huggingface.co/papers/2503.14476).
 
-A group whose responses all earn the same reward has advantage 0, so it costs a rollout and teaches nothing, and the
-more of them there are, the noisier the step. Such groups are replaced by groups of fresh prompts until the batch is
-full.
+A group whose responses all earn the same reward has advantage 0: it costs generation and teaches nothing, and the more
+such groups a batch has, the noisier the step. Dynamic sampling replaces them with groups of fresh prompts until the
+batch is full.
 """
 
 from dataclasses import dataclass
@@ -28,14 +28,14 @@ PAPER = Paper(
 def group_verdicts(
     rewards: Tensor, accuracy: Tensor, *, lower: float = 0.0, upper: float = 1.0
 ) -> tuple[Tensor, Tensor]:
-    """Which groups have spread, and which lie within the band of accuracy; `(P,)` bool each. Kept are those with both.
+    """Mark the groups with spread and the groups within the band of accuracy, `(P,)` bool each; both are needed.
 
     Args:
-        rewards: `(P, G)`, NaN where a response was not scored. Spread means two different rewards, see `has_spread`:
+        rewards: `(P, G)`, NaN where a response was not scored. Spread means two different rewards, see `has_spread`;
             the standard deviation of equal rewards need not be 0 in floating point.
-        accuracy: `(P, G)` in [0, 1], the reward that measures it; NaN as above.
-        lower, upper: the band that the mean accuracy of a group must lie in, both ends included up to the rounding of
-            a mean. With 0 and 1 the spread alone decides, whatever measures accuracy and in whatever range.
+        accuracy: `(P, G)` in [0, 1], the reward that measures accuracy; NaN as above.
+        lower, upper: bounds of a group's mean accuracy, inclusive up to the rounding of a mean. With 0 and 1 there is
+            no band: only the spread counts, and accuracy may have any range.
     """
     spread = has_spread(rewards, is_scored(rewards)).squeeze(-1)
     if (lower, upper) == (0, 1):
@@ -49,15 +49,16 @@ def group_verdicts(
 class DynamicSampling:
     """The options of dynamic sampling.
 
-    The first round samples the prompts that the run would have sampled anyway. Each further round samples fresh ones,
-    as many as the share kept so far suggests is enough, at most a batch; groups beyond a full batch are dropped.
+    The first round samples the prompts that the run would have sampled anyway. Each further round samples fresh
+    prompts: as many as needed at the share of groups kept so far, at most a batch. Groups beyond a full batch are
+    dropped.
 
     Args:
-        max_rounds: generation rounds for one batch.
-        lower, upper: the band of accuracy, see [`group_verdicts`].
-        exhausted: what to do when the rounds run out before the batch is full. `"shrink"`: train on what was kept; the
-            places left over have no part in the loss and its divisors. `"keep"`: fill them with groups that were
-            sampled and not kept, the first ones first, and train on those as well. `"error"`: stop.
+        max_rounds: maximum number of generation rounds per batch.
+        lower, upper: band of accuracy, see [`group_verdicts`].
+        exhausted: what to do if the batch is not full after the last round. `"shrink"`: train on the groups that were
+            kept; the missing ones count neither in the loss nor in its divisors. `"keep"`: fill the batch with
+            rejected groups, in sampling order, and train on those as well. `"error"`: stop.
 
     Raises:
         ValueError: a value is out of its bounds.

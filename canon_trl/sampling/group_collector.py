@@ -1,4 +1,4 @@
-"""Dynamic sampling at work: generation rounds over all ranks until the batch is full."""
+"""Run the generation rounds of dynamic sampling on all ranks until the batch is full."""
 
 import logging
 import math
@@ -20,36 +20,35 @@ logger = logging.getLogger(__name__)
 
 @dataclass
 class SampledResponse:
-    """One response, with all that was made of it up to its rewards."""
+    """One response, with everything computed for it before its rewards."""
 
-    row: dict[str, Any]  # of the dataset
-    generated: dict[str, Any]  # what the sampler gave
-    recorded: dict[str, Tensor] = field(default_factory=dict)  # token values noted while generating, `(T,)` each
-    columns: dict[str, Any] = field(default_factory=dict)  # what reward functions have put into the completions table
+    row: dict[str, Any]  # the row of the dataset
+    generated: dict[str, Any]  # what TRL's generation returned for it
+    recorded: dict[str, Tensor] = field(default_factory=dict)  # values per token from generation, `(T,)` each
+    columns: dict[str, Any] = field(default_factory=dict)  # what reward functions logged to the completions table
 
 
 @dataclass
 class SampledBatch:
-    """Responses of this rank, and the rewards of those of all ranks, `(N, F)` in rank-major order."""
+    """The responses of this rank, and the rewards of all ranks' responses, `(N, F)` in rank-major order."""
 
     responses: list[SampledResponse]
     rewards_per_func: Tensor
-    trained: Tensor | None = None  # `(N,)` bool, false on places that no group was found for
-    drawn: Tensor = field(init=False)  # `(M, F)`, the rewards of all that was sampled until the batch was full
+    trained: Tensor | None = None  # `(N,)` bool, false in the places of missing groups
+    drawn: Tensor = field(init=False)  # `(M, F)`, rewards of all M responses sampled for the batch
 
 
 class GroupCollector:
-    """Samples groups in rounds and puts the batch together from those that are kept.
+    """Samples groups in rounds and assembles the batch from those that it keeps, in sampling order.
 
-    Groups are kept in the order in which they were sampled. All ranks see all rewards, so they decide alike; what is
-    sent is only the responses that end up on another rank than the one they were sampled on.
+    All ranks see all rewards and make the same decisions. A response is sent only if it moves to another rank.
 
     Args:
         options: see [`~canon_trl.sampling.DynamicSampling`].
-        accelerator: gathers over the ranks.
-        prompts: where fresh prompts come from, the same on every rank.
-        group_size: responses to a prompt.
-        accuracy_index: which of the F reward functions measures accuracy.
+        accelerator: gathers across ranks.
+        prompts: source of fresh prompts, the same on every rank.
+        group_size: responses per prompt.
+        accuracy_index: index of the reward function that measures accuracy.
     """
 
     def __init__(
@@ -75,19 +74,19 @@ class GroupCollector:
         *,
         reward_weights: Tensor,
     ) -> SampledBatch:
-        """A batch of as many responses a rank as there are `rows`.
+        """Return a batch with as many responses per rank as there are `rows`.
 
         Args:
-            rows: those of this rank for the first round, one a response.
-            sample: generates and scores a response to each row; called on all ranks alike.
-            reward_weights: `(F,)`, those in force now.
+            rows: this rank's rows for the first round, one per response.
+            sample: generates and rewards one response per row; all ranks call it together.
+            reward_weights: the current weights, `(F,)`.
 
         Raises:
-            ValueError: there is a band, and an accuracy lies outside [0, 1].
-            RuntimeError: the rounds ran out and `exhausted` is `"error"`.
+            ValueError: there is a band, and an accuracy is outside [0, 1].
+            RuntimeError: the batch is not full after the last round, and `exhausted` is `"error"`.
         """
         wanted = len(rows) * self._accelerator.num_processes // self._group_size
-        columns = set(rows[0])  # which remove_unused_columns may have left fewer of than the dataset has
+        columns = set(rows[0])  # remove_unused_columns may have dropped columns of the dataset
         rounds: list[SampledBatch] = []
         kept: list[tuple[int, int]] = []  # (round, group)
         rejected: list[tuple[int, int]] = []
@@ -105,8 +104,8 @@ class GroupCollector:
             if (self.options.lower, self.options.upper) != (0, 1) and not all(bounded):
                 outside = accuracy[bounded.index(False)].tolist()
                 raise ValueError(
-                    f"dynamic_sampling_kwargs has a band of accuracy, but the reward that measures it gave {outside} "
-                    "for a group; name a reward function in [0, 1] as accuracy_reward"
+                    f"dynamic_sampling_kwargs sets a band of accuracy, but the accuracy reward gave {outside} for a "
+                    "group; set accuracy_reward to a reward function in [0, 1]"
                 )
             for group, keep in enumerate(map(all, zip(spread, in_band, strict=True))):
                 (kept if keep else rejected).append((len(rounds), group))
@@ -123,20 +122,20 @@ class GroupCollector:
             "prompts_outside_band": len(rejected) - no_spread,
             "accuracy_drawn": torch.cat(accuracies).nanmean().item(),
         }
-        batch = self._put_together(rounds, kept[:wanted], rejected, wanted)
+        batch = self._assemble(rounds, kept[:wanted], rejected, wanted)
         batch.drawn = torch.cat([sampled.rewards_per_func for sampled in rounds])
         return batch
 
     def _rewards(self, rewards_per_func: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
-        """The weighted reward and the accuracy, `(P, G)` each."""
+        """Return the weighted rewards and the accuracies, `(P, G)` each."""
         weighted = weighted_reward(rewards_per_func, weights)
         accuracy = snapped(rewards_per_func[:, self._accuracy_index], "[0, 1]")
         return weighted.view(-1, self._group_size), accuracy.reshape(-1, self._group_size)
 
     def _fresh_rows(self, missing: int, at_most: int, *, kept: int, drawn: int) -> list[dict[str, Any]]:
-        """Rows of this rank for enough fresh prompts to find the missing groups; as many on every rank."""
+        """Return this rank's rows of enough fresh prompts to find the missing groups; every rank gets equally many."""
         ranks, size = self._accelerator.num_processes, self._group_size
-        unit = ranks // math.gcd(ranks, size)  # so many groups are divided evenly
+        unit = ranks // math.gcd(ranks, size)  # a multiple of this many groups divides evenly over the ranks
         count = min(-(-missing * drawn // kept), at_most) if kept else at_most
         count = -(-count // unit) * unit
         rows = [row for row in self.prompts.take(count) for _ in range(size)]
@@ -144,14 +143,14 @@ class GroupCollector:
         first = self._accelerator.process_index * local
         return [dict(row) for row in rows[first : first + local]]
 
-    def _put_together(
+    def _assemble(
         self, rounds: list[SampledBatch], kept: list[tuple[int, int]], rejected: list[tuple[int, int]], wanted: int
     ) -> SampledBatch:
         missing = wanted - len(kept)
         if missing:
             message = (
-                f"after {len(rounds)} generation rounds {len(kept)} of {wanted} groups are worth training on; rewards "
-                "that seldom differ within a group call for other prompts, more responses a prompt or a wider band"
+                f"after {len(rounds)} generation rounds, {len(kept)} of {wanted} groups are usable. Use prompts whose "
+                "rewards differ more often within a group, more responses per prompt, or a wider band"
             )
             if self.options.exhausted == "error":
                 raise RuntimeError(f"dynamic sampling: {message}")
@@ -173,7 +172,7 @@ class GroupCollector:
                 response = rounds[round_].responses[index]
                 if place // local == rank:
                     mine[place] = response
-                else:  # a slice would be sent with the whole tensor that it is one of
+                else:  # pickling a slice sends the whole tensor
                     recorded = {name: values.cpu().clone() for name, values in response.recorded.items()}
                     sent.append((place, replace(response, recorded=recorded)))
         mine |= {place: response for place, response in gather_object(sent) if place // local == rank}

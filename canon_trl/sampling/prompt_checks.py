@@ -1,4 +1,4 @@
-"""What is wrong with prompts: told of a dataset before a model is loaded, and of a stream as its rows come."""
+"""Check prompts: those of a dataset before a model is loaded, those of a stream as its rows arrive."""
 
 import reprlib
 from collections.abc import Iterable, Mapping
@@ -8,62 +8,62 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from datasets import Dataset
 
-# Arguments that TRL gives reward functions beside the columns, in whose place a column of that name would come.
-TAKEN = ("prompts", "completions", "trainer_state", "log_extra", "log_metric")
+# Arguments that TRL passes to reward functions. A column of the same name would replace them.
+RESERVED = ("prompts", "completions", "trainer_state", "log_extra", "log_metric")
 
 
 def check_columns(columns: Iterable[str], name: str) -> None:
-    """Refuse columns that reward functions could not get."""
-    if taken := sorted({*columns} & {*TAKEN}):
+    """Reject columns with the name of another argument of reward functions."""
+    if reserved := sorted({*columns} & {*RESERVED}):
         raise ValueError(
-            f"{name} has the columns {taken}, but reward functions get something else under these names; rename them"
+            f"{name} has the columns {reserved}, but reward functions take other arguments of these names; rename them"
         )
 
 
 def check_prompts(dataset: Dataset, name: str) -> None:
-    """Look through all prompts, by arrow's columns where they can tell that nothing is wrong.
+    """Check all prompts, first with arrow's column functions, then one by one if those find something unusual.
 
     Raises:
-        ValueError: with the first row whose prompt is wrong, see [`fault_of`].
+        ValueError: names the first row with an invalid prompt, see [`fault_of`].
     """
     if dataset.format["type"] == "custom" or not may_have_faults(dataset.data.column("prompt")):
-        return  # what a transform makes of the columns is seen as the rows come
+        return  # prompts that a transform makes are checked as the rows arrive
     for row, prompt in enumerate(dataset.with_format(None)["prompt"]):
         if fault := fault_of(prompt):
-            raise ValueError(f"{name}: the prompt of row {row} {fault}; mend it or leave the row out")
+            raise ValueError(f"{name}: the prompt of row {row} {fault}; fix it or remove the row")
 
 
 def fault_of(prompt: Any) -> str | None:
-    """What is wrong with a prompt, in words that follow its name; `None` for a text or a conversation.
+    """Return what is wrong with a prompt, as the end of a sentence about it, or `None` if it is valid.
 
-    A message may be without content only where it calls tools. A chat template would write another one's as "None".
+    Only a message that calls tools may have no content. A chat template would write "None" for any other.
     """
     if prompt is None:
         return "is None"
     if isinstance(prompt, str):
-        return None if prompt else "is empty text"
+        return None if prompt else "is an empty string"
     if not isinstance(prompt, list):
-        return f"is neither text nor a list of messages: {reprlib.repr(prompt)}"
+        return f"is neither a string nor a list of messages: {reprlib.repr(prompt)}"
     if not prompt:
         return "is an empty conversation"
     for place, message in enumerate(prompt):
         if not isinstance(message, Mapping) or message.get("role") is None:
-            return f"has no message with a role in place {place}: {message!r}"
+            return f"has no message with a role at position {place}: {message!r}"
         if message.get("content") is None and not message.get("tool_calls"):
-            return f"has a message without content in place {place}: {message!r}"
+            return f"has a message without content at position {place}: {message!r}"
     return None
 
 
 def fault_of_rows(rows: Iterable[Mapping[str, Any]], name: str) -> ValueError | None:
-    """The error to raise for the first row whose prompt is wrong; a stream's rows have no number to name."""
+    """Return the error for the first row with an invalid prompt. The rows of a stream have no number to report."""
     for row in rows:
-        if "prompt" in row and (fault := fault_of(row["prompt"])):  # which an environment may bring
-            return ValueError(f"{name}: the prompt {fault}; mend it or leave its row out: {reprlib.repr(row)}")
+        if "prompt" in row and (fault := fault_of(row["prompt"])):  # an environment may supply the prompts
+            return ValueError(f"{name}: the prompt {fault}; fix it or remove its row: {reprlib.repr(row)}")
     return None
 
 
 def may_have_faults(prompts: pa.ChunkedArray) -> bool:
-    """Whether prompts must be looked at one by one; a column of sound ones is told in milliseconds."""
+    """Whether prompts must be checked one by one; takes milliseconds for a column of valid prompts."""
     if prompts.null_count:
         return True
     if pa.types.is_string(prompts.type) or pa.types.is_large_string(prompts.type):

@@ -1,4 +1,4 @@
-"""Responses to prompts outside of training, by a transformers model or a vLLM engine."""
+"""Sample responses to prompts outside of training, with a transformers model or a vLLM engine."""
 
 import inspect
 import math
@@ -21,12 +21,12 @@ Prompt = str | list[dict[str, Any]]
 
 @dataclass(frozen=True)
 class Response:
-    """What a model wrote.
+    """A response of a model.
 
     Attributes:
-        ids: its tokens, with the one that ended it.
+        ids: its tokens, including the one that ended it.
         truncated: whether it was cut off at the maximum length.
-        entropy: mean over its tokens, in nats, where the sampler was asked for it: see the samplers.
+        entropy: mean over its tokens, in nats, if the sampler was asked for entropies; see the samplers.
     """
 
     ids: list[int]
@@ -34,35 +34,35 @@ class Response:
     entropy: float | None = None
 
 
-# (prompts, seed) -> for every prompt, its responses
+# (prompts, seed) -> the responses to every prompt
 Sampler = Callable[[Sequence[Prompt], int], list[list[Response]]]
 
 
 def check_distribution(
     temperature: float, top_p: float, top_k: int, min_p: float | None = None, repetition_penalty: float = 1.0
 ) -> None:
-    """Refuse what no distribution can be made of, before a model is loaded."""
+    """Check the sampling options, before a model is loaded."""
     if not temperature > 0:
         raise ValueError(f"temperature={temperature!r} must be positive")
     if not 0 < top_p <= 1:
         raise ValueError(f"top_p={top_p!r} must lie in (0, 1]")
     if top_k < 0:
-        raise ValueError(f"top_k={top_k!r} must be at least 0; 0 is all tokens")
+        raise ValueError(f"top_k={top_k!r} must be at least 0; 0 samples from all tokens")
     if min_p is not None and not 0 <= min_p <= 1:
         raise ValueError(f"min_p={min_p!r} must lie in [0, 1]")
     if not 0 < repetition_penalty < math.inf:
-        raise ValueError(f"repetition_penalty={repetition_penalty!r} must be positive; 1 changes nothing")
+        raise ValueError(f"repetition_penalty={repetition_penalty!r} must be positive and finite; 1 is no penalty")
 
 
 def prompt_ids(
     tokenizer: Any, prompts: Sequence[Prompt], chat_template_kwargs: Mapping[str, Any] | None = None
 ) -> list[list[int]]:
-    """Token ids of prompts as TRL's trainers make them, of conversations through the chat template.
+    """Tokenize prompts as TRL's trainers do, conversations through the chat template.
 
     Args:
-        tokenizer: with a chat template, if there are conversations.
+        tokenizer: needs a chat template if there are conversations.
         prompts: texts or conversations.
-        chat_template_kwargs: what the template is given beside the conversation, such as `enable_thinking`.
+        chat_template_kwargs: further arguments of the template, such as `enable_thinking`.
     """
 
     def ids(prompt: Prompt) -> list[int]:
@@ -75,30 +75,29 @@ def prompt_ids(
 
 
 class TransformersSampler:
-    """Responses of a transformers model; those that have ended cost nothing more.
+    """Samples with a transformers model and drops finished responses from the batch.
 
-    `generate` keeps every response in the batch until the longest has ended, and reads a prompt once for each of its
-    responses. Here a prompt is read once, and responses that have ended leave the batch, which pays where a prompt has
-    many responses of different lengths. Tokens are drawn from a generator of its own; the model is put into evaluation
-    mode.
+    `generate` keeps every response in the batch until the longest has ended, and processes a prompt once per response.
+    Here each prompt is processed once and finished responses leave the batch, which pays off when prompts have many
+    responses of different lengths. Tokens are drawn from a separate generator. The model is put into evaluation mode.
 
     Args:
-        model: on its device; a decoder whose cache can drop rows, as all plain attention can.
-        tokenizer: with a padding token.
-        num_samples: responses to a prompt.
-        max_new_tokens: tokens of a response at most.
+        model: on its device; a decoder whose cache can drop rows, as with any plain attention.
+        tokenizer: needs a padding token.
+        num_samples: responses per prompt.
+        max_new_tokens: maximum number of tokens per response.
         temperature, top_p, top_k, min_p, repetition_penalty: as for `generate`; `top_k=0` samples from all tokens. The
-            penalty sees the tokens of the prompt, but not its padding.
-        stop_strings: texts that end a response, as the tokens do that the model's generation settings name.
+            penalty covers the tokens of the prompt, but not its padding.
+        stop_strings: texts that end a response, in addition to the end tokens in the model's generation config.
         chat_template_kwargs: see [`prompt_ids`].
-        entropies: whether responses carry their entropy: the mean, over their tokens, of the entropy of the
-            distribution that the token was drawn from, after all of these. It is exact.
+        entropies: whether to compute the entropy of responses: the mean over their tokens of the exact entropy of the
+            distribution that the token was drawn from, after all of these options.
 
     Raises:
-        TypeError: the model takes no `position_ids`, which tell left padding from text.
+        TypeError: the model takes no `position_ids`, which are needed for left padding.
     """
 
-    KEEP_UNTIL = 0.75  # share of the rows that must be alive; below it the others are dropped from batch and cache
+    KEEP_UNTIL = 0.75  # finished rows leave batch and cache when the share of unfinished rows falls below this
 
     def __init__(
         self,
@@ -139,7 +138,7 @@ class TransformersSampler:
         if min_p is not None:
             self._warpers.append(MinPLogitsWarper(min_p))
 
-    # Not `inference_mode`: what a model keeps between passes, such as rotary frequencies, must be fit for training on.
+    # Not `inference_mode`: training cannot use inference tensors that a model keeps, such as rotary frequencies.
     @torch.no_grad()
     def __call__(self, prompts: Sequence[Prompt], seed: int) -> list[list[Response]]:
         device = self._model.device
@@ -159,10 +158,10 @@ class TransformersSampler:
         lengths = torch.zeros(count, dtype=torch.long, device=device)
         entropies = torch.zeros(count, device=device)
         ended = torch.zeros(count, dtype=torch.bool, device=device)
-        rows = torch.arange(count, device=device)  # which response a row of the batch is
+        rows = torch.arange(count, device=device)  # the index of each row's response
         alive = torch.ones(count, dtype=torch.bool, device=device)
         for step in range(self._max_new_tokens):
-            # Penalties read the tokens; for padding stands one that the text has anyway.
+            # Penalties read the tokens, so the last token replaces padding.
             warped = self._warpers(text.where(attention.bool(), text[:, -1:]), logits.float())
             probs = warped.softmax(dim=-1)
             tokens = torch.multinomial(probs, 1, generator=generator)
@@ -197,17 +196,17 @@ class TransformersSampler:
 
 
 class VLLMSampler:
-    """Responses by a vLLM engine.
+    """Samples with a vLLM engine.
 
     Args:
-        engine: a `vllm.LLM`; for entropies one with `logprobs_mode="processed_logprobs"`, those of the distribution
-            that is sampled from.
-        tokenizer: of the model.
-        num_samples: responses to a prompt.
-        entropies: whether responses carry an estimate of their entropy, the mean surprisal -log p of their tokens,
-            since vLLM gives no logits. At every token the surprisal is the entropy on average.
+        engine: a `vllm.LLM`. For entropies it needs `logprobs_mode="processed_logprobs"`, the log-probabilities of the
+            distribution that is sampled from.
+        tokenizer: tokenizer of the model.
+        num_samples: responses per prompt.
+        entropies: whether to estimate the entropy of responses by the mean surprisal -log p of their tokens, since
+            vLLM returns no logits. The expected surprisal of a token is the entropy.
         chat_template_kwargs: see [`prompt_ids`].
-        options: of `vllm.SamplingParams`, such as `max_tokens`, `temperature`, `top_p`, `top_k`, `stop`.
+        options: options of `vllm.SamplingParams`, such as `max_tokens`, `temperature`, `top_p`, `top_k`, `stop`.
     """
 
     def __init__(
@@ -223,15 +222,15 @@ class VLLMSampler:
         self._engine = engine
         self._tokenizer = tokenizer
         self._chat_template_kwargs = chat_template_kwargs
-        # vLLM looks for the texts in `stop` in what it has detokenized.
+        # vLLM looks for the `stop` strings in the detokenized text.
         self._options = {"n": num_samples, "detokenize": bool(options.get("stop")), **options}
         if entropies:
-            self._options["logprobs"] = 0  # that of the sampled token alone
+            self._options["logprobs"] = 0  # only that of the sampled token
 
     def __call__(self, prompts: Sequence[Prompt], seed: int) -> list[list[Response]]:
         from vllm import SamplingParams
 
-        # vLLM gives response i of a prompt the prompt's seed plus i, so the seeds of prompts keep their distance.
+        # vLLM seeds response i of a prompt with the prompt's seed plus i, so the seeds of prompts are n apart.
         seeds = [(seed * 1_000_003 + place) * self._options["n"] % 2**31 for place, _ in enumerate(prompts)]
         parameters = [SamplingParams(seed=each, **self._options) for each in seeds]
         prompts_as_ids = prompt_ids(self._tokenizer, prompts, self._chat_template_kwargs)

@@ -1,4 +1,4 @@
-"""Rewards of responses outside of training."""
+"""Reward responses outside of training."""
 
 import asyncio
 import inspect
@@ -19,18 +19,18 @@ from canon_trl.sampling.samplers import Response, prompt_ids
 
 @dataclass(frozen=True)
 class Scorer:
-    """Rewards of responses by reward functions in TRL's signature, summed with their weights.
+    """Rewards responses with reward functions in TRL's signature, and adds the rewards with their weights.
 
     Args:
-        reward_funcs: functions, synchronous or not; reward models are not.
+        reward_funcs: functions, synchronous or asynchronous; reward models are not supported.
         tokenizer: turns token ids into text.
-        weights: one a function; default 1.
-        reward_time_limit: seconds that a call of a function may take, synchronous or not; default no limit.
+        weights: one per function; default 1.
+        reward_time_limit: maximum number of seconds for a call of a function; default no limit.
         chat_template_kwargs: those that the prompts were sampled with.
 
     Raises:
-        ValueError: the weights are not one a function, or the time limit is not positive.
-        TypeError: a reward function is none.
+        ValueError: there is not one weight per function, or the time limit is not positive.
+        TypeError: a reward function is not callable, or is a model.
     """
 
     reward_funcs: Sequence[Callable[..., Any]]
@@ -42,25 +42,26 @@ class Scorer:
     def __post_init__(self) -> None:
         if self.weights is not None and len(self.weights) != len(self.reward_funcs):
             raise ValueError(
-                f"reward_weights={list(self.weights)} must be one for each of the {len(self.reward_funcs)} functions"
+                f"reward_weights={list(self.weights)} must have one weight per function, {len(self.reward_funcs)}"
             )
         if self.reward_time_limit is not None and not 0 < self.reward_time_limit < math.inf:
             raise ValueError(f"reward_time_limit={self.reward_time_limit!r} must lie in (0, inf)")
         for function in self.reward_funcs:
             if not callable(function) or isinstance(function, nn.Module):
-                raise TypeError(f"reward_funcs has {function!r}; only reward functions can score here")
+                raise TypeError(f"reward_funcs has {function!r}, which is not a reward function")
 
     def decode(self, responses: Iterable[list[int]]) -> list[str]:
-        """The texts that reward functions see."""
+        """Return the texts that reward functions see."""
         return self.tokenizer.batch_decode(list(responses), skip_special_tokens=True)
 
     def __call__(
         self, rows: list[dict[str, Any]], responses: Sequence[Sequence[Response]]
     ) -> list[list[float | None]]:
-        """The weighted rewards of the responses to each row's prompt; `None` where no function could score.
+        """Return the weighted rewards of the responses to each row's prompt; `None` where no function scored one.
 
         Raises:
-            TypeError, ValueError: a function returned no numbers, a wrong count, or an infinity.
+            TypeError, ValueError: a function returned something other than numbers, the wrong number of rewards, or an
+                infinite reward.
             TimeoutError: a function took longer than the time limit.
         """
         counts = [len(given) for given in responses]
@@ -73,7 +74,7 @@ class Scorer:
         columns = {name: [row[name] for row in rows] for name in rows[0] if name not in taken}
         inputs: dict[str, Any] = {"completions": completions, "completion_ids": ids}
         inputs["prompts"] = [row["prompt"] for row in rows]
-        inputs |= {"trainer_state": None, "log_extra": ignore, "log_metric": ignore}  # which TRL hands over, too
+        inputs |= {"trainer_state": None, "log_extra": ignore, "log_metric": ignore}  # as TRL passes them
         by_function = []
         for function in self.reward_funcs:
             what = f"reward function {get_callable_name(function)!r}"
@@ -90,7 +91,7 @@ class Scorer:
     def _messages(
         self, rows: list[dict[str, Any]], responses: list[list[int]], texts: list[str]
     ) -> list[list[dict[str, Any]]]:
-        """Responses to conversations as TRL hands them over: parsed, where the tokenizer says how."""
+        """Return responses to conversations as TRL passes them: parsed, if the tokenizer has a response template."""
         if not any(getattr(self.tokenizer, name, None) for name in ("response_template", "response_schema")):
             return [[{"role": "assistant", "content": text}] for text in texts]
         prompts = prompt_ids(self.tokenizer, [row["prompt"] for row in rows], self.chat_template_kwargs)
@@ -101,7 +102,7 @@ class Scorer:
 
 
 def ignore(*args: Any) -> None:
-    """What a reward function logs has no table here."""
+    """Drop what a reward function logs, since there is no completions table."""
 
 
 async def awaited(value: Any) -> Any:

@@ -78,9 +78,9 @@ def test_unscored_responses_of_the_reference():
     ("columns", "message"),
     [
         ({"prompt": ["a"]}, r"train_dataset has neither a column 'rewards' nor columns 'eval_0'.*\['prompt'\]"),
-        ({"prompt": ["a", "b"], "rewards": [[1.0], [1.0, 0.0]]}, "prompt 0 has 1 rewards and others have 2"),
-        ({"prompt": ["a", "b"], "rewards": [[1.0], None]}, "prompt 1 has 0 rewards and others have 1"),
-        ({"prompt": ["a", "b"], "rewards": [[1.0], [None]]}, "no response to prompt 1 was scored; it has no V"),
+        ({"prompt": ["a", "b"], "rewards": [[1.0], [1.0, 0.0]]}, "prompt 0 has 1 rewards, but others have 2"),
+        ({"prompt": ["a", "b"], "rewards": [[1.0], None]}, "prompt 1 has 0 rewards, but others have 1"),
+        ({"prompt": ["a", "b"], "rewards": [[1.0], [None]]}, "prompt 1 has no scored response, so it has no V"),
         ({"prompt": ["a", "b"], "rewards": [0.5, 1.0]}, "the rewards of prompt 0 are 0.5; they must be a list of fin"),
         ({"prompt": ["a", "b"], "rewards": ["1.0", "0.0"]}, "the rewards of prompt 0 are '1.0'; they must be a list"),
         ({"prompt": ["a", "b"], "rewards": [None, ["1.0"]]}, r"the rewards of prompt 1 are \['1.0'\]; they must be"),
@@ -90,7 +90,7 @@ def test_unscored_responses_of_the_reference():
         ({"prompt": ["a", None], "rewards": [[0.0], [1.0]]}, "train_dataset: the prompt of row 1 is None"),
         (
             {"prompt": ["a", "b"], "rewards": [[0.0], [0.0]]},
-            "solved none of its 2 prompts; nothing is left",
+            "solved none of its 2 prompts, so none is left",
         ),
     ],
 )

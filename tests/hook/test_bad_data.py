@@ -17,20 +17,20 @@ def with_prompt(prompt, row=3, rows=8):
 @pytest.mark.parametrize(
     ("data", "message"),
     [
-        (with_prompt(None), "the prompt of row 3 is None; mend it or leave the row out"),
+        (with_prompt(None), "the prompt of row 3 is None; fix it or remove the row"),
         (with_prompt([]), "the prompt of row 3 is an empty conversation"),
         (
             with_prompt([{"role": "user"}]),
-            "the prompt of row 3 has a message without content in place 0: {'role': 'user', 'content': None}",
+            "the prompt of row 3 has a message without content at position 0: {'role': 'user', 'content': None}",
         ),
-        (with_prompt([{"content": "a"}]), "the prompt of row 3 has no message with a role in place 0"),
+        (with_prompt([{"content": "a"}]), "the prompt of row 3 has no message with a role at position 0"),
         (with_prompt(None, row=5).select([0, 1, 5, 6]), "the prompt of row 2 is None"),
         (Dataset.from_dict({"prompt": ["a", "b", None, "c"]}), "the prompt of row 2 is None"),
-        (Dataset.from_dict({"prompt": ["a", ""]}), "the prompt of row 1 is empty text"),
-        (Dataset.from_dict({"prompt": [1, 2]}), "the prompt of row 0 is neither text nor a list of messages: 1"),
+        (Dataset.from_dict({"prompt": ["a", ""]}), "the prompt of row 1 is an empty string"),
+        (Dataset.from_dict({"prompt": [1, 2]}), "the prompt of row 0 is neither a string nor a list of messages: 1"),
         (
             Dataset.from_dict({"prompt": [["a"], ["b"]]}),
-            "the prompt of row 0 has no message with a role in place 0: 'a'",
+            "the prompt of row 0 has no message with a role at position 0: 'a'",
         ),
     ],
     ids=[

@@ -257,7 +257,7 @@ def misspelt(rollout):
         (
             {"train_dataset": prompts(4).add_column("prompts", ["a"] * 4).add_column("trainer_state", ["b"] * 4)},
             {},
-            r"train_dataset has the columns \['prompts', 'trainer_state'\], but reward functions get something else",
+            r"train_dataset has the columns \['prompts', 'trainer_state'\], but reward functions take other arguments",
         ),
         (
             {"eval_dataset": {"a": prompts(4).add_column("completions", ["a"] * 4).to_iterable_dataset()}},

@@ -145,7 +145,7 @@ def test_a_band_needs_an_accuracy(tmp_path):
         dynamic_sampling=True,
         dynamic_sampling_kwargs={"lower": 0.1},
     )
-    with pytest.raises(ValueError, match=r"but the reward that measures it gave \[-1.0, 0.0, 1.0, -1.0\] for"):
+    with pytest.raises(ValueError, match=r"but the accuracy reward gave \[-1.0, 0.0, 1.0, -1.0\] for"):
         trainer.train()
 
 
@@ -260,7 +260,7 @@ def test_keep_and_error(tmp_path):
     torch.testing.assert_close(means, torch.tensor([0.5] * kept + [0.1] * (6 - kept)))
     error = options | {"dynamic_sampling_kwargs": {"max_rounds": 1, "exhausted": "error"}}
     trainer = make_trainer(tmp_path, trainer_options={"reward_funcs": graded}, **error)
-    with pytest.raises(RuntimeError, match=rf"{kept} of 6 groups are worth training on; rewards that seldom differ"):
+    with pytest.raises(RuntimeError, match=rf"{kept} of 6 groups are usable. Use prompts whose rewards differ"):
         trainer.train()
 
 

@@ -298,15 +298,15 @@ def test_bad_arguments(tmp_path):
     trainer = make_trainer(tmp_path)
     with pytest.raises(ValueError, match=r"dataset has 1 rows and the columns \['question'\]; it needs prompts"):
         EvaluationCallback(trainer, Dataset.from_dict({"question": ["?"]}), TASK.reward)
-    with pytest.raises(ValueError, match="dataset: the prompt of row 1 is None; mend it or leave the row out"):
+    with pytest.raises(ValueError, match="dataset: the prompt of row 1 is None; fix it or remove the row"):
         EvaluationCallback(trainer, Dataset.from_dict({"prompt": ["1?", None]}), TASK.reward)
-    with pytest.raises(ValueError, match=r"dataset has the columns \['prompts'\], but reward functions get something"):
+    with pytest.raises(ValueError, match=r"dataset has the columns \['prompts'\], but reward functions take other"):
         EvaluationCallback(trainer, Dataset.from_dict({"prompt": ["1?"], "prompts": ["1?"]}), TASK.reward)
     with pytest.raises(TypeError, match=r"a DatasetDict with the splits \['test'\]; it must be a Dataset"):
         EvaluationCallback(trainer, DatasetDict(test=prompts(4)), TASK.reward)
     with pytest.raises(TypeError, match="dataset is a IterableDataset; it must be a Dataset"):
         EvaluationCallback(trainer, prompts(4).to_iterable_dataset(), TASK.reward)
-    with pytest.raises(TypeError, match="reward_funcs has 'judge'; only reward functions can score here"):
+    with pytest.raises(TypeError, match="reward_funcs has 'judge', which is not a reward function"):
         EvaluationCallback(trainer, prompts(4), ["judge"])
     chat = Dataset.from_list([{"prompt": [{"role": "user", "content": "1+1?"}]}])
     with pytest.raises(ValueError, match="the prompts are conversations and the trainer's tokenizer has no chat"):

@@ -17,7 +17,7 @@ from recipe_runs import data_flags
         (["--answer_extractor", "no.such:thing"], ValueError, "answer_extractor='no.such:thing' cannot be imported"),
         (["--task_train_prompts", "3"], ValueError, "task_train_prompts=3 would be ignored: nothing is trained"),
         (["--dataset_streaming", "true"], ValueError, "dataset_streaming=True would be ignored"),
-        (["--reward_funcs", "model:judge"], TypeError, "reward_funcs has 'judge'; only reward functions can score"),
+        (["--reward_funcs", "model:judge"], TypeError, "reward_funcs has 'judge', which is not a reward"),
         (["--vllm_kwargs", '{"a": 1}'], ValueError, "would be ignored: use_vllm is False"),
         (["--use_vllm", "true"], ImportError, r"install canon-trl\[vllm\]"),
         (["--load_in_8bit", "true"], ValueError, "load_in_8bit=True would be ignored: the model is sampled as it is"),

@@ -244,7 +244,7 @@ def test_data_may_be_named_with_dashes(tmp_path, flags):
     [
         (None, "is None"),
         ([], "is an empty conversation"),
-        ([{"role": "user", "content": None}], "has a message without content in place 0"),
+        ([{"role": "user", "content": None}], "has a message without content at position 0"),
     ],
     ids=["none", "empty", "no content"],
 )

@@ -199,7 +199,7 @@ def test_a_shrunken_batch(tmp_path, caplog, num_iterations):
         trainer.train()
     rollout, output = rollouts[0], outputs[0]
     kept = int(rollout.valid.any(dim=1).sum())
-    assert f"after 1 generation rounds {kept} of 6 groups are worth training on" in caplog.text
+    assert f"after 1 generation rounds, {kept} of 6 groups are usable" in caplog.text
     assert 0 < kept < 6
     assert rollout.valid.all(dim=1).tolist() == [True] * kept + [False] * (6 - kept)
     # Of all that was drawn, not of what is trained on: half a group right, or 0.1 throughout.

@@ -142,7 +142,7 @@ SCRIPTS = [(estimate_values, "values"), (evaluate, "evaluation")]
 def test_folders_of_another_wording_are_refused(chatter, tmp_path, script, name):
     script.main(script_flags(tmp_path, chatter, name, None))
     with pytest.raises(
-        ValueError, match=r"was begun with chat_template_kwargs=None, not \{'enable_thinking': False\}"
+        ValueError, match=r"was started with chat_template_kwargs=None, not \{'enable_thinking': False\}"
     ):
         script.main(script_flags(tmp_path, chatter, name, NOT_THINKING))
 
@@ -157,7 +157,7 @@ def test_folders_of_another_wording_are_refused(chatter, tmp_path, script, name)
             "the chat template cannot take the first prompt with chat_template_kwargs=.*multiple values",
         ),
         (["--min_p", "2"], r"min_p=2.0 must lie in \[0, 1\]"),
-        (["--repetition_penalty", "0"], "repetition_penalty=0.0 must be positive; 1 changes nothing"),
+        (["--repetition_penalty", "0"], "repetition_penalty=0.0 must be positive and finite; 1 is no penalty"),
     ],
 )
 def test_what_no_prompt_can_be_made_of_is_told_before_the_model_is_loaded(

@@ -72,18 +72,18 @@ def test_a_killed_run_goes_on_with_the_same_numbers(tmp_path, killed_at, ranks):
 
 def test_other_settings_are_refused(tmp_path):
     run(tmp_path, temperature=1.0, seed=1)
-    with pytest.raises(ValueError, match=r"was begun with temperature=1.0, not 0.5; name another output_dir"):
+    with pytest.raises(ValueError, match=r"was started with temperature=1.0, not 0.5; choose another output_dir"):
         ChunkLog(tmp_path, {"temperature": 0.5, "seed": 1})
-    with pytest.raises(ValueError, match=r"was begun with top_k=None, not 5"):
+    with pytest.raises(ValueError, match=r"was started with top_k=None, not 5"):
         ChunkLog(tmp_path, {"temperature": 1.0, "seed": 1, "top_k": 5})
-    with pytest.raises(ValueError, match=r"was begun with seed=1, not None"):
+    with pytest.raises(ValueError, match=r"was started with seed=1, not None"):
         ChunkLog(tmp_path, {"temperature": 1.0})
 
 
 def test_an_unfinished_log_is_not_taken_for_whole(tmp_path):
     log = ChunkLog(tmp_path, {})
     log.append(1, [[1.0]])
-    with pytest.raises(ValueError, match="1 of 10 prompts have been sampled; run it to its end"):
+    with pytest.raises(ValueError, match="1 of 10 prompts have been sampled; let the sampling finish"):
         collect_records(DATA, log)
 
 
@@ -134,5 +134,5 @@ def test_what_cannot_score():
         Scorer([print, print], Letters(), [1.0])
     with pytest.raises(ValueError, match=r"reward_time_limit=nan must lie in \(0, inf\)"):
         Scorer([print], Letters(), reward_time_limit=math.nan)
-    with pytest.raises(TypeError, match="reward_funcs has 'judge'; only reward functions can score here"):
+    with pytest.raises(TypeError, match="reward_funcs has 'judge', which is not a reward function"):
         Scorer(["judge"], Letters())

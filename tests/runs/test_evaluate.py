@@ -111,9 +111,9 @@ def test_a_second_run_samples_nothing_and_may_judge_otherwise(whole, tmp_path, c
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--temperature", "0.5"], "was begun with temperature=1.0, not 0.5; name another output_dir"),
-        (["--task_eval_prompts", "23"], "was begun with .*prompts=24, not 23"),
-        (["--model_name_or_path", str(ROOT)], "was begun with model="),
+        (["--temperature", "0.5"], "was started with temperature=1.0, not 0.5; choose another output_dir"),
+        (["--task_eval_prompts", "23"], "was started with .*prompts=24, not 23"),
+        (["--model_name_or_path", str(ROOT)], "was started with model="),
     ],
 )
 def test_other_settings_are_refused(whole, flags, message, monkeypatch):
@@ -130,7 +130,7 @@ def test_a_model_that_has_changed_is_not_taken_for_the_old_one(whole, tmp_path):
     flags = [*FLAGS, "--model_name_or_path", str(model), "--output_dir", str(tmp_path / "evaluation")]
     evaluate.main([*flags, "--task_eval_prompts", "2"])
     os.utime(model / "model.safetensors", ns=(0, 0))  # as if trained again
-    with pytest.raises(ValueError, match="was begun with model_files="):
+    with pytest.raises(ValueError, match="was started with model_files="):
         evaluate.main([*flags, "--task_eval_prompts", "2"])
 
 

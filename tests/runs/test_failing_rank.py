@@ -11,7 +11,7 @@ FAULTS = {
     "raises": ["ZeroDivisionError: the answer key is missing", "in reward function 'raises'"],
     "hangs": ["reward function 'hangs' took longer than reward_time_limit=2.0 seconds"],
     "metric": ["ZeroDivisionError: the metric has no words", "in metric 'breaks'"],
-    "prompt": ["ValueError: train_dataset: the prompt is None; mend it or leave its row out"],
+    "prompt": ["ValueError: train_dataset: the prompt is None; fix it or remove its row"],
     "not finite": ["optimiser step 0: the rollout is not sampled. Not finite: parameter model.embed_tokens.weight"],
 }
 

@@ -20,7 +20,7 @@ from pyarrow import parquet
 from test_comparisons import compare, harness, write_comparison
 from toy import assert_same_but_for_rounding
 
-from canon_trl.sampling.chunks import ChunkLog, collect_records, missing_chunks, sample_chunks, whole_file
+from canon_trl.sampling.chunks import ChunkLog, atomic_write, collect_records, missing_chunks, sample_chunks
 from canon_trl.sampling.samplers import Response
 
 pytestmark = pytest.mark.timeout(900)  # a whole run in one test
@@ -124,7 +124,7 @@ class TestTornFiles:
     def test_settings_that_were_half_written(self, tmp_path):
         (tmp_path / ".settings.json.partial").write_text('{"tempe')
         ChunkLog(tmp_path, {"temperature": 0.5})
-        with pytest.raises(ValueError, match=r"was begun with temperature=0.5, not 1.0"):
+        with pytest.raises(ValueError, match=r"was started with temperature=0.5, not 1.0"):
             ChunkLog(tmp_path, {"temperature": 1.0})
         assert [path.name for path in tmp_path.iterdir()] == ["settings.json"]
 
@@ -179,11 +179,11 @@ def test_a_full_disk_is_named_with_the_file_and_costs_nothing_that_is_done(whole
 
 def test_a_file_is_there_at_once_or_not_at_all(tmp_path):
     (tmp_path / "file").write_text("old")
-    with pytest.raises(KeyboardInterrupt), whole_file(tmp_path / "file") as place:
+    with pytest.raises(KeyboardInterrupt), atomic_write(tmp_path / "file") as place:
         place.write_text("ne")
         raise KeyboardInterrupt
     assert [path.read_text() for path in tmp_path.iterdir()] == ["old"]
-    with whole_file(tmp_path / "file") as place:
+    with atomic_write(tmp_path / "file") as place:
         place.write_text("new")
     assert [path.read_text() for path in tmp_path.iterdir()] == ["new"]
 
