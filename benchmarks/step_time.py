@@ -43,11 +43,18 @@ BASELINE = "GRPOTrainer"
 UPDATES = 2  # per rollout, for methods with a gate
 FEWEST_PAIRS = 3  # even when the time is up
 
+# Estimators whose defaults do not fit the rewards of the tasks, 0 and 1.
+ESTIMATOR_OPTIONS: dict[str, dict[str, Any]] = {"pshw": {"low": 0}}
+
 # The fields of CANONConfig that define each method.
 METHODS: dict[str, dict[str, Any]] = (
     {f"canon {metric}": {"canon_metric": metric} for metric in [*METRICS, RANDOM]}
     | {"canon entropy, forward": {"entropy_source": "forward"}}
-    | {name: {"advantage_estimator": name} for name in ESTIMATORS if name not in ("canon", "mix")}
+    | {
+        name: {"advantage_estimator": name, "advantage_estimator_kwargs": ESTIMATOR_OPTIONS.get(name, {})}
+        for name in ESTIMATORS
+        if name not in ("canon", "mix")
+    }
     | {
         f"{name} {scope}": {
             "advantage_estimator": "dr_grpo",

@@ -12,8 +12,9 @@ from canon_trl.advantages import ESTIMATORS
 from canon_trl.policy_losses import POLICY_LOSSES, OnTRL, clip_cov_mask, kl_cov_mask
 
 # What an estimator needs beyond its defaults: options, and the fields of the config that say so.
-NEEDED = {"canon": {"mu": 0.7}, "mix": {"dr_grpo": 0.5, "opo": 0.5}}
-FIELDS = {"canon": {"canon_mu": 0.7}, "mix": {"advantage_estimator_kwargs": NEEDED["mix"]}}
+NEEDED = {"canon": {"mu": 0.7}, "mix": {"dr_grpo": 0.5, "opo": 0.5}, "pshw": {"low": 0}}
+FIELDS = {name: {"advantage_estimator_kwargs": options} for name, options in NEEDED.items()}
+FIELDS["canon"] = {"canon_mu": 0.7}
 OPTIONS = {
     None: {},
     "clip_cov": {"low": 0.0, "high": 9.0, "ratio": 1.0},  # every candidate, so nothing is left to chance
