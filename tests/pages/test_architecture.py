@@ -1,4 +1,4 @@
-"""docs/architecture.md is the house as it stands: which part imports which, and where TRL is touched."""
+"""docs/architecture.md matches the code: the imports between the parts and the use of TRL's private members."""
 
 import ast
 import inspect
@@ -28,24 +28,24 @@ Edge = tuple[str, str]
 STAGES = ("policy_rewards", "advantages", "token_advantages", "policy_losses", "loss_terms", "controllers")
 FILES = ("rollout", "tokens", "selection", "metrics", "schedules", "method", "options", "paper", "imports")
 TORCH_ONLY = (*STAGES, *FILES)
-# Members that TRL and transformers have their subclasses set, and the name of a model.
+# Members of TRL and transformers that subclasses are meant to set, and the name of a model.
 MEANT_FOR_SUBCLASSES = {"_name", "_paper", "_tag_names", "_VALID_DICT_FIELDS", "_name_or_path"}
-OF_OUR_OWN = {"canon_trl/sampling/samplers.py": {"_tokenizer"}}  # a name that TRL happens to use as well
+OF_OUR_OWN = {"canon_trl/sampling/samplers.py": {"_tokenizer"}}  # TRL has a member of the same name
 
 
 def parts(path: Path) -> tuple[str, ...]:
-    """The module's dotted name in parts."""
+    """Split the dotted name of the module."""
     names = path.relative_to(ROOT).with_suffix("").parts
     return names[:-1] if names[-1] == "__init__" else names
 
 
 def part_of(names: tuple[str, ...]) -> str:
-    """A folder or a file right under canon_trl; the package's own `__init__.py` is `canon_trl`."""
+    """Return the folder or file directly under canon_trl; the `__init__.py` of the package is `canon_trl`."""
     return names[1] if len(names) > 1 else names[0]
 
 
 def imported(path: Path) -> Iterator[tuple[str, ...]]:
-    """What a module imports, also within functions and for type checkers alone."""
+    """Yield the modules that a module imports, including imports in functions and for type checkers."""
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
             yield from (tuple(name.name.split(".")) for name in node.names)
@@ -54,7 +54,8 @@ def imported(path: Path) -> Iterator[tuple[str, ...]]:
             yield tuple(str(node.module).split("."))
 
 
-def found_edges() -> set[Edge]:
+def edges_of_code() -> set[Edge]:
+    """Return the imports between different parts of the package."""
     edges = {
         (part_of(parts(path)), part_of(names))
         for path in MODULES
@@ -64,7 +65,7 @@ def found_edges() -> set[Edge]:
     return {(importer, part) for importer, part in edges if importer != part}
 
 
-def edges_of(page: str) -> list[Edge]:
+def edges_of_page(page: str) -> list[Edge]:
     (block,) = re.findall(r"```text\n((?:\w+ +-> .*\n)+)```", page)
     return [
         (importer.strip(), part.strip())
@@ -74,21 +75,21 @@ def edges_of(page: str) -> list[Edge]:
 
 
 def test_the_page_lists_the_imports_between_the_parts():
-    listed = edges_of(PAGE)
-    assert len(listed) == len(set(listed))
-    assert set(listed) == found_edges(), "run docs/generate.py and docs/architecture_picture.py"
+    listed = edges_of_page(PAGE)
+    assert len(listed) == len(set(listed)), "an import is listed twice"
+    assert set(listed) == edges_of_code(), "run docs/generate.py and docs/architecture_picture.py"
 
 
-def test_the_picture_is_drawn_from_that_list():
+def test_the_picture_shows_the_listed_imports():
     ids = [element.get("id", "") for element in ET.parse(PICTURE).iter()]
     drawn = {tuple(identifier.split("->")) for identifier in ids if "->" in identifier}
-    assert drawn == set(edges_of(PAGE)), "run docs/architecture_picture.py"
+    assert drawn == set(edges_of_page(PAGE)), "run docs/architecture_picture.py"
     text = " ".join(ET.parse(PICTURE).getroot().itertext())
     assert all(part in text for edge in drawn for part in edge)
 
 
-def test_no_part_imports_itself_in_a_circle():
-    edges = found_edges()
+def test_no_imports_are_circular():
+    edges = edges_of_code()
     left = {part for edge in edges for part in edge}
     while free := {part for part in left if not any(edge[0] == part and edge[1] in left for edge in edges)}:
         left -= free
@@ -96,7 +97,7 @@ def test_no_part_imports_itself_in_a_circle():
 
 
 @pytest.mark.parametrize("part", TORCH_ONLY)
-def test_the_maths_imports_torch_alone(part):
+def test_methods_import_no_library_but_torch(part):
     modules = [path for path in MODULES if part_of(parts(path)) == part]
     assert modules
     foreign = {"trl", "transformers", "accelerate", "datasets", "peft", "vllm", "numpy", "scipy", "pandas"}
@@ -105,7 +106,7 @@ def test_the_maths_imports_torch_alone(part):
 
 
 def private_members(cls: type) -> set[str]:
-    """Names with one leading underscore that the class and its bases in TRL and transformers define or set."""
+    """Return the private names that the class and its bases in TRL and transformers define or set."""
     found = set()
     for base in cls.__mro__:
         if base.__module__.split(".")[0] in ("trl", "transformers"):
@@ -120,7 +121,7 @@ def is_self(node: ast.AST) -> bool:
     return isinstance(node, ast.Name) and node.id == "self"
 
 
-def test_private_members_of_trl_are_touched_in_one_folder_only():
+def test_only_the_hook_uses_private_members_of_trl():
     private = private_members(GRPOTrainer) | private_members(GRPOConfig)
     assert {"_compute_loss", "_metrics", "_save_checkpoint", "_generate"} <= private
     touched = {}
@@ -138,7 +139,7 @@ def test_private_members_of_trl_are_touched_in_one_folder_only():
     assert {path: names for path, names in touched.items() if names} == {}
 
 
-def test_the_page_names_every_private_member_that_is_overridden():
+def test_the_page_lists_the_overridden_private_members():
     hook = [base for base in PluggableGRPOTrainer.__mro__ if base.__module__.startswith("canon_trl.hook")]
     overridden = {name for base in hook for name, member in vars(base).items() if inspect.isfunction(member)}
     overridden = {name for name in overridden if re.match(r"_[^_]", name) and hasattr(GRPOTrainer, name)}
@@ -158,8 +159,8 @@ def test_nothing_private_is_imported_from_trl():
     assert named == []
 
 
-def test_data_move_in_one_direction_and_every_stage_is_called_in_one_file_of_the_hook():
-    edges = found_edges()
+def test_stages_do_not_import_each_other_and_the_hook_calls_each_one():
+    edges = edges_of_code()
     stages = generate.stages()
     assert not {
         (folder, other) for folder, other in edges if folder in stages and other in (*stages, "hook", "config")

@@ -1,4 +1,4 @@
-"""CONTRIBUTING.md names files that exist, and every method has what its checklist asks for."""
+"""CONTRIBUTING.md names existing files and commands, and every method satisfies its checklist."""
 
 import inspect
 import re
@@ -20,22 +20,22 @@ TEST_FILES = sorted((ROOT / "tests").rglob("test_*.py"))
 METHODS = {**ESTIMATORS, **POLICY_LOSSES}
 
 
-def test_every_file_that_is_named_exists():
+def test_named_files_exist():
     named = re.findall(r"`((?:canon_trl|tests|examples|benchmarks|docs|\.ci)/[\w./-]*\w/?)`", CONTRIBUTING)
     named += re.findall(r"`([\w.]+\.(?:md|toml|cff|txt))`", CONTRIBUTING)
     named += re.findall(r"\]\(([^)]+)\)", CONTRIBUTING)
     assert [path for path in named if not (ROOT / path).exists() and "range_scaled" not in path] == []
 
 
-def test_every_command_that_is_named_is_a_target():
+def test_named_commands_are_make_targets():
     targets = re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), flags=re.MULTILINE)
     named = re.findall(r"`make ([\w-]+)`", CONTRIBUTING)
     assert set(named) - set(targets) == set()
 
 
-def test_every_test_file_says_what_it_holds():
-    silent = [path.name for path in TEST_FILES if not path.read_text().startswith('"""')]
-    assert silent == []
+def test_every_test_file_has_a_docstring():
+    undocumented = [path.name for path in TEST_FILES if not path.read_text().startswith('"""')]
+    assert undocumented == []
 
 
 def test_every_test_file_is_in_a_folder_that_the_table_lists():
@@ -44,13 +44,13 @@ def test_every_test_file_is_in_a_folder_that_the_table_lists():
 
 
 def test_no_two_test_files_have_the_same_name():
-    """The folders are no packages, so that pytest imports a file by its name alone."""
+    """The folders are not packages, so pytest imports a file by its name only."""
     names = [path.name for path in TEST_FILES]
     assert len(set(names)) == len(names)
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_a_method_is_tested_as_a_function(method):
+def test_every_method_has_a_test_as_a_function(method):
     file = Path(inspect.getfile(getattr(METHODS[method], "function", METHODS[method])))
     functions = re.findall(r"^def (\w+)", file.read_text(), flags=re.MULTILINE)
     tested = "".join(path.read_text() for path in TEST_FILES if path.parent.name == "methods")
@@ -58,11 +58,11 @@ def test_a_method_is_tested_as_a_function(method):
 
 
 @pytest.mark.parametrize("name", [*METHODS, *METRICS, *SCHEDULES])
-def test_the_configuration_names_every_choice(name):
+def test_the_configuration_documents_every_choice(name):
     assert any(f'"{name}"' in config.__doc__ for config in (CANONConfig, StagesConfig))
 
 
-def test_the_changelog_has_a_section_for_what_comes_next():
+def test_the_changelog_begins_with_unreleased_changes():
     versions = re.findall(r"^## \[(.+?)\]", (ROOT / "CHANGELOG.md").read_text(), flags=re.MULTILINE)
     assert versions[0] == "Unreleased"
 

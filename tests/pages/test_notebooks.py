@@ -1,4 +1,4 @@
-"""The notebooks as they are stored; `make test-all` runs them. And the table of the examples has all of them."""
+"""The stored notebooks and the table of the examples; `make test-all` runs the notebooks."""
 
 import ast
 import re
@@ -23,15 +23,11 @@ def code_of(notebook):
     return [cell for cell in notebook.cells if cell.cell_type == "code"]
 
 
-def test_there_are_notebooks():
-    assert len(NOTEBOOKS) >= 5
-
-
 def test_a_notebook_is_valid_and_runs_in_any_python_3(notebook):
     nbformat.validate(notebook)
     assert (notebook.nbformat, notebook.nbformat_minor) == (4, 5)
     assert notebook.metadata.kernelspec.name == "python3"
-    assert notebook.metadata.language_info == {"name": "python"}  # a version would change with whoever saves it
+    assert notebook.metadata.language_info == {"name": "python"}  # a version would depend on who saves it
 
 
 def test_a_notebook_is_stored_without_outputs(notebook):
@@ -40,23 +36,23 @@ def test_a_notebook_is_stored_without_outputs(notebook):
     assert all(cell.metadata == {} for cell in notebook.cells)
 
 
-def test_cells_have_names_for_ids(notebook):
+def test_cells_have_readable_ids(notebook):
     ids = [cell.id for cell in notebook.cells]
     assert len(set(ids)) == len(ids)
-    assert all(re.fullmatch(r"[a-z]+(-[a-z]+)*", name) for name in ids)  # no editor's random ones
+    assert all(re.fullmatch(r"[a-z]+(-[a-z]+)*", name) for name in ids)  # an editor would write random ones
 
 
-def test_a_notebook_begins_with_its_installation(notebook):
+def test_a_notebook_begins_with_installation_instructions(notebook):
     first = notebook.cells[0]
     assert first.cell_type == "markdown" and first.source.startswith("# ")
     assert "from a clone" in first.source and "pip install -e ." in first.source
 
 
-def test_a_notebook_claims_something_that_running_it_checks(notebook):
+def test_a_notebook_asserts_its_results(notebook):
     assert any(isinstance(node, ast.Assert) for cell in code_of(notebook) for node in ast.walk(ast.parse(cell.source)))
 
 
-def test_a_notebook_uses_the_public_interface(notebook):
+def test_a_notebook_uses_public_names_only(notebook):
     nodes = [node for cell in code_of(notebook) for node in ast.walk(ast.parse(cell.source))]
     modules = {alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names}
     modules |= {node.module for node in nodes if isinstance(node, ast.ImportFrom)}
@@ -79,11 +75,11 @@ def test_machine_paths_are_recognised(text):
 
 
 @pytest.mark.parametrize("text", ["../docs/start.md", "outputs/run", "https://huggingface.co/home/x", "a/tmp/x"])
-def test_other_paths_are_no_machine_paths(text):
+def test_other_paths_are_allowed(text):
     assert not MACHINE_PATH.search(text)
 
 
-def test_notebooks_write_under_outputs_only(notebook):
+def test_notebooks_write_only_to_outputs(notebook):
     folders = [
         keyword.value
         for cell in code_of(notebook)
@@ -96,17 +92,17 @@ def test_notebooks_write_under_outputs_only(notebook):
     assert all(re.match(r"f?'outputs/", ast.unparse(folder)) for folder in folders)
 
 
-def test_notebooks_that_are_linked_exist(notebook):
+def test_linked_notebooks_exist(notebook):
     linked = [name for cell in notebook.cells for name in re.findall(r"\]\(([\w.]+\.ipynb)\)", cell.source)]
     assert {*linked} <= {path.name for path in NOTEBOOKS}
 
 
-def test_the_table_names_every_example():
+def test_the_table_lists_every_example():
     files = [path for folder in (".", "configs", "slurm") for path in sorted((EXAMPLES / folder).glob("*.*"))]
     examples = {str(path.relative_to(EXAMPLES)) for path in files} - {"README.md"}
     assert set(re.findall(r"\]\(([^)]+)\)", TABLE)) == examples
 
 
-def test_a_line_of_the_table_is_labelled_by_the_file_that_it_links():
+def test_labels_in_the_table_match_their_links():
     for label, target in re.findall(r"\[`([^`]+)`\]\(([^)]+)\)", TABLE):
         assert label in (target, Path(target).name)

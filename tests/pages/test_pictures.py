@@ -1,4 +1,4 @@
-"""The pictures of docs/methods show what the package computes, and none of them is missing."""
+"""The pictures of docs/methods are complete and show numbers of the package."""
 
 import math
 import re
@@ -20,25 +20,25 @@ SHOWN = {
 }
 
 
-def test_the_pages_show_the_pictures_that_the_script_makes_and_each_page_has_its_own():
+def test_every_page_shows_its_picture():
     assert {f"{name}.png" for name in pictures.PICTURES} == SHOWN
     assert {path.stem for path in (DOCS / "methods").glob("*.md")} == set(pictures.PICTURES)
     assert {path.name for path in pictures.FOLDER.iterdir()} == SHOWN
 
 
 @pytest.mark.parametrize("name", pictures.PICTURES)
-def test_the_script_makes_the_picture_in_the_size_of_the_one_that_is_kept(name, tmp_path):
+def test_the_script_draws_the_picture_in_the_stored_size(name, tmp_path):
     path = pictures.save_picture(name, tmp_path)
-    with Image.open(path) as drawn, Image.open(pictures.FOLDER / path.name) as kept:
-        assert drawn.size == kept.size
-        assert len(drawn.getcolors()) > 8  # axes, lines and letters, not an empty sheet
+    with Image.open(path) as drawn, Image.open(pictures.FOLDER / path.name) as stored:
+        assert drawn.size == stored.size
+        assert len(drawn.getcolors()) > 8  # axes, lines and letters
     assert path.stat().st_size < 60_000
 
 
 def test_canon():
     numbers = pictures.canon_numbers()
     assert (numbers["lower_mean"], numbers["higher_mean"]) == (3 / 4, 1 / 4)
-    # rewards 1 1 0 1 | 0 1 0 0: minus the mean of the other half, of the own half, of all
+    # rewards 1 1 0 1 | 0 1 0 0, less the mean of the other half, of the own half, and of all
     assert numbers["inter"] == [0.75, 0.75, -0.25, 0.75, -0.75, 0.25, -0.75, -0.75]
     assert numbers["intra"] == [0.25, 0.25, -0.75, 0.25, -0.25, 0.75, -0.25, -0.25]
     assert numbers["mixed"] == [0.5, 0.5, -0.5, 0.5, -0.5, 0.5, -0.5, -0.5]
@@ -52,7 +52,7 @@ def test_group_relative():
     assert right["GRPO"][0] == pytest.approx(7 / 8 / math.sqrt(1 / 8), rel=1e-4)
     assert right["Dr.GRPO"][0] == 7 / 8
     assert right["RLOO"][0] == pytest.approx(1)
-    # over the 5600 tokens, 100 of each response: sum of squares 100 * 8 * sum of p (1 - p) = 800 * 84 / 64
+    # over 5600 tokens, 100 per response: sum of squares 100 * 8 * sum of p (1 - p) = 800 * 84 / 64
     deviation = math.sqrt(800 * 84 / 64 / 5599)
     assert right["REINFORCE++ baseline"][0] == pytest.approx(7 / 8 / deviation, rel=1e-4)
     for name in right:
@@ -63,7 +63,7 @@ def test_opo():
     numbers = pictures.opo_numbers()
     assert numbers["opo_baseline"] == pytest.approx([ratio / (1 + ratio) for ratio in numbers["ratio"]], abs=1e-6)
     assert set(numbers["mean"]) == {0.5}
-    # baseline (100 + 200) / 1200: as much area above 0 as below
+    # baseline (100 + 200) / 1200: equal areas above and below 0
     assert numbers["opo"] == [0.75, 0.75, -0.25, -0.25]
     assert sum(a * tokens for a, tokens in zip(numbers["opo"], numbers["tokens"], strict=True)) == 0
     assert numbers["dr_grpo"] == [0.5, 0.5, -0.5, -0.5]

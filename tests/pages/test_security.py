@@ -1,4 +1,4 @@
-"""No code runs that nobody named: none of a model's, none of a checkpoint's; and what is pinned can be looked up."""
+"""Nothing runs the code of a model or a checkpoint unasked, and the audit can look up every pinned package."""
 
 import ast
 import json
@@ -32,7 +32,7 @@ MUST_BE_FALSE = {"trust_remote_code", "shell", "allow_pickle"}
 
 
 def runs_foreign_code(source: str) -> list[str]:
-    """Where the source could run code from a file or a hub."""
+    """Return the expressions that could run code from a file or a hub."""
     found = []
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import):
@@ -43,27 +43,29 @@ def runs_foreign_code(source: str) -> list[str]:
         elif isinstance(node, ast.Call):
             name, options = ast.unparse(node.func), {option.arg: option.value for option in node.keywords}
             found += [name] * (name in CALLS)
-            found += [f"{name}({option}=...)" for option in MUST_BE_FALSE & options.keys() if not no(options[option])]
+            found += [
+                f"{name}({option}=...)" for option in MUST_BE_FALSE & options.keys() if not is_false(options[option])
+            ]
             if name == "torch.load" and not (
                 isinstance(only := options.get("weights_only"), ast.Constant) and only.value
             ):
                 found.append("torch.load without weights_only=True")
         elif isinstance(node, ast.Dict):
-            pairs = [(key.value, value) for key, value in zip(node.keys, node.values, strict=True) if constant(key)]
-            found += [f"{key!r}: ..." for key, value in pairs if key in MUST_BE_FALSE and not no(value)]
+            pairs = [(key.value, value) for key, value in zip(node.keys, node.values, strict=True) if is_text(key)]
+            found += [f"{key!r}: ..." for key, value in pairs if key in MUST_BE_FALSE and not is_false(value)]
         elif isinstance(node, ast.Assign):
             for target in node.targets:
                 key = target.slice if isinstance(target, ast.Subscript) else None
-                if constant(key) and key.value in MUST_BE_FALSE and not no(node.value):
+                if is_text(key) and key.value in MUST_BE_FALSE and not is_false(node.value):
                     found.append(f"[{key.value!r}] = ...")
     return found
 
 
-def constant(node: ast.AST | None) -> bool:
+def is_text(node: ast.AST | None) -> bool:
     return isinstance(node, ast.Constant) and isinstance(node.value, str)
 
 
-def no(node: ast.AST) -> bool:
+def is_false(node: ast.AST) -> bool:
     return isinstance(node, ast.Constant) and node.value is False
 
 
@@ -78,9 +80,9 @@ def sources() -> dict[str, str]:
     return {str(path.relative_to(ROOT)): text for path, text in texts.items()}
 
 
-def test_nothing_here_runs_code_from_a_file_or_a_hub():
+def test_no_source_runs_code_from_a_file_or_a_hub():
     texts = sources()
-    assert len(texts) > 60
+    assert {"canon_trl/hook/trainer.py", "examples/canon_quickstart.ipynb"} <= texts.keys()
     found = {path: runs for path, text in texts.items() if (runs := runs_foreign_code(text))}
     assert found == {}
 
@@ -103,25 +105,25 @@ def test_nothing_here_runs_code_from_a_file_or_a_hub():
         "subprocess.run(line, shell=True)",
     ],
 )
-def test_what_would_run_foreign_code_is_found(source):
+def test_foreign_code_is_found(source):
     assert len(runs_foreign_code(source)) == 1
 
 
-def test_what_is_harmless_is_let_pass():
+def test_harmless_code_passes():
     lines = ("torch.load(p, weights_only=True)", "model.eval()", "yaml.safe_load(text)", "f(trust_remote_code=False)")
     assert runs_foreign_code("\n".join(lines)) == []
 
 
-def test_no_recipe_trusts_a_models_code():
+def test_no_recipe_trusts_remote_code():
     recipes = sorted((ROOT / "examples" / "configs").glob("*.yaml"))
-    assert len(recipes) > 20
+    assert recipes
     for path in recipes:
         assert "trust_remote_code" not in yaml.safe_load(path.read_text()), path.name
 
 
 @pytest.fixture
 def model_with_code(tmp_path) -> tuple[Path, Path]:
-    """A model whose folder has code that leaves a file when it runs; and the path of that file."""
+    """A model whose folder has code that creates a file when it runs, and the path of that file."""
     folder, ran = tmp_path / "model", tmp_path / "ran"
     shutil.copytree(TASK.model_path, folder)
     config = json.loads((folder / "config.json").read_text())
@@ -157,14 +159,14 @@ TRAIN = (*TRAIN, "--max_completion_length", "4", "--bf16", "false", "--use_cpu",
 
 
 @pytest.mark.parametrize(("script", "options"), [(train_canon, TRAIN), (evaluate, ()), (estimate_values, ())])
-def test_a_model_with_code_of_its_own_is_refused(model_with_code, script, options):
+def test_a_model_with_custom_code_is_rejected(model_with_code, script, options):
     folder, ran = model_with_code
     with pytest.raises(ValueError, match="contains custom code"):
         script.main(arguments(folder, *options))
     assert not ran.exists()
 
 
-def test_training_runs_a_models_code_when_told_to(model_with_code):
+def test_training_runs_custom_code_with_trust_remote_code(model_with_code):
     folder, ran = model_with_code
     trainer = train_canon.main(arguments(folder, *TRAIN, "--trust_remote_code", "true"))
     assert type(trainer.model).__name__ == "Own"
@@ -172,7 +174,7 @@ def test_training_runs_a_models_code_when_told_to(model_with_code):
 
 
 @pytest.mark.parametrize("script", [evaluate, estimate_values])
-def test_sampling_refuses_the_flag_that_it_does_not_have(model_with_code, script):
+def test_sampling_rejects_trust_remote_code(model_with_code, script):
     folder, ran = model_with_code
     with pytest.raises(ValueError, match=r"not used.*trust_remote_code"):
         script.main(arguments(folder, "--trust_remote_code", "true"))
@@ -180,7 +182,7 @@ def test_sampling_refuses_the_flag_that_it_does_not_have(model_with_code, script
 
 
 class Touch:
-    """Unpickled, it makes a file."""
+    """Creates a file when it is unpickled."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -200,14 +202,14 @@ def resume(checkpoint: Path, folder: Path) -> None:
     make_trainer(folder, max_steps=2, num_iterations=2).train(resume_from_checkpoint=str(checkpoint))
 
 
-def test_the_pickled_object_of_these_tests_runs_where_it_is_not_refused(tmp_path):
+def test_the_pickled_object_of_these_tests_runs_without_protection(tmp_path):
     torch.save(Touch(tmp_path / "ran"), tmp_path / "file")
     torch.load(tmp_path / "file", weights_only=False)
     assert (tmp_path / "ran").exists()
 
 
 @pytest.mark.parametrize("name", ["rollout_state_0.pt", "optimizer.pt", "scheduler.pt", "rng_state.pth"])
-def test_a_checkpoint_with_a_pickled_object_is_refused(checkpoint, tmp_path, name):
+def test_a_checkpoint_with_a_pickled_object_is_rejected(checkpoint, tmp_path, name):
     changed = shutil.copytree(checkpoint, tmp_path / "checkpoint-1")
     assert (changed / name).exists()
     torch.save({"state": Touch(tmp_path / "ran")}, changed / name)
@@ -216,7 +218,7 @@ def test_a_checkpoint_with_a_pickled_object_is_refused(checkpoint, tmp_path, nam
     assert not (tmp_path / "ran").exists()
 
 
-def test_the_pickled_arguments_of_a_checkpoint_are_not_read(checkpoint, tmp_path):
+def test_the_pickled_arguments_of_a_checkpoint_are_ignored(checkpoint, tmp_path):
     changed = shutil.copytree(checkpoint, tmp_path / "checkpoint-1")
     torch.save(Touch(tmp_path / "ran"), changed / "training_args.bin")
     resume(changed, tmp_path / "resumed")
@@ -224,7 +226,7 @@ def test_the_pickled_arguments_of_a_checkpoint_are_not_read(checkpoint, tmp_path
 
 
 class VulnerabilityList:
-    """A list of vulnerabilities on this machine that speaks OSV's protocol."""
+    """A local server of vulnerabilities with OSV's protocol."""
 
     def __init__(self, known: dict[str, str]) -> None:
         def answer(query: dict) -> dict:
@@ -253,7 +255,7 @@ class VulnerabilityList:
 
 @pytest.fixture
 def audit(tmp_path) -> Iterator:
-    """Audits pins against a list that knows the given packages; the exit status and what was said."""
+    """Return a function that audits pins against known vulnerabilities and returns the exit status and the output."""
     servers = []
 
     def run(known: dict[str, str] | None, pins: str = "six==1.17.0\nrich==15.0.0\n", ignored: str = "") -> tuple:
@@ -261,7 +263,7 @@ def audit(tmp_path) -> Iterator:
         (tmp_path / "ignored.txt").write_text(ignored)
         found = VulnerabilityList(known or {})
         if known is None:
-            found.server.server_close()  # nobody answers
+            found.server.server_close()  # no server answers
         else:
             servers.append(found.server)
             threading.Thread(target=found.server.serve_forever, daemon=True).start()
@@ -272,43 +274,43 @@ def audit(tmp_path) -> Iterator:
 
     yield run
     for server in servers:
-        server.shutdown()  # or its thread would go on looking at a socket that is closed
+        server.shutdown()  # otherwise its thread would keep polling a closed socket
         server.server_close()
 
 
 CONTROL = {"jinja2": "GHSA-control"}
 
 
-def test_an_audit_passes_where_nothing_is_known(audit):
-    status, said = audit(CONTROL)
-    assert (status, "2 packages looked up, 0 not; 0 known vulnerabilities" in said) == (0, True), said
+def test_an_audit_without_vulnerabilities_passes(audit):
+    status, output = audit(CONTROL)
+    assert (status, "2 packages looked up, 0 not; 0 known vulnerabilities" in output) == (0, True), output
 
 
-def test_an_audit_fails_where_something_is_known(audit):
-    status, said = audit(CONTROL | {"six": "GHSA-hole"})
+def test_an_audit_with_a_vulnerability_fails(audit):
+    status, output = audit(CONTROL | {"six": "GHSA-hole"})
     assert status == 1
-    assert "six 1.17.0: GHSA-hole, mended in 99.0" in said
+    assert "six 1.17.0: GHSA-hole, mended in 99.0" in output
 
 
-def test_a_vulnerability_that_is_ignored_with_a_reason_passes(audit):
-    status, said = audit(CONTROL | {"six": "GHSA-hole"}, ignored="# comment\nGHSA-hole  # six is not called\n")
-    assert (status, "beside the 1 that are ignored" in said) == (0, True), said
+def test_a_vulnerability_ignored_with_a_reason_passes(audit):
+    status, output = audit(CONTROL | {"six": "GHSA-hole"}, ignored="# comment\nGHSA-hole  # six is not called\n")
+    assert (status, "beside the 1 that are ignored" in output) == (0, True), output
 
 
-def test_a_vulnerability_is_not_ignored_without_a_reason(audit):
-    status, said = audit(CONTROL, ignored="GHSA-hole\n")
+def test_ignoring_a_vulnerability_needs_a_reason(audit):
+    status, output = audit(CONTROL, ignored="GHSA-hole\n")
     assert status == 1
-    assert "'GHSA-hole' gives no reason" in said
+    assert "'GHSA-hole' gives no reason" in output
 
 
-@pytest.mark.parametrize("known", [None, {}], ids=["nobody answers", "a list that knows nothing"])
-def test_an_audit_that_could_not_be_done_says_so(audit, known):
-    status, said = audit(known)
-    assert (status, said.startswith("AUDIT SKIPPED, nothing was looked up: ")) == (0, True), said
+@pytest.mark.parametrize("known", [None, {}], ids=["no server", "an empty list"])
+def test_a_skipped_audit_says_so(audit, known):
+    status, output = audit(known)
+    assert (status, output.startswith("AUDIT SKIPPED, nothing was looked up: ")) == (0, True), output
 
 
-def test_everything_that_is_pinned_can_be_looked_up():
-    """pip-audit reads the file and knows every line for a package with a version."""
+def test_the_audit_can_look_up_every_pinned_package():
+    """pip-audit reads every line of the file as a package with a version."""
     command = [sys.executable, "-m", "pip_audit", "--requirement", "constraints.txt", "--no-deps", "--disable-pip"]
     ended = subprocess.run([*command, "--dry-run"], cwd=ROOT, capture_output=True, text=True, timeout=120)
     pins = [line for line in (ROOT / "constraints.txt").read_text().splitlines() if not line.startswith("#")]

@@ -1,4 +1,4 @@
-"""The site is built without a warning, is whole without a network, and its reference has every public name."""
+"""The site builds without warnings, works without a network, and its reference has every public name."""
 
 import importlib
 import pkgutil
@@ -19,7 +19,7 @@ LOADED = {("script", "src"), ("link", "href"), ("img", "src"), ("source", "src")
 
 
 class Page(HTMLParser):
-    """The anchors of a page, what it links to, what a browser loads with it, and its text without listings of code."""
+    """The anchors, links, loaded files and text of a page, without code listings."""
 
     def __init__(self, path: Path) -> None:
         super().__init__()
@@ -63,66 +63,63 @@ def pages(site) -> dict[Path, Page]:
 
 
 def public_objects() -> dict[str, Any]:
-    """What stands in the `__all__` of the package and of what lies below it, by its full name."""
+    """Return the objects in `__all__` of the package and its modules, by full name."""
     modules = [canon_trl.__name__, *(m.name for m in pkgutil.walk_packages(canon_trl.__path__, "canon_trl."))]
-    modules.remove("canon_trl.rewards")  # names its successor
+    modules.remove("canon_trl.rewards")  # raises an error that names its successor
     loaded = [importlib.import_module(name) for name in modules]
     return {f"{m.__name__}.{name}": getattr(m, name) for m in loaded for name in getattr(m, "__all__", ())}
 
 
 def test_every_public_name_is_in_the_reference(pages):
-    """Under one of the names that it can be imported by."""
+    """An object needs an entry under one of its import paths."""
     anchors = {anchor for path, page in pages.items() if path.parent.name == "api" for anchor in page.anchors}
     objects = public_objects()
     described = [id(each) for name, each in objects.items() if name in anchors]
     missing = {name for name, each in objects.items() if id(each) not in described}
-    assert len(objects) > 50
     assert missing == {"canon_trl.__version__"}
 
 
 def test_every_public_function_and_class_has_a_docstring():
     own = {name: each for name, each in public_objects().items() if getattr(each, "__module__", "")[:9] == "canon_trl"}
-    assert len(own) > 40
+    assert "canon_trl.CANONTrainer" in own
     assert {name for name, each in own.items() if callable(each) and not each.__doc__} == set()
 
 
-def test_what_is_particular_to_the_docstrings_is_rendered(pages):
+def test_the_markup_of_docstrings_is_rendered(pages):
     for path, page in pages.items():
         if path.parent.name == "api":
             assert not re.search(r"\[`?~|\[!NOTE\]|> Parameters that|\*optional\*|\]\[canon_trl", page.text), path.name
 
 
-def test_the_reference_has_no_fields_apart_and_returns_one_thing(site):
-    """Fields stand in the signature and among the parameters; what is returned may take several lines."""
-    returned = 0
+def test_the_reference_lists_no_class_attributes_and_one_return_value(site):
+    """Fields are in the signature and among the parameters; a return value may take several lines."""
+    sections = []
     for path in (site / "api").glob("*.html"):
         text = path.read_text()
         assert "doc-label-class-attribute" not in text, path.name
-        for section in re.findall(r"Returns:</span></p>\s*<ul>(.*?)</ul>", text, flags=re.DOTALL):
-            assert section.count('<li class="doc-section-item') == 1, (path.name, section)
-            returned += 1
-    assert returned > 10
+        sections += re.findall(r"Returns:</span></p>\s*<ul>(.*?)</ul>", text, flags=re.DOTALL)
+    assert sections and all(section.count('<li class="doc-section-item') == 1 for section in sections)
 
 
 def test_the_equations_fit_the_width_of_a_page():
-    """80 letters fit beside the navigation; beyond them a reader has to scroll."""
+    """80 characters fit next to the navigation; longer lines need scrolling."""
     for path in (ROOT / "docs" / "methods").glob("*.md"):
         for equations in re.findall(r"^```text\n(.*?)^```", path.read_text(), flags=re.DOTALL | re.MULTILINE):
             assert max(map(len, equations.splitlines())) <= 80, path.name
 
 
-def test_a_browser_loads_nothing_from_elsewhere(site, pages):
+def test_a_browser_loads_nothing_from_other_hosts(site, pages):
     loaded = {link for page in pages.values() for link in page.loaded}
     assert {link for link in loaded if urlsplit(link).netloc} == set()
     styles = "".join(path.read_text() for path in site.rglob("*.css"))
     assert not re.findall(r"url\(['\"]?(?:https?:)?//[^)]*", styles)
 
 
-def test_every_link_leads_somewhere(site, pages):
+def test_every_link_has_a_target(site, pages):
     missing = set()
     for path, page in pages.items():
         if path.name == "404.html":
-            continue  # its links start at the root of a server
+            continue  # its links begin at the root of the server
         for link in page.links:
             parts = urlsplit(link)
             if parts.scheme or parts.netloc:
@@ -136,8 +133,8 @@ def test_every_link_leads_somewhere(site, pages):
     assert missing == set()
 
 
-def test_files_outside_of_docs_are_on_the_site(site):
-    """Markdown, code, a notebook and a folder, each linked to by a page."""
+def test_linked_files_outside_docs_are_on_the_site(site):
+    """These are Markdown, code, a notebook and a folder."""
     for path in ("tests/golden/index.html", "canon_trl/advantages/canon.py.html", "examples/configs.html"):
         assert (site / "repository" / path).exists()
     assert "canon_metric" in (site / "repository" / "examples" / "canon_quickstart.ipynb.html").read_text()

@@ -1,4 +1,4 @@
-"""A user's file that is checked by mypy in strict mode sees this package's types, and is told where it errs."""
+"""mypy in strict mode checks a user's file against the types of this package and finds mistakes."""
 
 import subprocess
 import sys
@@ -53,8 +53,8 @@ MISTAKES = {
 
 
 @pytest.fixture(scope="module")
-def said(tmp_path_factory) -> dict[int, list[str]]:
-    """What mypy says of the file and of the mistakes behind it, by line; only of this file, as for a user."""
+def messages_by_line(tmp_path_factory) -> dict[int, list[str]]:
+    """Return mypy's messages about the user's file with the mistakes appended, by line."""
     file = tmp_path_factory.mktemp("user") / "typed.py"
     file.write_text(USERS_FILE + "".join(f"{line}\n" for line in MISTAKES))
     options = ["--strict", "--config-file=", "--follow-imports=silent", "--ignore-missing-imports"]
@@ -70,17 +70,17 @@ def said(tmp_path_factory) -> dict[int, list[str]]:
 
 
 @pytest.mark.slow
-def test_a_users_file_is_typed(said):
+def test_a_users_file_passes(messages_by_line):
     last = USERS_FILE.count("\n")
-    assert {line: messages for line, messages in said.items() if line <= last} == {}
+    assert {line: messages for line, messages in messages_by_line.items() if line <= last} == {}
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("mistake", "code"), MISTAKES.items())
-def test_a_users_mistake_is_found(said, mistake, code):
+def test_a_users_mistake_is_found(messages_by_line, mistake, code):
     line = USERS_FILE.count("\n") + [*MISTAKES].index(mistake) + 1
-    assert any(f"[{code}]" in message for message in said[line])
+    assert any(f"[{code}]" in message for message in messages_by_line[line])
 
 
-def test_the_types_are_published():
+def test_type_annotations_are_published():
     assert (files("canon_trl") / "py.typed").is_file()
