@@ -1,4 +1,4 @@
-"""Comparing methods: what a comparison may say, and the harness on runs of two steps."""
+"""Comparisons of methods: the options of a comparison file, and the harness on runs of two steps."""
 
 import json
 import os
@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-pytestmark = pytest.mark.timeout(900)  # a whole run in one test
+pytestmark = pytest.mark.timeout(900)  # one test does a whole run
 ROOT = Path(__file__).parents[2]
 COMPARISONS = sorted((ROOT / "benchmarks" / "comparisons").glob("*.yaml"))
 sys.path.insert(0, str(ROOT / "benchmarks"))
@@ -23,7 +23,7 @@ import compare_report  # noqa: E402
 
 
 @pytest.mark.parametrize("path", COMPARISONS, ids=lambda path: path.stem)
-def test_every_comparison_parses_down_to_the_options_of_its_runs(path, tmp_path):
+def test_every_comparison_and_the_options_of_its_runs_parse(path, tmp_path):
     import evaluate
     import recipe
     from train_astar_po import ValueData
@@ -31,17 +31,16 @@ def test_every_comparison_parses_down_to_the_options_of_its_runs(path, tmp_path)
     from canon_trl import AStarPOConfig, CANONConfig
 
     comparison = compare.Comparison.load(path)
-    (tmp_path / "model").mkdir()  # a run's, when it is evaluated
-    assert len(comparison.seeds) >= 5
+    assert len(comparison.seeds) >= 5, "fewer runs say little about spread"
     assert {run.seed for run in comparison.runs()} == set(comparison.seeds)
     for run in comparison.runs():
         if run.seed != comparison.seeds[0]:
             continue
         settings = comparison.settings_of(run)
         kinds = {"train_canon": (CANONConfig,), "train_astar_po": (ValueData, AStarPOConfig)}[settings["script"]]
-        # what this machine lacks is refused before anything else
-        absent = {"use_cpu": True, "bf16": False, "output_dir": str(tmp_path)}
-        config = compare.write_yaml(tmp_path / "options.yaml", settings["training"] | absent)
+        # a machine without a GPU or bf16 rejects the config before any other check
+        here = {"use_cpu": True, "bf16": False, "output_dir": str(tmp_path)}
+        config = compare.write_yaml(tmp_path / "options.yaml", settings["training"] | here)
         recipe.parse(["--config", str(config)], *kinds, embedded=config)
         (tmp_path / "model").mkdir(exist_ok=True)
         options = compare.evaluation_options(settings, model=tmp_path / "model", folder=tmp_path / "evaluation")
@@ -91,8 +90,8 @@ def harness(path, *flags):
     return subprocess.Popen(command, env=os.environ, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
 
-def test_values_and_evaluations_read_the_prompts_of_training(tmp_path, monkeypatch):
-    """The options that word a prompt, and for values those of the sampler, unless the file says otherwise."""
+def test_values_and_evaluations_use_the_prompts_of_training(tmp_path, monkeypatch):
+    """They share the options that build prompts, and values also those of the sampler, unless the file differs."""
     training = {"chat_template_kwargs": {"enable_thinking": False}, "temperature": 0.7, "top_p": 0.9, "max_steps": 2}
     values = {"num_samples": 2, "top_p": 1.0}
     comparison = compare.Comparison.load(write_comparison(tmp_path, options=training, values=values))
@@ -110,8 +109,8 @@ def test_values_and_evaluations_read_the_prompts_of_training(tmp_path, monkeypat
     assert options["chat_template_kwargs"] == {"enable_thinking": False} and "temperature" not in options
 
 
-def test_no_option_of_the_data_or_its_rewards_is_lost_between_training_and_evaluation():
-    """What recipes and sampling have in common with training, but for the policy that is sampled from."""
+def test_training_and_evaluation_share_every_option_of_data_and_rewards():
+    """The shared options are those that recipes and sampling have in common with training, except the policy's."""
     import recipe
     from sampling import SamplingArguments
 
@@ -127,7 +126,7 @@ def test_no_option_of_the_data_or_its_rewards_is_lost_between_training_and_evalu
 class TestHarness:
     @pytest.fixture(scope="class")
     def folder(self, tmp_path_factory):
-        """A comparison that was killed when its first result was there, and then finished."""
+        """A comparison that is killed after its first result and then finished."""
         folder = tmp_path_factory.mktemp("comparison")
         path = write_comparison(folder)
         killed = harness(path, "--jobs", "2")
@@ -135,7 +134,7 @@ class TestHarness:
         while not (first := list(folder.glob("runs/runs/**/result.json"))):
             assert killed.poll() is None and time.monotonic() < deadline, killed.communicate()[0]
             time.sleep(0.2)
-        os.kill(killed.pid, signal.SIGKILL)  # not the run that it had started, for which the next one waits
+        os.kill(killed.pid, signal.SIGKILL)  # its current run survives; the next call waits for it
         killed.wait()
         assert len(first) < 4
         kept = {path: path.stat().st_mtime_ns for path in first}
@@ -160,8 +159,8 @@ class TestHarness:
             assert found["evaluation"]["num_prompts"] == 8
             assert not (path.parent / "model").exists()
 
-    def test_a_run_is_what_its_command_gives(self, folder):
-        """The options beside a run are the training script's."""
+    def test_a_run_can_be_repeated_from_its_options(self, folder):
+        """The options saved with a run are those of the training script."""
         import train_canon
 
         run = folder / "runs/runs/arithmetic/dr_grpo/1"
@@ -177,21 +176,21 @@ class TestHarness:
         assert methods["astar, po"]["seeds"] == [1, 2]
         found = json.loads((folder / "runs/runs/arithmetic/astar_po/2/result.json").read_text())
         assert methods["astar, po"]["accuracy"]["values"][1] == found["evaluation"]["avg"]
-        # stage 1 is part of what A*-PO costs
+        # the time of A*-PO includes stage 1
         times = compare_report.METRICS["seconds"][0]
         collected = compare.collect(compare.Comparison.load(folder / "comparison.yaml"))
         (one,) = [run for run in collected if (run["method"], run["seed"]) == ("astar, po", 2)]
         stage1 = json.loads((folder / "runs/values/arithmetic/seconds.json").read_text())
         assert times(one) == pytest.approx(found["curve"][-1]["seconds"] + stage1)
 
-    def test_results_of_other_settings_are_refused(self, folder):
+    def test_results_of_other_settings_are_rejected(self, folder):
         changed = yaml.safe_load((folder / "comparison.yaml").read_text())
         changed["options"]["max_steps"] = 3
         (folder / "changed.yaml").write_text(yaml.safe_dump(changed))
         with pytest.raises(ValueError, match=r"was made with training.max_steps=2, not 3; delete it or name"):
             compare.unfinished(compare.Comparison.load(folder / "changed.yaml"))
 
-    def test_a_run_that_fails_is_named_and_the_others_go_on(self, tmp_path):
+    def test_a_failed_run_is_named_and_the_others_continue(self, tmp_path):
         methods = {
             "dr_grpo": {"advantage_estimator": "dr_grpo"},
             "broken": {"advantage_estimator": "no_such_estimator"},
@@ -223,6 +222,6 @@ class TestHarness:
         ({"methods": {"dr_grpo": {"tasks": ["maths"]}}}, r"methods.dr_grpo.tasks has \['maths'\]"),
     ],
 )
-def test_what_a_comparison_must_not_say(tmp_path, changes, message):
+def test_invalid_comparisons_are_rejected(tmp_path, changes, message):
     with pytest.raises(ValueError, match=message):
         compare.Comparison.load(write_comparison(tmp_path, **changes))

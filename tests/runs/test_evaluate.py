@@ -1,4 +1,4 @@
-"""examples/evaluate.py on real models: its records, its files, and that a kill changes neither."""
+"""examples/evaluate.py on real models: its records and files, also after a kill."""
 
 import json
 import math
@@ -39,7 +39,7 @@ def summary_of(folder):
     return json.loads((folder / "summary.json").read_text())
 
 
-def test_records_are_what_the_model_wrote(whole):
+def test_records_match_the_responses_of_the_model(whole):
     table = pandas.read_parquet(whole / "arithmetic" / "records.parquet")
     assert list(table) == [
         *("prompt", "answer", "rewards", "correct", "lengths", "truncated", "entropies", "answers", "responses")
@@ -51,13 +51,13 @@ def test_records_are_what_the_model_wrote(whole):
         assert row.correct.tolist() == (row.rewards == 1).tolist()
         assert row.answers.tolist() == [TASK.answer_of(text) for text in row.responses]
         for text, length, truncated in zip(row.responses, row.lengths, row.truncated, strict=True):
-            # The end is a token, too, and special tokens leave no text.
+            # The end-of-text token counts, and special tokens leave no text.
             assert length >= len(tokenizer(text)["input_ids"]) + (not truncated)
             assert length == 30 if truncated else length <= 30
         assert (row.entropies > 0).all() and (row.entropies < math.log(21)).all()
 
 
-def test_the_summary_is_that_of_the_records(whole):
+def test_the_summary_follows_from_the_records(whole):
     table = pandas.read_parquet(whole / "arithmetic" / "records.parquet")
     summary = summary_of(whole)
     assert list(summary) == ["arithmetic"]
@@ -83,8 +83,8 @@ def test_the_summary_is_that_of_the_records(whole):
     assert numbers["entropy"] == pytest.approx((entropies * lengths).sum() / lengths.sum(), abs=1e-12)
     assert numbers["tokens_per_right_answer"] == lengths.sum() / correct.sum()
     assert numbers["settings"]["model"] == str(TASK.model_path)
-    assert 0.15 < numbers["avg"] < 0.5  # the base model's accuracy, less the solutions of over 30 tokens
-    assert 0.1 < numbers["truncated"] < 0.4  # which are those
+    assert 0.15 < numbers["avg"] < 0.5  # the base model's accuracy without solutions of over 30 tokens
+    assert 0.1 < numbers["truncated"] < 0.4  # those solutions
 
 
 def test_the_table_for_readers(whole):
@@ -97,7 +97,7 @@ def test_the_table_for_readers(whole):
     assert "temperature 1.0" in note and "exact" in note and "95%" in note
 
 
-def test_a_second_run_samples_nothing_and_may_judge_otherwise(whole, tmp_path, capfd):
+def test_a_second_run_samples_nothing_and_may_change_the_threshold(whole, tmp_path, capfd):
     before = (whole / "arithmetic" / "records.parquet").read_bytes(), (whole / "summary.json").read_bytes()
     evaluate.main([*FLAGS, "--output_dir", str(whole), "--threshold", "1.5", "--pass_at_k", "2"])
     assert summary_of(whole)["arithmetic"]["avg"] == 0
@@ -116,20 +116,20 @@ def test_a_second_run_samples_nothing_and_may_judge_otherwise(whole, tmp_path, c
         (["--model_name_or_path", str(ROOT)], "was started with model="),
     ],
 )
-def test_other_settings_are_refused(whole, flags, message, monkeypatch):
+def test_other_settings_are_rejected(whole, flags, message, monkeypatch):
     monkeypatch.setattr(evaluate, "load_tokenizer", lambda *_: AutoTokenizer.from_pretrained(TASK.model_path))
     with pytest.raises(ValueError, match=message):
         evaluate.main([*FLAGS, "--output_dir", str(whole), *flags])
 
 
-def test_a_model_that_has_changed_is_not_taken_for_the_old_one(whole, tmp_path):
+def test_a_changed_model_is_rejected(whole, tmp_path):
     model = tmp_path / "model"
     model.mkdir()
     for file in TASK.model_path.iterdir():
         (model / file.name).write_bytes(file.read_bytes())
     flags = [*FLAGS, "--model_name_or_path", str(model), "--output_dir", str(tmp_path / "evaluation")]
     evaluate.main([*flags, "--task_eval_prompts", "2"])
-    os.utime(model / "model.safetensors", ns=(0, 0))  # as if trained again
+    os.utime(model / "model.safetensors", ns=(0, 0))  # as after another training
     with pytest.raises(ValueError, match="was started with model_files="):
         evaluate.main([*flags, "--task_eval_prompts", "2"])
 
@@ -142,32 +142,33 @@ def script(folder, *flags, ranks=1):
     return command, os.environ | {"HF_HUB_OFFLINE": "1"}
 
 
-def known_chunks(folder):
+def count_chunks(folder):
+    """Count the chunks that each rank has recorded."""
     return [path.read_text().count("\n") for path in folder.glob("arithmetic/.progress/chunks-*")]
 
 
 def assert_same_results(folder, whole):
-    """The same responses, rewards and answers; entropies, and what is made of them, up to rounding."""
+    """Compare responses, rewards and answers exactly, and numbers derived from entropies up to rounding."""
     tables = [parquet.read_table(each / "arithmetic" / "records.parquet").to_pylist() for each in (folder, whole)]
     assert_same_but_for_rounding(*tables)
     assert_same_but_for_rounding(summary_of(folder), summary_of(whole))
 
 
 def test_two_ranks_and_a_kill_give_the_same_responses(whole, tmp_path):
-    """Killed on two processes once both have given something, then ended on two, and on one."""
+    """Kill two processes after both have recorded a chunk, then finish on two processes and on one."""
     command, environment = script(tmp_path / "killed", ranks=2)
     process = psutil.Popen(command, env=environment, stderr=subprocess.DEVNULL)
     deadline = time.monotonic() + 300
     while time.monotonic() < deadline and process.poll() is None:
-        known = known_chunks(tmp_path / "killed")
-        if len(known) == 2 and min(known) > 0:
+        chunks = count_chunks(tmp_path / "killed")
+        if len(chunks) == 2 and min(chunks) > 0:
             for each in [*process.children(recursive=True), process]:
                 each.kill()
             break
         time.sleep(0.01)
     process.wait()
-    assert not (tmp_path / "killed" / "summary.json").exists(), "killed before its end"
-    assert 2 <= sum(known_chunks(tmp_path / "killed")) < 12
+    assert not (tmp_path / "killed" / "summary.json").exists(), "the run has ended before the kill"
+    assert 2 <= sum(count_chunks(tmp_path / "killed")) < 12
     subprocess.run(["cp", "-r", str(tmp_path / "killed"), str(tmp_path / "alone")], check=True)
     for name, ranks in {"killed": 2, "alone": 1}.items():
         command, environment = script(tmp_path / name, ranks=ranks)
@@ -177,10 +178,10 @@ def test_two_ranks_and_a_kill_give_the_same_responses(whole, tmp_path):
 
 
 def test_other_threads_and_kernels_give_the_same_responses(whole, tmp_path):
-    """Another order of addition changes the last digits of an entropy, and no token here."""
+    """Another order of additions changes the last digits of entropies but no token."""
     command, environment = script(tmp_path)
     environment |= {"OMP_NUM_THREADS": "2", "ATEN_CPU_CAPABILITY": "default", "MKL_CBWR": "COMPATIBLE"}
-    environment |= {"OMP_WAIT_POLICY": "passive"}  # lest two threads spin where one core is free
+    environment |= {"OMP_WAIT_POLICY": "passive"}  # so that two threads do not spin on one free core
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr[-4000:]
     assert_same_results(tmp_path, whole)
@@ -188,7 +189,7 @@ def test_other_threads_and_kernels_give_the_same_responses(whole, tmp_path):
 
 @pytest.fixture(scope="module")
 def chatter(tmp_path_factory):
-    """A small untrained model with a chat template, which writes bytes."""
+    """A small untrained byte-level model with a chat template."""
     folder = tmp_path_factory.mktemp("chatter")
     tokenizer = byte_tokenizer()
     tokenizer.chat_template = "{% for m in messages %}{{ m['content'] }}\n{% endfor %}"
@@ -209,7 +210,7 @@ def chatter(tmp_path_factory):
 
 
 def test_several_benchmarks_with_one_model(chatter, tmp_path):
-    """An embedded task and two local files, each with options of its own."""
+    """Evaluate an embedded task and two local files, each with its own options."""
     Dataset.from_list(MATHS).to_json(tmp_path / "maths.jsonl")
     Dataset.from_list([{"prompt": "1+1?", "answer": 2}]).to_csv(tmp_path / "sums.csv")
     recipe = tmp_path / "recipe.yaml"
@@ -245,9 +246,9 @@ benchmarks:
     assert [(each["num_prompts"], each["num_samples"]) for each in summary.values()] == [(3, 3), (1, 4), (3, 4)]
     assert list(summary["maths"]["pass_at_k"]) == ["1", "2"]
     nothing_right = {"mean": 0.0, "low": 0.0, "high": pytest.approx(1 - 0.025 ** (1 / 3))}
-    assert summary["maths"]["majority_at_k"] == {"2": nothing_right}, "of three prompts"
+    assert summary["maths"]["majority_at_k"] == {"2": nothing_right}, "three prompts"
     assert summary["sums"]["majority_at_k"] is None
-    assert summary["sums"]["avg_interval"] == {"low": 0.0, "high": pytest.approx(0.975)}, "of one prompt"
+    assert summary["sums"]["avg_interval"] == {"low": 0.0, "high": pytest.approx(0.975)}, "one prompt"
     assert all(each["settings"]["model"] == str(chatter) for each in summary.values())
     table = pandas.read_parquet(tmp_path / "evaluation" / "maths" / "records.parquet")
     assert [message["content"] for message in table["prompt"][0]] == ["Be brief.", MATHS[0]["question"]]
@@ -258,22 +259,22 @@ benchmarks:
     assert "| 0.000 (0.000 to 0.975) |" in text and "no interval" not in text
 
 
-def test_the_script_finds_them_right(tmp_path):
-    """In the records, the table and the summary."""
+def test_a_rounded_weighted_reward_of_1_counts_as_correct(tmp_path):
+    """The records, the table and the summary agree, although 0.7 + 0.2 + 0.1 is rounded to less than 1."""
     flags = ["--task", "arithmetic", "--task_eval_prompts", "3", "--num_samples", "2", "--max_completion_length", "4"]
     flags += ["--reward_funcs", *["test_evaluate:always"] * 3, "--reward_weights", "0.7", "0.2", "0.1"]
     evaluate.main([*flags, "--output_dir", str(tmp_path / "evaluation")])
     table = pandas.read_parquet(tmp_path / "evaluation" / "arithmetic" / "records.parquet")
-    assert np.stack(table["rewards"]).max() < 1, "the sum is rounded"
+    assert np.stack(table["rewards"]).max() < 1, "the sum must be rounded down"
     assert np.stack(table["correct"]).all()
     numbers = summary_of(tmp_path / "evaluation")["arithmetic"]
     assert (numbers["avg"], numbers["length_wrong"], numbers["pass_at_k"]["2"]["mean"]) == (1.0, None, 1.0)
-    # Of three prompts, all right: from 0.025 ** (1 / 3)
+    # three prompts, all correct: the lower limit is 0.025 ** (1 / 3)
     assert "| 1.000 (0.292 to 1.000) |" in (tmp_path / "evaluation" / "summary.md").read_text()
 
 
 def test_a_chat_template_from_a_file(tmp_path):
-    """For a model that has none: what it reads is what the template makes."""
+    """A model without a chat template reads prompts in the form of the given one."""
     Dataset.from_list([{"prompt": prompt, "answer": "1"} for prompt in TASK.dataset("test", 4)["prompt"]]).to_json(
         tmp_path / "data.jsonl"
     )
@@ -283,14 +284,14 @@ def test_a_chat_template_from_a_file(tmp_path):
     flags += ["--save_responses", "true", "--num_samples", "8", "--max_completion_length", "40"]
     evaluate.main(data_flags(tmp_path / "data.jsonl", *flags))
     numbers = summary_of(tmp_path / "evaluation")["data"]
-    assert numbers["avg"] == 1.0, "it reads the problem as it was trained to"
+    assert numbers["avg"] == 1.0, "the model must see the problem as in training"
     assert numbers["length_wrong"] is None
     table = pandas.read_parquet(tmp_path / "evaluation" / "data" / "records.parquet")
     assert table["answers"][0].tolist() == [first_digit(text) for text in table["responses"][0]]
 
 
-def test_an_adapter_is_part_of_the_model(tmp_path):
-    """The folder of one is evaluated with it: as the model that it is merged into, and not as its base."""
+def test_an_adapter_is_evaluated_with_its_base_model(tmp_path):
+    """The folder of an adapter gives the results of the merged model, not those of the base model."""
     torch.manual_seed(0)
     config = LoraConfig(r=4, target_modules=["q_proj", "v_proj"], init_lora_weights=False, task_type="CAUSAL_LM")
     model = get_peft_model(base_model(), config)
@@ -312,7 +313,7 @@ def test_an_adapter_is_part_of_the_model(tmp_path):
     np.testing.assert_allclose(entropies["adapter"], entropies["merged"], atol=1e-4)
 
 
-def test_vllm_reads_no_adapter(tmp_path):
+def test_vllm_rejects_an_adapter(tmp_path):
     (tmp_path / "adapter_config.json").write_text("{}")
     flags = ["--task", "arithmetic", "--model_name_or_path", str(tmp_path), "--use_vllm", "true"]
     with pytest.raises(ValueError, match="is an adapter, which vLLM cannot be given as a model; merge it into its"):

@@ -1,4 +1,4 @@
-"""Evaluation while training, in processes of their own: on two ranks, sharded, and read back from Trackio."""
+"""Evaluation during training in separate processes: on two ranks, with ZeRO-3, and logged to Trackio."""
 
 import json
 import os
@@ -9,9 +9,7 @@ import sys
 import pytest
 from distributed.evaluation_across_ranks import run
 from launching import launch, with_tests
-from toy import (
-    assert_same_but_for_rounding,
-)
+from toy import assert_same_but_for_rounding
 
 TO_TRACKIO = """
 import json, sys
@@ -27,8 +25,8 @@ json.dump(trainer.state.log_history, open(sys.argv[1] + "/history.json", "w"))
 """
 
 
-def test_trackio_has_the_numbers(tmp_path):
-    """Read back from its database; in a process of its own, since it reads TRACKIO_DIR when it is imported."""
+def test_trackio_stores_the_logged_numbers(tmp_path):
+    """This runs in a separate process because Trackio reads TRACKIO_DIR on import."""
     environment = os.environ | {"TRACKIO_DIR": str(tmp_path / "trackio"), "PYTHONPATH": with_tests()}
     command = [sys.executable, "-c", TO_TRACKIO, str(tmp_path)]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
@@ -45,7 +43,7 @@ def test_trackio_has_the_numbers(tmp_path):
         assert {name: stored[f"train/{name}"] for name in names} == {name: entry[name] for name in names}
 
 
-def test_two_ranks_evaluate_as_one(tmp_path):
+def test_two_ranks_evaluate_like_one(tmp_path):
     launch("cpu_two_processes.yaml", "evaluation_across_ranks.py", tmp_path)
     first, second = [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in (0, 1)]
     alone = run(tmp_path / "alone", ranks=1)
@@ -55,7 +53,7 @@ def test_two_ranks_evaluate_as_one(tmp_path):
 
 
 def test_zero_3_evaluates_the_whole_model(tmp_path):
-    """Parameters that DeepSpeed shards are gathered: the same numbers as in one process."""
+    """DeepSpeed gathers sharded parameters, so the numbers equal those of one process."""
     launch("zero3_cpu.yaml", "evaluation_across_ranks.py", tmp_path)
     alone = run(tmp_path / "alone", ranks=1)
     for rank in (0, 1):

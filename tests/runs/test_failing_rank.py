@@ -1,4 +1,4 @@
-"""When one rank of two fails, both stop with the reason, and soon."""
+"""If one of two ranks fails, both stop soon and name the reason."""
 
 import os
 import subprocess
@@ -18,8 +18,8 @@ FAULTS = {
 SMOKE = ("raises",)
 
 
-def end_of(tmp_path, fault):
-    """The exit code and what was printed; an error if it hangs."""
+def run_with_fault(tmp_path, fault):
+    """Return the exit code and the output of the run; fail if it hangs."""
     command = [sys.executable, "-m", "accelerate.commands.launch"]
     command += ["--config_file", str(TESTS / "configs" / "cpu_two_processes.yaml"), "--main_process_port", "0"]
     command += [str(TESTS / "distributed" / "failing_rank.py"), str(tmp_path), fault]
@@ -29,16 +29,16 @@ def end_of(tmp_path, fault):
 
 
 @pytest.mark.parametrize("fault", [pytest.param(name, marks=[pytest.mark.smoke] * (name in SMOKE)) for name in FAULTS])
-def test_both_ranks_say_why(tmp_path, fault):
-    code, printed = end_of(tmp_path, fault)
+def test_both_ranks_name_the_reason(tmp_path, fault):
+    code, printed = run_with_fault(tmp_path, fault)
     assert code != 0
     for reason in FAULTS[fault]:
         assert reason in printed, printed[-6000:]
-    if fault != "not finite":  # which both ranks raise alike
+    if fault != "not finite":  # both ranks raise this error
         assert "RuntimeError: rank 1 of 2 failed: " in printed
 
 
-def test_a_killed_rank_takes_the_other_with_it(tmp_path):
-    code, printed = end_of(tmp_path, "killed")
+def test_killing_one_rank_stops_the_other(tmp_path):
+    code, printed = run_with_fault(tmp_path, "killed")
     assert code != 0
     assert "exitcode  : -9" in printed, printed[-6000:]

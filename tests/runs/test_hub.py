@@ -1,4 +1,4 @@
-"""What is pushed to the Hub can be loaded from it, says how it came about, and is not lost where it is refused."""
+"""Pushed models load from the Hub, their cards describe the run, and a rejected upload loses nothing."""
 
 import json
 import os
@@ -45,7 +45,7 @@ print("loaded", sum(value.numel() for value in there.parameters()))
 
 
 def run(command: list[str] | str, hub: LocalHub, home: Path, *, fails: bool = False) -> subprocess.CompletedProcess:
-    """A process whose Hub is the local one, and whose cache is empty at first."""
+    """Run a process that uses the local Hub and its own cache folder."""
     programs = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     environment = os.environ | hub.environment | {"HF_HOME": str(home), "PATH": programs}
     shell = isinstance(command, str)
@@ -65,13 +65,13 @@ def load_back(hub: LocalHub, folder: Path) -> str:
     return run(command, hub, folder.parent / "home").stdout
 
 
-def retry_command(told: str) -> str:
-    (command,) = re.findall(r"^    (hf upload .*)$", told, flags=re.MULTILINE)
+def retry_command(message: str) -> str:
+    (command,) = re.findall(r"^    (hf upload .*)$", message, flags=re.MULTILINE)
     return command
 
 
 def uploaded(folder: Path) -> dict[str, bytes]:
-    """What of the folder belongs on the Hub."""
+    """Return the files of the folder that belong on the Hub."""
     return {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
 
 
@@ -84,13 +84,13 @@ def hub(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def pushed(hub, tmp_path_factory):
-    """A run that was evaluated, and what it left here."""
+    """The output folder of a pushed run with evaluation."""
     folder = tmp_path_factory.mktemp("pushed") / "whole"
     train(hub, folder, "--eval_strategy", "steps", "--eval_steps", "1", "--policy_loss", "kl_cov")
     return folder
 
 
-def test_the_pushed_model_is_loaded_back_with_equal_parameters(hub, pushed):
+def test_the_pushed_model_loads_with_equal_parameters(hub, pushed):
     assert "loaded 429440" in load_back(hub, pushed)
     files = hub.of("models/me/whole")
     assert files.items() >= uploaded(pushed).items()
@@ -101,7 +101,7 @@ def test_the_pushed_model_is_loaded_back_with_equal_parameters(hub, pushed):
     assert files["curves.png"].startswith(b"\x89PNG")
 
 
-def test_the_pushed_card_says_how_the_model_came_about(hub, pushed):
+def test_the_pushed_card_describes_the_run(hub, pushed):
     card = ModelCard(hub.of("models/me/whole")["README.md"].decode())
     assert {"trl", "canon_trl", "canon", "kl_cov"} <= {*card.data.tags}
     assert (card.data.base_model, card.data.library_name) == ("me/base", "transformers")
@@ -141,7 +141,7 @@ def test_two_processes_push_once(hub, tmp_path):
     assert "on 2 processes" in hub.of("models/me/two")["README.md"].decode()
 
 
-def test_adapters_are_pushed_with_the_name_of_their_base_model(hub, tmp_path):
+def test_pushed_adapters_name_their_base_model(hub, tmp_path):
     folder = tmp_path / "adapters"
     train(hub, folder, "--use_peft", "true", "--lora_target_modules", "all-linear", "--lora_r", "4")
     files = hub.of("models/me/adapters")
@@ -156,8 +156,8 @@ def test_adapters_are_pushed_with_the_name_of_their_base_model(hub, tmp_path):
     load_back(hub, folder)
 
 
-def test_a_refused_upload_loses_nothing_and_is_repeated_by_the_printed_command(hub, tmp_path):
-    """Checkpoints are refused while it trains, which goes on, and so is the model at its end."""
+def test_a_rejected_upload_loses_nothing_and_the_printed_command_repeats_it(hub, tmp_path):
+    """Training continues when uploads of checkpoints fail; the upload of the final model fails as well."""
     folder = tmp_path / "refused"
     flags = ("--hub_strategy", "every_save", "--save_strategy", "steps", "--save_steps", "1")
     hub.status = 403
@@ -171,10 +171,10 @@ def test_a_refused_upload_loses_nothing_and_is_repeated_by_the_printed_command(h
     assert [entry["step"] for entry in history if "loss" in entry] == [1, 2]
     names = {"model.safetensors", "tokenizer.json", "README.md", "curves.png", "metrics.csv", "metrics.json"}
     assert names <= uploaded(folder).keys()
-    told = done.stderr[done.stderr.index("The upload failed.") :]
-    assert f"Everything that was to be uploaded is in {folder}; once the cause is gone" in told
-    run(retry_command(told), hub, tmp_path / "home")
-    assert hub.of("models/me/refused") == uploaded(folder), "all of it, and no checkpoints"
+    message = done.stderr[done.stderr.index("The upload failed.") :]
+    assert f"Everything that was to be uploaded is in {folder}; once the cause is gone" in message
+    run(retry_command(message), hub, tmp_path / "home")
+    assert hub.of("models/me/refused") == uploaded(folder), "all files, but no checkpoints"
 
 
 FAILURES = """
@@ -195,8 +195,8 @@ upload("http://127.0.0.1:9")
 """
 
 
-def test_whatever_ends_an_upload_the_command_that_repeats_it_is_told(hub, tmp_path):
-    """Refused for three reasons, accepted without a word, and refused where nobody listens any more."""
+def test_every_failed_upload_names_the_command_that_repeats_it(hub, tmp_path):
+    """Three uploads are rejected, one succeeds silently, and one finds no server."""
     (tmp_path / "README.md").write_text("---\ntags: [own]\n---\n")
     program = f"import sys; sys.path.append({str(ROOT / 'tests')!r}){FAILURES}"
     lines = run([sys.executable, "-c", program, str(tmp_path)], hub, tmp_path / "home").stdout.splitlines()
@@ -210,7 +210,7 @@ def test_whatever_ends_an_upload_the_command_that_repeats_it_is_told(hub, tmp_pa
     assert all(note in line for line in lines[::2]) and lines[1::2] == ["    the command"] * 4
 
 
-def test_the_command_is_one_for_a_shell():
+def test_the_upload_command_is_quoted_for_a_shell():
     assert upload_command("me/a", "my folder") == "hf upload me/a 'my folder' ."
     assert upload_command("me/a", "f", dataset=True, exclude=["_*", "x"], revision="b", private=True) == (
         "hf upload me/a f . --repo-type dataset --exclude '_*' --exclude x --revision b --private"
@@ -218,8 +218,8 @@ def test_the_command_is_one_for_a_shell():
     assert upload_command("me/a", "f/README.md", to="README.md") == "hf upload me/a f/README.md README.md"
 
 
-def test_a_push_that_was_not_planned_is_saved_before_the_repository_is_asked_for(tmp_path):
-    """Without `push_to_hub` in the options nothing has made the repository; where that fails, the model is there."""
+def test_an_unplanned_push_saves_the_model_before_it_creates_the_repository(tmp_path):
+    """Without the option `push_to_hub` the repository does not exist yet; if creating it fails, the model is saved."""
     trainer = make_trainer(tmp_path / "late", max_steps=1)
     trainer.train()
     with pytest.raises(Exception, match="offline mode is enabled") as failed:
@@ -235,7 +235,7 @@ SCORE = ["--task", "arithmetic", "--num_samples", "4", "--max_completion_length"
 
 def accuracies(card: ModelCard) -> dict[str, tuple[str, float]]:
     found = [each for each in card.data.eval_results if each.dataset_name == "arithmetic"]
-    assert len(found) == len(card.data.eval_results) - 1, "beside what training has logged"
+    assert len(found) == len(card.data.eval_results) - 1, "in addition to the result of training"
     return {each.metric_type: (each.metric_name, each.metric_value) for each in found}
 
 
@@ -245,8 +245,8 @@ def scores(folder: Path) -> dict[str, float]:
     return kinds | {f"pass@{k}": summary["pass_at_k"][k]["mean"] for k in ("1", "4")}
 
 
-def test_an_evaluation_writes_into_the_card_of_a_folder(pushed, tmp_path):
-    """A second one takes the place of the first; that the card has changed makes it no other model."""
+def test_an_evaluation_updates_the_card_of_a_folder(pushed, tmp_path):
+    """A second evaluation replaces the first; a changed card does not make it another model."""
     for size in ("4", "6", "6"):
         flags = ["--task_eval_prompts", size, "--output_dir", str(tmp_path / size)]
         evaluate.main([*SCORE, *flags, "--model_name_or_path", str(pushed)])
@@ -259,7 +259,7 @@ def test_an_evaluation_writes_into_the_card_of_a_folder(pushed, tmp_path):
         assert "## Method" in card.text
 
 
-def test_a_disk_that_is_full_leaves_the_card_of_a_folder_as_it_was(tmp_path):
+def test_a_full_disk_leaves_the_card_of_a_folder_unchanged(tmp_path):
     (tmp_path / "README.md").write_text("---\ntags:\n- own\n---\n\nwritten by hand\n")
     before = (tmp_path / "README.md").read_bytes()
     (tmp_path / ".README.md.partial").symlink_to("/dev/full")
@@ -268,8 +268,8 @@ def test_a_disk_that_is_full_leaves_the_card_of_a_folder_as_it_was(tmp_path):
     assert (tmp_path / "README.md").read_bytes() == before
 
 
-def test_an_evaluation_writes_into_the_card_on_the_hub(hub, pushed, tmp_path):
-    """Where that is refused, the printed command makes up for it."""
+def test_an_evaluation_updates_the_card_on_the_hub(hub, pushed, tmp_path):
+    """If the Hub rejects the update, the printed command repeats it."""
     command = [sys.executable, str(ROOT / "examples" / "evaluate.py"), *SCORE, "--model_name_or_path", "me/whole"]
     hub.status = 403
     try:
@@ -283,7 +283,7 @@ def test_an_evaluation_writes_into_the_card_on_the_hub(hub, pushed, tmp_path):
     assert found == pytest.approx(scores(tmp_path / "scores"), abs=1e-6)
 
 
-def test_a_model_without_a_card_is_refused_before_it_is_evaluated(tmp_path):
+def test_a_model_without_a_card_is_rejected_before_evaluation(tmp_path):
     with pytest.raises(ValueError, match=r"arithmetic_model has no README.md, into which the accuracies could be"):
         evaluate.main([*SCORE, "--output_dir", str(tmp_path / "scores")])
     assert not (tmp_path / "scores").exists()

@@ -1,4 +1,4 @@
-"""Value estimation, evaluation and comparison, killed or out of disk anywhere, end as if nothing had happened."""
+"""Value estimation, evaluation and comparisons finish with the same results after a kill or a full disk."""
 
 import json
 import os
@@ -23,14 +23,13 @@ from toy import assert_same_but_for_rounding
 from canon_trl.sampling.chunks import ChunkLog, atomic_write, collect_records, missing_chunks, sample_chunks
 from canon_trl.sampling.samplers import Response
 
-pytestmark = pytest.mark.timeout(900)  # a whole run in one test
+pytestmark = pytest.mark.timeout(900)  # one test does a whole run
 ROOT = Path(__file__).parents[2]
 MAINS = {"estimate_values": estimate_values.main, "evaluate": evaluate.main}
 FILES = {
     "estimate_values": ("train.parquet", "test.parquet"),
     "evaluate": ("arithmetic/records.parquet", "summary.json", "summary.md"),
 }
-FIRST = {"estimate_values": "train", "evaluate": "arithmetic"}  # what is sampled first
 OPTIONS = {"task": "arithmetic", "num_samples": 2, "chunk_prompts": 2, "max_completion_length": 30}
 OPTIONS |= {"task_eval_prompts": 24}
 
@@ -47,7 +46,7 @@ def progress(script: str, folder: Path) -> Path:
 
 
 def contents(script: str, folder: Path) -> dict[str, Any]:
-    """Tables as rows; of text the words, as its numbers are rounded ones of the summary."""
+    """Return tables as rows, JSON as objects, and text without its numbers, which are rounded."""
     read = {
         ".parquet": lambda path: parquet.read_table(path).to_pylist(),
         ".json": lambda path: json.loads(path.read_text()),
@@ -62,7 +61,7 @@ def log_entries(path: Path) -> list[Any]:
 
 @pytest.fixture(scope="module", params=list(MAINS))
 def whole(request, tmp_path_factory):
-    """A script, the folder of a run of it that nothing has happened to, and what that wrote."""
+    """The name of a script, the folder of an undisturbed run, and the contents of its files."""
     script = request.param
     folder = tmp_path_factory.mktemp(script) / "whole"
     MAINS[script](flags(script, folder))
@@ -75,16 +74,16 @@ def kill_all(process: psutil.Popen) -> None:
     process.wait()
 
 
-def wait_for(happened, process, *, seconds=300):
+def wait_until(condition, process, *, seconds=300):
     deadline = time.monotonic() + seconds
-    while not happened():
-        assert process.poll() is None, "it ended too early"
-        assert time.monotonic() < deadline, "it takes too long"
+    while not condition():
+        assert process.poll() is None, "the process has ended too early"
+        assert time.monotonic() < deadline, "timeout"
         time.sleep(0.01)
 
 
-class TestTornFiles:
-    """What a kill in the middle of a write leaves behind."""
+class TestTruncatedFiles:
+    """Files that a kill has left half written."""
 
     DATA = Dataset.from_dict({"prompt": [str(index) for index in range(5)]})
 
@@ -102,7 +101,7 @@ class TestTornFiles:
         )
         return sampled, collect_records(self.DATA, log), (folder / "chunks-00000.jsonl").read_bytes()
 
-    def test_a_log_torn_at_any_byte(self, tmp_path):
+    def test_a_log_truncated_at_any_byte(self, tmp_path):
         _, records, written = self.sample(tmp_path / "whole")
         ends = [index + 1 for index, byte in enumerate(written) if byte == ord("\n")]
         assert len(ends) == 3
@@ -113,15 +112,15 @@ class TestTornFiles:
             assert self.sample(tmp_path / "torn") == (list(range(kept, 3)), records, written)
             shutil.rmtree(tmp_path / "torn")
 
-    def test_the_torn_log_of_a_rank_that_is_there_no_more(self, tmp_path):
-        """Begun on two ranks, gone on with by one, which leaves the file of the other as it is."""
+    def test_the_truncated_log_of_a_rank_that_no_longer_exists(self, tmp_path):
+        """One rank continues a run of two ranks and leaves the file of the other rank unchanged."""
         _, records, written = self.sample(tmp_path / "whole")
         (tmp_path / "torn").mkdir()
         first, second, _ = written.splitlines(keepends=True)
         (tmp_path / "torn" / "chunks-00001.jsonl").write_bytes(first + second[:-5])
         assert self.sample(tmp_path / "torn")[:2] == ([1, 2], records)
 
-    def test_settings_that_were_half_written(self, tmp_path):
+    def test_half_written_settings(self, tmp_path):
         (tmp_path / ".settings.json.partial").write_text('{"tempe')
         ChunkLog(tmp_path, {"temperature": 0.5})
         with pytest.raises(ValueError, match=r"was started with temperature=0.5, not 1.0"):
@@ -129,8 +128,8 @@ class TestTornFiles:
         assert [path.name for path in tmp_path.iterdir()] == ["settings.json"]
 
     @pytest.mark.parametrize("share", [0.0, 0.3, 0.99])
-    def test_results_of_which_a_part_was_written(self, whole, tmp_path, share):
-        """Any of the last files, while the others are whole or not there yet."""
+    def test_half_written_results(self, whole, tmp_path, share):
+        """Results, temporary files and the log are all truncated."""
         script, folder, wanted = whole
         torn = tmp_path / "torn"
         shutil.copytree(folder, torn)
@@ -156,13 +155,13 @@ for limit in {limits}:
 """
 
 
-def test_a_full_disk_is_named_with_the_file_and_costs_nothing_that_is_done(whole, tmp_path):
-    """First there is room for some chunks, then for all of them and not for the result, then for everything."""
-    script, done_before, wanted = whole
+def test_a_full_disk_is_reported_with_the_file_and_keeps_finished_chunks(whole, tmp_path):
+    """First there is room for some chunks, then for all chunks but not for the result, then for everything."""
+    script, undisturbed, wanted = whole
     folder = tmp_path / "full"
     log, result = progress(script, folder) / "chunks-00000.jsonl", folder / FILES[script][0]
     files = (log.parent / "settings.json", log, result)
-    sizes = [(done_before / file.relative_to(folder)).stat().st_size for file in files]
+    sizes = [(undisturbed / file.relative_to(folder)).stat().st_size for file in files]
     assert sizes == sorted(sizes)
     limits = [(sizes[0] + sizes[1]) // 2, (sizes[1] + sizes[2]) // 2]
     command = [sys.executable, "-c", FULL_DISK.format(script=script, limits=limits), *flags(script, folder)]
@@ -172,23 +171,23 @@ def test_a_full_disk_is_named_with_the_file_and_costs_nothing_that_is_done(whole
     wanted_lines = [f"stopped: [Errno 27] File too large: '{file}'" for file in (log, result)]
     assert stopped == wanted_lines, done.stderr[-4000:]
     assert not any((folder / name).exists() for name in FILES[script])
-    assert_same_but_for_rounding(log_entries(log), log_entries(done_before / log.relative_to(folder)))
+    assert_same_but_for_rounding(log_entries(log), log_entries(undisturbed / log.relative_to(folder)))
     MAINS[script](flags(script, folder))
     assert_same_but_for_rounding(contents(script, folder), wanted)
 
 
-def test_a_file_is_there_at_once_or_not_at_all(tmp_path):
+def test_a_file_is_written_completely_or_not_at_all(tmp_path):
     (tmp_path / "file").write_text("old")
-    with pytest.raises(KeyboardInterrupt), atomic_write(tmp_path / "file") as place:
-        place.write_text("ne")
+    with pytest.raises(KeyboardInterrupt), atomic_write(tmp_path / "file") as partial:
+        partial.write_text("ne")
         raise KeyboardInterrupt
     assert [path.read_text() for path in tmp_path.iterdir()] == ["old"]
-    with atomic_write(tmp_path / "file") as place:
-        place.write_text("new")
+    with atomic_write(tmp_path / "file") as partial:
+        partial.write_text("new")
     assert [path.read_text() for path in tmp_path.iterdir()] == ["new"]
 
 
-def test_one_rank_of_two_is_killed_and_both_stop(whole, tmp_path):
+def test_killing_one_of_two_ranks_stops_both(whole, tmp_path):
     script, _, wanted = whole
     folder = tmp_path / "killed"
     command = [sys.executable, "-m", "accelerate.commands.launch", "--main_process_port", "0", "--config_file"]
@@ -199,7 +198,7 @@ def test_one_rank_of_two_is_killed_and_both_stop(whole, tmp_path):
     def chunks():
         return [path.read_bytes().count(b"\n") for path in progress(script, folder).glob("chunks-*")]
 
-    wait_for(lambda: len(chunks()) == 2 and min(chunks()) > 0, process)
+    wait_until(lambda: len(chunks()) == 2 and min(chunks()) > 0, process)
     ranks = process.children(recursive=True)
     (second,) = [rank for rank in ranks if rank.environ().get("RANK") == "1" and not rank.children()]
     second.kill()
@@ -220,7 +219,7 @@ def test_one_rank_of_two_is_killed_and_both_stop(whole, tmp_path):
         ("evaluate", "checkpoint-3/trainer_state.json", "training"),
     ],
 )
-def test_the_folder_of_another_script_is_refused(script, file, owner, tmp_path):
+def test_the_folder_of_another_script_is_rejected(script, file, owner, tmp_path):
     (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
     (tmp_path / file).write_text("{}")
     with pytest.raises(ValueError, match=rf"output_dir='.*' has .*, so it is of {owner}; name another output_dir"):
@@ -229,7 +228,7 @@ def test_the_folder_of_another_script_is_refused(script, file, owner, tmp_path):
 
 
 class TestComparison:
-    """A-PO's two stages and the evaluation, as one method of a comparison."""
+    """A comparison whose only method is A*-PO, with its two stages and the evaluation."""
 
     METHOD = {"script": "train_astar_po", "beta1": 0.5, "per_device_train_batch_size": 8}
     RUN = Path("runs/runs/arithmetic/astar/1")
@@ -246,7 +245,7 @@ class TestComparison:
         return path
 
     def numbers(self, folder):
-        """Without what the clock says, and where the files are."""
+        """Return the results without times and paths."""
         found = json.loads((folder / self.RUN / "result.json").read_text())
         curve = [{key: value for key, value in point.items() if key != "seconds"} for point in found["curve"]]
         evaluation = {key: value for key, value in found["evaluation"].items() if key != "settings"}
@@ -257,7 +256,7 @@ class TestComparison:
         output, _ = process.communicate(timeout=600)
         assert process.returncode == 0, output
 
-    def test_killed_in_every_stage_it_ends_the_same(self, tmp_path):
+    def test_killed_in_every_stage_it_ends_with_the_same_numbers(self, tmp_path):
         self.finish(self.write(tmp_path / "whole"))
         folder = tmp_path / "killed"
         path, run, values = self.write(folder), folder / self.RUN, folder / "runs/values/arithmetic"
@@ -269,14 +268,14 @@ class TestComparison:
         ends = {"values": values / "seconds.json", "training": run / "curve.json", "evaluation": run / "result.json"}
         for stage, under_way in stages.items():
             process = psutil.Popen(harness_command(path), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-            wait_for(under_way, process)
+            wait_until(under_way, process)
             kill_all(process)
-            assert not ends[stage].exists(), f"{stage} was over"
-        learned = (run / "curve.json").stat().st_mtime_ns
+            assert not ends[stage].exists(), f"{stage} has ended before the kill"
+        trained_at = (run / "curve.json").stat().st_mtime_ns
         self.finish(path)
-        assert (run / "curve.json").stat().st_mtime_ns == learned, "trained again"
+        assert (run / "curve.json").stat().st_mtime_ns == trained_at, "it has trained again"
         assert_same_but_for_rounding(self.numbers(folder), self.numbers(tmp_path / "whole"))
-        # and while the report is written
+        # killed while the report is written
         report = {file: file.read_bytes() for file in (folder / "runs/report").iterdir()}
         for file, content in report.items():
             file.write_bytes(content[: len(content) // 2])

@@ -1,4 +1,4 @@
-"""Training that is killed with SIGKILL, whenever it be, ends after a restart as if it had not been."""
+"""Training that is killed with SIGKILL at any point ends after a restart like an undisturbed run."""
 
 import logging
 import multiprocessing
@@ -10,7 +10,7 @@ from toy import assert_same_parameters, logged, make_trainer, parameters
 
 from canon_trl.hook.checkpoints import checkpoints_of, is_whole
 
-# A server that has imported everything and computed nothing: its forks start at once.
+# The server imports everything once, so that its forks start immediately.
 context = multiprocessing.get_context("forkserver")
 context.set_forkserver_preload(["killed_run"])
 
@@ -25,7 +25,7 @@ def whole(tmp_path_factory):
 
 
 @pytest.mark.parametrize("point", [pytest.param(name, marks=[pytest.mark.smoke] * (name in SMOKE)) for name in POINTS])
-def test_a_run_killed_in(tmp_path, whole, point, caplog):
+def test_a_run_killed_during(tmp_path, whole, point, caplog):
     process = context.Process(target=run, args=(str(tmp_path), point))
     process.start()
     process.join(timeout=120)

@@ -1,4 +1,4 @@
-"""Controllers on two ranks: they are told the numbers of both, and move alike."""
+"""Controllers on two ranks measure numbers of both ranks and set the same values."""
 
 import pytest
 import torch
@@ -14,7 +14,7 @@ def ranks(tmp_path_factory):
     return [torch.load(folder / f"steered_{rank}.pt", weights_only=False) for rank in (0, 1)]
 
 
-def test_two_ranks_are_steered_as_one(ranks, tmp_path):
+def test_controllers_act_on_two_ranks_like_on_one(ranks, tmp_path):
     alone = run(tmp_path, ranks=1)
     first, second = (rank["whole"] for rank in ranks)
     assert first["rollouts"] == second["rollouts"]
@@ -32,7 +32,7 @@ def test_two_ranks_are_steered_as_one(ranks, tmp_path):
         torch.testing.assert_close(first["parameters"][name], value, atol=1e-6, rtol=1e-4)
 
 
-def test_a_run_of_two_ranks_resumes_in_the_middle_of_a_rollout(ranks):
+def test_a_run_on_two_ranks_resumes_within_a_rollout(ranks):
     for rank in ranks:
         whole, resumed = rank["whole"], rank["resumed"]
         assert resumed["rollouts"] == whole["rollouts"][1:]

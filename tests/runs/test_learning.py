@@ -1,4 +1,4 @@
-"""The learning run of `make train`, shortened: the script itself, started as a user starts it."""
+"""A shortened learning run of `make train`, started as a user starts it."""
 
 import json
 import os
@@ -9,7 +9,7 @@ from pathlib import Path
 import pandas
 import pytest
 
-pytestmark = pytest.mark.timeout(900)  # a whole run in one test
+pytestmark = pytest.mark.timeout(900)  # one test does a whole run
 ROOT = Path(__file__).parents[2]
 
 
@@ -31,11 +31,11 @@ def test_accuracy_on_held_out_prompts_rises(run):
     assert after - before >= 0.3
 
 
-def test_a_progress_bar_runs(run):
+def test_the_progress_bar_reaches_the_end(run):
     assert "40/40" in run[1].stderr
 
 
-def test_what_lies_in_the_output_folder(run):
+def test_the_output_folder_has_metrics_curves_and_card(run):
     folder, _ = run
     table = pandas.read_csv(folder / "metrics.csv")
     steps = table.dropna(subset=["loss"])

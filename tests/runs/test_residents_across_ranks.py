@@ -1,4 +1,4 @@
-"""The first method of each stage ends with the same numbers on one rank and on two, and resumes on two."""
+"""The first method of each stage ends with the same numbers on one and two ranks, and resumes on two."""
 
 import pytest
 import torch
@@ -7,7 +7,7 @@ from launching import launch
 from residents import FIRST
 from toy import assert_same_parameters
 
-# Of the whole step over all ranks. Means of micro-batches depend on which responses lie in which.
+# Numbers of the whole step across ranks; means of micro-batches depend on how responses are distributed.
 COMPARED = ("loss", "grad_norm", "reward", "loss_term/ter", "controller/temperature")
 
 
@@ -19,7 +19,7 @@ def two_ranks(tmp_path_factory):
 
 
 @pytest.mark.parametrize("field", FIRST)
-def test_two_ranks_end_as_one(two_ranks, tmp_path, field):
+def test_two_ranks_end_like_one(two_ranks, tmp_path, field):
     alone = run(tmp_path, field, ranks=1)
     kept = [torch.load(two_ranks / f"{field}_{rank}.pt", weights_only=False) for rank in (0, 1)]
     for got, want in zip(kept[0]["whole"]["log"], alone["log"], strict=True):

@@ -1,4 +1,4 @@
-"""Stage 1 of A*-PO: every prompt is sampled once, whatever happens in between."""
+"""Stage 1 of A*-PO: the script samples every prompt once, also after a kill or a rejected upload."""
 
 import json
 import os
@@ -60,30 +60,30 @@ def test_the_dataset_of_the_script(whole):
     card = (folder / "README.md").read_text()
     for line in ("| `num_samples` | `8` |", "| `seed` | `0` |", "| `temperature` | `1.0` |", "arithmetic_model"):
         assert line in card, line
-    assert "24/24" in done.stderr, "a progress bar"
+    assert "24/24" in done.stderr, "the progress bar must reach the end"
 
 
 def test_two_ranks_and_a_kill_give_the_same_dataset(whole, tmp_path):
-    """The script on two processes, killed once some chunks are known, then on one."""
+    """Kill the script on two processes after both have recorded a chunk, then finish on one process."""
     folder = tmp_path / "killed"
     command, environment = script(folder, ranks=2)
     process = psutil.Popen(command, env=environment, stderr=subprocess.DEVNULL)
     deadline = time.monotonic() + 300
     while time.monotonic() < deadline and process.poll() is None:
-        known = [path.read_text().count("\n") for path in folder.glob(".progress/train/chunks-*")]
-        if len(known) == 2 and min(known) > 0:  # both ranks have given something
+        chunks = [path.read_text().count("\n") for path in folder.glob(".progress/train/chunks-*")]
+        if len(chunks) == 2 and min(chunks) > 0:
             for each in [*process.children(recursive=True), process]:
                 each.kill()
             break
         time.sleep(0.02)
     process.wait()
-    assert not (folder / "train.parquet").exists(), "killed before its end"
+    assert not (folder / "train.parquet").exists(), "the run has ended before the kill"
     known = [json.loads(line) for path in folder.glob(".progress/train/*.jsonl") for line in whole_lines(path)]
     assert 2 <= len(known) < 24
     finish(*script(folder))
     for split in ("train", "test"):
         tables = [parquet.read_table(each / f"{split}.parquet").to_pylist() for each in (folder, whole[0])]
-        assert_same_but_for_rounding(*tables)  # V*; prompts, answers and rewards are equal
+        assert_same_but_for_rounding(*tables)  # only V* may differ by rounding
 
 
 def whole_lines(path):
@@ -94,7 +94,7 @@ def test_a_second_run_samples_nothing(whole, tmp_path):
     folder = tmp_path / "again"
     shutil.copytree(whole[0], folder)
     done = finish(*script(folder, "--beta1", "0"))
-    assert "Loading weights" not in done.stderr, "nor loads a model"
+    assert "Loading weights" not in done.stderr, "no model is loaded"
     data = load_dataset(str(folder))["train"]
     assert data["v_star"][:] == pytest.approx(data["pass_rate"][:])
 
@@ -107,7 +107,7 @@ print(json.dumps({split: part.to_dict() for split, part in load_dataset("me/valu
 
 
 def test_the_dataset_is_pushed_and_loaded_back(whole, tmp_path):
-    """A refused upload loses nothing, and the printed command makes up for it."""
+    """A rejected upload loses nothing, and the printed command repeats it."""
     folder = tmp_path / "pushed"
     shutil.copytree(whole[0], folder)
     with local_hub() as hub:
@@ -115,12 +115,12 @@ def test_the_dataset_is_pushed_and_loaded_back(whole, tmp_path):
         programs = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
         environment |= hub.environment | {"HF_HOME": str(tmp_path / "home"), "PATH": programs}
         hub.status = 403
-        refused = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600)
-        assert refused.returncode != 0 and hub.files == {}
+        rejected = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600)
+        assert rejected.returncode != 0 and hub.files == {}
         hub.status = 200
-        told = refused.stderr[refused.stderr.index("The upload failed.") :]
-        assert f"Everything that was to be uploaded is in {folder}; once the cause is gone, this uploads it:" in told
-        (retry,) = re.findall(r"hf upload .*", told)
+        error = rejected.stderr[rejected.stderr.index("The upload failed.") :]
+        assert f"Everything that was to be uploaded is in {folder}; once the cause is gone, this uploads it:" in error
+        (retry,) = re.findall(r"hf upload .*", error)
         finish(["bash", "-c", retry], environment)
         files = hub.of("datasets/me/values")
         assert files == {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
@@ -137,7 +137,7 @@ def test_the_dataset_is_pushed_and_loaded_back(whole, tmp_path):
 
 
 def test_the_next_script_trains_on_it(whole, tmp_path):
-    """`train_astar_po.py` on the folder that `estimate_values.py` wrote, as the README has it."""
+    """`train_astar_po.py` trains on the folder of `estimate_values.py`, as in the README."""
     command = [sys.executable, "-m", "accelerate.commands.launch", str(ROOT / "examples" / "train_astar_po.py")]
     command += ["--config", str(ROOT / "examples" / "configs" / "arithmetic_astar_po.yaml"), "--values", str(whole[0])]
     command += ["--output_dir", str(tmp_path), "--max_steps", "2", "--per_device_train_batch_size", "16"]
@@ -149,8 +149,8 @@ def test_the_next_script_trains_on_it(whole, tmp_path):
     assert "2505.20686" in (tmp_path / "README.md").read_text()
 
 
-def test_values_that_were_estimated_anew_are_the_ones_that_are_loaded(tmp_path):
-    """datasets caches what it loads; a folder of the same name with other values must not come out of its cache."""
+def test_newly_estimated_values_are_not_loaded_from_the_cache(tmp_path):
+    """`datasets` must not return its cache of another folder with the same name."""
     for prompts in (4, 6):
         folder = tmp_path / f"{prompts} prompts" / "values"
         options = {"task": "arithmetic", "output_dir": folder, "task_train_prompts": prompts, "num_samples": 2}
