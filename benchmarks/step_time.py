@@ -43,8 +43,8 @@ BASELINE = "GRPOTrainer"
 UPDATES = 2  # per rollout, for methods with a gate
 FEWEST_PAIRS = 3  # even when the time is up
 
-# Estimators whose defaults do not fit the rewards of the tasks, 0 and 1.
-ESTIMATOR_OPTIONS: dict[str, dict[str, Any]] = {"pshw": {"low": 0}}
+# Options that an estimator needs on the tasks, whose rewards are 0 and 1.
+ESTIMATOR_OPTIONS: dict[str, dict[str, Any]] = {"pass_at_k": {"k": 2}, "pshw": {"low": 0}}
 
 # The fields of CANONConfig that define each method.
 METHODS: dict[str, dict[str, Any]] = (

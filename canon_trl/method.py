@@ -86,6 +86,11 @@ class Method:
         defaults = {p.name: p.default for p in options_of(self.function) if p.default is not p.empty}
         return defaults | self.options
 
+    @property
+    def smallest_group(self) -> int:
+        """The fewest responses per prompt that it can learn from, with its options."""
+        return 1
+
     def with_options(self, options: dict[str, Any], *, where: str) -> "Method":
         """The method with these options bound.
 

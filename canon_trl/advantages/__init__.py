@@ -24,6 +24,7 @@ from canon_trl.advantages.grpo import grpo_advantage
 from canon_trl.advantages.maxrl import maxrl_advantage
 from canon_trl.advantages.mix import Mix, mix
 from canon_trl.advantages.opo import opo_advantage
+from canon_trl.advantages.pass_at_k import PassAtK, pass_at_k_advantage, pass_at_k_estimator
 from canon_trl.advantages.pshw import HardnessWeighting, pshw_advantage
 from canon_trl.advantages.reinforce import nsr_advantage, psr_advantage, w_reinforce_advantage
 from canon_trl.advantages.reinforce_pp import reinforce_pp_baseline_advantage
@@ -43,6 +44,7 @@ ESTIMATORS = by_name(
     Method("opo", opo_advantage),
     Method("a_grae", a_grae_advantage, reward_range="[0, 1]"),
     Method("maxrl", maxrl_advantage, reward_range="[0, inf)"),
+    PassAtK("pass_at_k", pass_at_k_estimator, reward_range="{0, 1}"),
     HardnessWeighting("pshw", pshw_advantage, reward_range="{-1, 1}"),
     Method("stcr", stcr_advantage),
     Method("psr", psr_advantage, reward_range="{0, 1}"),
@@ -107,6 +109,8 @@ __all__ = [
     "nsr_advantage",
     "opo_advantage",
     "optimal_value",
+    "pass_at_k_advantage",
+    "pass_at_k_estimator",
     "pshw_advantage",
     "psr_advantage",
     "reinforce_pp_baseline_advantage",

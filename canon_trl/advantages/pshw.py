@@ -28,14 +28,15 @@ def pshw_advantage(
     With the paper's alpha the factor falls from 1.512 where no answer is right to 1 where all are. The paper writes it
     as alpha * mu + 1.256; here the constant is 1 - alpha, so that the factor is 1 at mu = 1 for every alpha.
 
+    `low=0` takes rewards 1 and 0 and maps them to 1 and -1 first.
+
     The paper does not divide by a standard deviation. It sums the token losses without a division by each response's
     length (`loss_type="dr_grpo"` or `"dapo"`), clips as DAPO does, and drops groups with equal rewards.
 
     Args:
         rewards: `(P, G)`, 1 for right and `low` for wrong; NaN marks a response that no reward function could score.
         alpha: slope of the weight; 0 is Dr.GRPO, above 0 easy groups weigh more. The weight is positive below 0.5.
-        low: reward of a wrong answer. With 0, rewards are mapped to 1 and -1 first, which doubles the advantages
-            compared with Dr.GRPO's of the same rewards.
+        low: reward of a wrong answer. With 0, advantages are twice those of centred rewards 1 and 0.
 
     Returns:
         `(P, G)` in the dtype of `rewards`; 0 for unscored responses and in groups with equal rewards or fewer than two

@@ -52,10 +52,10 @@ class StagesConfig(RunConfig):
         > Parameters that choose the advantage
 
         advantage_estimator: A name: `"canon"`, `"grpo"`, `"dr_grpo"`, `"rloo"`, `"reinforce_pp_baseline"`, `"opo"`,
-            `"a_grae"`, `"maxrl"`, `"pshw"`, `"stcr"`, `"psr"`, `"nsr"`, `"w_reinforce"`, `"mix"`; `{name: options}`;
-            or an import path `"package.module:function"` of a function that reads a [`~canon_trl.rollout.Rollout`] and
-            returns advantages `(P, G)`, or `(P, G, T)`, one per token. `{"mix": {"canon": 0.5, "opo": 0.5}}` is a
-            weighted sum.
+            `"a_grae"`, `"maxrl"`, `"pass_at_k"`, `"pshw"`, `"stcr"`, `"psr"`, `"nsr"`, `"w_reinforce"`, `"mix"`;
+            `{name: options}`; or an import path `"package.module:function"` of a function that reads a
+            [`~canon_trl.rollout.Rollout`] and returns advantages `(P, G)`, or `(P, G, T)`, one per token. `{"mix":
+            {"canon": 0.5, "opo": 0.5}}` is a weighted sum.
         advantage_estimator_kwargs: Options of the estimator, such as `{"eps": 1e-4}` for `"grpo"`. CANON's own are
             the `canon_*` fields.
         accuracy_reward: Name of the reward function that measures accuracy in [0, 1]. Default: the first one. It
@@ -188,6 +188,11 @@ class StagesConfig(RunConfig):
     def _check_estimator(self) -> None:
         method = self.make_estimator()
         get_metrics(method.required_metrics)
+        if method.smallest_group > self.num_generations:
+            raise ValueError(
+                f"advantage_estimator={self.advantage_estimator!r} with {self.advantage_estimator_kwargs} needs "
+                f"groups of at least {method.smallest_group} responses, but num_generations={self.num_generations}"
+            )
         aggregation = method.agrees_with.get("multi_objective_aggregation", "sum_then_normalize")
         if self.multi_objective_aggregation not in ("sum_then_normalize", aggregation):
             raise ValueError(

@@ -63,6 +63,10 @@ def with_bonus(rollout, *, bonus):
             r"advantage_estimator 'grpo': takes no option 'epsilon' \(did you mean 'eps'\?\); it takes \['eps'\]",
         ),
         ({"advantage_estimator_kwargs": {"mu": 1}}, "must be empty for 'canon'"),
+        (
+            {"advantage_estimator": {"pass_at_k": {"k": 4}}},
+            r"advantage_estimator='pass_at_k' with \{'k': 4\} needs .* at least 5 responses, but num_generations=4",
+        ),
         ({"scale_rewards": "group"}, "scale_rewards='group' is TRL's own scaling"),
         ({"scale_rewards": True}, "scale_rewards='group' is TRL's own scaling"),
         ({"scale_rewards": "batch", "advantage_estimator": "grpo"}, "scale_rewards='batch'"),

@@ -35,6 +35,7 @@ STAGES = {
 # Options with which a method acts on two groups of four short responses; without an entry, its defaults.
 OPTIONS: dict[str, dict[str, Any]] = {
     "mix": {"canon": 0.5, "opo": 0.5},
+    "pass_at_k": {"k": 2},
     "pshw": {"low": 0},
     "clip_cov": {"low": 0.0, "high": 9.0, "ratio": 0.5},
     "kl_cov": {"fraction": 0.2},

@@ -12,7 +12,7 @@ from canon_trl.advantages import ESTIMATORS
 from canon_trl.policy_losses import POLICY_LOSSES, OnTRL, clip_cov_mask, kl_cov_mask
 
 # What an estimator needs beyond its defaults: options, and the fields of the config that say so.
-NEEDED = {"canon": {"mu": 0.7}, "mix": {"dr_grpo": 0.5, "opo": 0.5}, "pshw": {"low": 0}}
+NEEDED = {"canon": {"mu": 0.7}, "mix": {"dr_grpo": 0.5, "opo": 0.5}, "pass_at_k": {"k": 2}, "pshw": {"low": 0}}
 FIELDS = {name: {"advantage_estimator_kwargs": options} for name, options in NEEDED.items()}
 FIELDS["canon"] = {"canon_mu": 0.7}
 OPTIONS = {
