@@ -1,43 +1,76 @@
-"""Watching a trainer from outside: what its observers are shown and what it costs."""
+"""Observe a training run: rollouts, tokens, TRL's outputs, the completions table and forward passes."""
 
+from pathlib import Path
+
+import pandas
 import torch
 
 
 def keep_rollouts(trainer):
-    """Every rollout, as it is made."""
+    """Return a list to which the trainer adds every rollout."""
     rollouts = []
     trainer.on_rollout(lambda rollout, advantages: rollouts.append(rollout))
     return rollouts
 
 
 def keep_tokens(trainer):
-    """The tokens of every micro-batch that is trained on."""
+    """Return a list to which the trainer adds the tokens of every training micro-batch."""
     seen = []
     trainer.on_tokens(seen.append)
     return seen
 
 
+def keep_local_advantages(trainer):
+    """Return a list to which the trainer adds this rank's advantages of every rollout, in sampling order.
+
+    The optimiser step must take the whole rollout as one micro-batch.
+    """
+    advantages, rollouts = [], keep_rollouts(trainer)
+
+    def keep(tokens):
+        if len(advantages) < len(rollouts):  # the first update on this rollout
+            advantages.append(tokens.response_advantages[tokens.response.argsort()])
+
+    trainer.on_tokens(keep)
+    return advantages
+
+
 def on_outputs(trainer, observe):
-    """Show what TRL makes of every rollout, by name, before it is shuffled into micro-batches; it may be changed."""
+    """Call `observe` with TRL's output for every rollout, a dict of tensors in sampling order that it may change.
+
+    This wraps a private method because TRL has no public access to the token ids and the old log-probabilities of a
+    rollout. Observers of the trainer come first: `on_rollout` for rewards and advantages, `on_tokens` for what the
+    loss sees.
+    """
     generate = trainer._generate_and_score_completions
 
-    def show(inputs):
+    def generate_and_observe(inputs):
         output = generate(inputs)
         observe(output)
         return output
 
-    trainer._generate_and_score_completions = show
+    trainer._generate_and_score_completions = generate_and_observe
 
 
 def keep_outputs(trainer):
-    """What TRL makes of every rollout, before it is shuffled into micro-batches."""
+    """Return a list to which the trainer adds TRL's output for every rollout; see [`on_outputs`]."""
     outputs = []
     on_outputs(trainer, outputs.append)
     return outputs
 
 
+def completions_table(trainer, step=None):
+    """Read the completions table that `log_completions=True` writes at a step, by default the last one.
+
+    Every rank must call this; the main process writes the file.
+    """
+    trainer.accelerator.wait_for_everyone()
+    name = f"completions_{trainer.state.global_step if step is None else step:05d}.parquet"
+    return pandas.read_parquet(Path(trainer.args.output_dir, "completions", name)).to_dict("list")
+
+
 def count_forwards(trainer):
-    """Forward passes of the causal language model that are not decoding steps, split by whether gradients flow."""
+    """Count the model's forward passes with and without gradient, except decoding steps."""
     calls = {"with_grad": 0, "without_grad": 0}
 
     def count(module, args, kwargs, output):
@@ -49,7 +82,7 @@ def count_forwards(trainer):
 
 
 def scored_entropy(trainer, output):
-    """Mean response entropy and surprisal by an independent pass over full logits."""
+    """Compute the mean entropy and surprisal of each response by a separate pass over the full logits."""
     ids = torch.cat([output["prompt_ids"], output["completion_ids"]], dim=1)
     attention = torch.cat([output["prompt_mask"], output["completion_mask"]], dim=1)
     width = output["completion_ids"].shape[1]
