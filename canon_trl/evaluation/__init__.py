@@ -1,4 +1,4 @@
-"""How good a model is, and what came out of a run: numbers as files, curves as a picture, what they predict."""
+"""Evaluation: estimates with intervals, evaluation during training, learning curves and the entropy law."""
 
 from canon_trl.evaluation.callback import EvaluationCallback
 from canon_trl.evaluation.comparisons import Difference, paired_difference

@@ -1,19 +1,20 @@
-"""The answer that a response settles on, as a string that equal answers share."""
+"""Extract answers from responses, as strings that are equal for equal answers."""
 
 import threading
 
 
 def math_answer(text: str) -> str | None:
-    r"""The answer of a mathematical solution as math-verify reads it, `\boxed{}` first.
+    r"""Extract the answer of a mathematical solution with math-verify, from `\boxed{}` first.
 
-    It is read as `trl.rewards.accuracy_reward` reads it, so what is voted on is what is judged. `\frac{1}{2}`, `1/2`
-    and `0.5` give the same string, and so do `x+1` and `1+x`. Answers that are equal only after algebra, such as
-    `(x+1)^2` and `x^2+2x+1`, or `50\%` and `1/2`, do not; what is no mathematics is compared as text.
+    `trl.rewards.accuracy_reward` extracts it in the same way, so majority votes count the answers that are judged.
+    `\frac{1}{2}`, `1/2` and `0.5` give the same string, and so do `x+1` and `1+x`. Answers that are equal only after
+    algebra, such as `(x+1)^2` and `x^2+2x+1`, or `50\%` and `1/2`, give different strings. Other text is compared as
+    text.
 
     Returns:
-        The answer, or `None` where there is none.
+        The answer, or `None` if there is none.
     """
-    # Optional dependencies, `canon-trl[math]`.
+    # Optional dependencies of `canon-trl[math]`.
     import sympy
     from latex2sympy2_extended import NormalizationConfig
     from math_verify import LatexExtractionConfig, parse
@@ -28,7 +29,7 @@ def math_answer(text: str) -> str | None:
             )
         ],
         extraction_mode="first_match",
-        # Its time limit is a signal, which only the main thread can have.
+        # Its time limit uses a signal, which works only on the main thread.
         parsing_timeout=10 if threading.current_thread() is threading.main_thread() else None,
     )
     if not found:

@@ -1,4 +1,4 @@
-"""Evaluation while a model is trained."""
+"""Evaluate a model during training."""
 
 import inspect
 from collections.abc import Callable, Sequence
@@ -26,59 +26,56 @@ from canon_trl.sampling.scoring import Scorer
 
 
 class EvaluationCallback(TrainerCallback):
-    """Samples n responses to each of a few prompts every so many optimiser steps and logs what they are worth.
+    """Samples n responses to each of a few prompts at regular intervals during training and logs how good they are.
 
-    Logged are, by the trainer and so to all that `report_to` names: `evaluation/avg@n`, `evaluation/pass@k`,
-    `evaluation/majority@k`, `evaluation/length`, `length_right` and `length_wrong` in tokens, `truncated` (share of
-    the responses), `entropy` (nats), `tokens_per_right_answer` and `unscored_prompts`; see
-    [`~canon_trl.evaluation.responses.Judged`]. A number that does not exist, such as the length of right responses
-    where none is right, is left out; where nothing could be scored, all but `unscored_prompts`. TensorBoard and
-    Trackio show them below `train/`, as transformers files everything whose name does not begin with `eval_` or
-    `test_`.
+    It logs `evaluation/avg@n`, `evaluation/pass@k`, `evaluation/majority@k`, `evaluation/length`, `length_right` and
+    `length_wrong` in tokens, `truncated` (share of the responses), `entropy` (nats), `tokens_per_right_answer` and
+    `unscored_prompts`; see [`~canon_trl.evaluation.responses.Judged`]. The trainer logs them, so they reach every
+    tracker in `report_to`. Undefined numbers are left out, such as the length of right responses if none is right; if
+    no response was scored, only `unscored_prompts` is logged. TensorBoard and Trackio show them under `train/`, where
+    transformers puts every name that does not begin with `eval_` or `test_`.
 
-    The model reads a prompt as it does in training, through the trainer's tokenizer, chat template and
-    `chat_template_kwargs`, and a response ends where it does there, at the same tokens and texts (vLLM's `stop`).
-    What tokens are drawn from is a matter of the evaluation: see `temperature` and what follows.
+    Prompts are tokenized as in training, with the trainer's tokenizer, chat template and `chat_template_kwargs`, and
+    responses end at the same tokens and texts (vLLM's `stop`). The sampling distribution is the evaluation's own: see
+    `temperature` and the options after it.
 
-    Training continues as it would without an evaluation: tokens are drawn from generators of their own, the same at
-    every evaluation, and the metrics that the trainer gathers for its next log entry stay as they are. Only reward
-    functions that draw from Python's, numpy's or torch's global generators would change it.
+    Training continues as it would without evaluation: tokens are drawn from separate generators, the same at every
+    evaluation, and the metrics that the trainer collects for its next log entry do not change. Only reward functions
+    that use the global generators of Python, numpy or torch would affect training.
 
-    Ranks take prompts in turn, a chunk each, and what is sampled does not depend on how many ranks there are.
-    Responses are sampled by the model that is trained, also where training samples with vLLM. Under ZeRO-3 its
-    parameters are gathered on every rank for that time, as TRL does for generation.
+    Ranks take prompts in turn, one chunk each, and the responses do not depend on the number of ranks. The training
+    model samples them, even if training samples with vLLM. Under ZeRO-3 its parameters are gathered on every rank
+    meanwhile, as TRL does for generation.
 
         trainer.add_callback(EvaluationCallback(trainer, task.dataset("test", 64), task.reward, every_steps=10))
 
     Args:
-        trainer: of TRL; its model and tokenizer are used.
-        dataset: the prompts, in a column `prompt`, and what reward functions read.
-        reward_funcs: one or several functions in TRL's signature; reward models are not.
-        every_steps: optimiser steps between evaluations; `None` for none in between.
-        at_start: whether to evaluate before the first step; not after a resumption.
-        at_end: whether to evaluate after the last step, also where another callback ends the run. Where that happens
-            in the evaluation after an epoch, `load_best_model_at_end` has put the best model in the place of the last.
-        num_samples: responses to a prompt, n.
-        pass_ks: the k of pass@k.
-        majority_ks: the k of majority@k, which needs `answer_of`.
-        answer_of: finds the answer in a response's text, or `None`.
-        max_completion_length: tokens of a response at most; by default the trainer's.
-        temperature, top_p, top_k, min_p, repetition_penalty: of the sampling, whatever training samples with;
+        trainer: a trainer of TRL; its model and tokenizer are used.
+        dataset: the prompts, in a column `prompt`, and the columns that reward functions read.
+        reward_funcs: one or several functions in TRL's signature; reward models are not supported.
+        every_steps: optimiser steps between evaluations; `None` to evaluate only at the start and the end.
+        at_start: whether to evaluate before the first step; a resumed run skips it.
+        at_end: whether to evaluate after the last step, also if another callback ends the run. If the run ends in the
+            evaluation after an epoch, `load_best_model_at_end` has already loaded the best model.
+        num_samples: responses per prompt, n.
+        pass_ks: the values of k for pass@k.
+        majority_ks: the values of k for majority@k, which needs `answer_of`.
+        answer_of: extracts the answer from a response's text, or returns `None`.
+        max_completion_length: maximum number of tokens per response; default the trainer's.
+        temperature, top_p, top_k, min_p, repetition_penalty: sampling options, independent of those of training;
             `top_k=0` samples from all tokens.
-        reward_weights: one a function; default 1.
-        reward_time_limit: seconds that a call of a reward function may take; default no limit.
-        threshold: the least weighted reward of a right response, see [`~canon_trl.evaluation.responses.is_right`].
-        chunk_prompts: prompts that a rank samples at a time; fewer chunks than ranks leave ranks idle.
-        seed: of the sampling.
+        reward_weights: one per function; default 1.
+        reward_time_limit: maximum number of seconds for a call of a reward function; default no limit.
+        threshold: minimum weighted reward of a right response, see [`~canon_trl.evaluation.responses.is_right`].
+        chunk_prompts: prompts that a rank samples at a time; with fewer chunks than ranks, some ranks are idle.
+        seed: seed of the sampling.
 
     Raises:
-        ValueError: an option is out of range; the dataset is empty, or its prompts are missing or cannot be put into
-            words; the model is sharded by FSDP, whose layers communicate, so that ranks cannot sample apart from each
-            other; it is tuned by prompts (PEFT), which only its own `generate` puts in; or the trainer has tools,
-            environments or a `rollout_func`.
-        TypeError: a reward function is none; the dataset is none, or a stream, or several splits; the trainer has no
-            tokenizer but a processor; or the model takes no
-            `position_ids`.
+        ValueError: an option is out of range; the dataset is empty, or its prompts are missing or cannot be tokenized;
+            FSDP shards the model, so ranks cannot sample independently; PEFT's prompt tuning adapts the model, and
+            only its own `generate` inserts the prompts; or the trainer has tools, environments or a `rollout_func`.
+        TypeError: a reward function is not a function; the dataset is not a `Dataset`; the trainer has a processor
+            instead of a tokenizer; or the model takes no `position_ids`.
     """
 
     def __init__(
@@ -106,7 +103,7 @@ class EvaluationCallback(TrainerCallback):
         chunk_prompts: int = 8,
         seed: int = 0,
     ) -> None:
-        args: Any = trainer.args  # of TRL's trainers that generate
+        args: Any = trainer.args  # mypy does not know the options of TRL's generating trainers
         length = args.max_completion_length if max_completion_length is None else max_completion_length
         for name, value in {
             "every_steps": 1 if every_steps is None else every_steps,
@@ -118,7 +115,7 @@ class EvaluationCallback(TrainerCallback):
                 raise ValueError(f"{name}={value!r} must be at least 1")
         check_distribution(temperature, top_p, top_k, min_p, repetition_penalty)
         if every_steps is None and not (at_start or at_end):
-            raise ValueError("every_steps=None, at_start=False and at_end=False: nothing would be evaluated")
+            raise ValueError("every_steps=None, at_start=False and at_end=False: there would be no evaluation")
         for name, ks in {"pass_ks": pass_ks, "majority_ks": majority_ks}.items():
             if wrong := [k for k in ks if not 1 <= k <= num_samples]:
                 raise ValueError(f"{name} has {wrong}; each must lie between 1 and num_samples={num_samples}")
@@ -135,17 +132,17 @@ class EvaluationCallback(TrainerCallback):
         check_prompts(dataset, "dataset")
         tokenizer = trainer.processing_class
         if not isinstance(tokenizer, PreTrainedTokenizerBase):
-            raise TypeError(f"the trainer has a {type(tokenizer).__name__}; only text is evaluated, with a tokenizer")
+            raise TypeError(f"the trainer has a {type(tokenizer).__name__}; evaluation needs a tokenizer")
         if not isinstance(dataset[0]["prompt"], str) and tokenizer.chat_template is None:
-            raise ValueError("the prompts are conversations and the trainer's tokenizer has no chat template")
+            raise ValueError("the prompts are conversations, but the trainer's tokenizer has no chat template")
         for name in ("tools", "environment_factories", "rollout_func"):
             if getattr(trainer, name, None):
                 raise ValueError(
-                    f"the trainer has {name}, so its prompts and responses are not what sampling here would give: "
-                    "nothing here describes a tool to the model, calls it, or starts an environment"
+                    f"the trainer has {name}, which evaluation does not support: prompts and responses would differ "
+                    "from those of training"
                 )
         if trainer.is_fsdp_enabled:
-            raise ValueError("models that FSDP shards cannot be evaluated while they train; run examples/evaluate.py")
+            raise ValueError("a model that FSDP shards cannot be evaluated during training; run examples/evaluate.py")
         forward = decoder(trainer.model).forward
         if "position_ids" not in inspect.signature(forward).parameters:
             raise TypeError(
@@ -172,15 +169,15 @@ class EvaluationCallback(TrainerCallback):
         self._threshold = threshold
         self._chunk_prompts = chunk_prompts
         self._seed = seed
-        self._evaluated = -1  # the step
+        self._evaluated = -1  # the last evaluated step
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        # Before what `report_to` names, which is closed when training ends. A new list, as this one is gone through.
+        # Move before the trackers, which close when training ends. A new list, since the handler iterates the old one.
         handler = self._trainer.callback_handler
         handler.callbacks = [self, *(callback for callback in handler.callbacks if callback is not self)]
-        self._evaluated = state.global_step  # a resumed run has evaluated the model that it begins with
+        self._evaluated = state.global_step  # a resumed run has already evaluated this model
         if self._at_start and state.global_step == 0:
             self._log(control)
 
@@ -194,14 +191,14 @@ class EvaluationCallback(TrainerCallback):
     def on_epoch_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Where another callback has stopped the run, before the best model may take the place of the last one."""
+        """Evaluate if another callback has stopped the run, before the trainer may load the best model."""
         if self._at_end and control.should_training_stop:
             self._log_once(state, control)
 
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Where it was stopped later than that, by the evaluation after an epoch."""
+        """Evaluate if the run was stopped later than that, in the evaluation after an epoch."""
         if self._at_end:
             self._log_once(state, control)
 
@@ -213,12 +210,12 @@ class EvaluationCallback(TrainerCallback):
     def _log(self, control: TrainerControl) -> None:
         metrics = self.evaluate()
         should_log = control.should_log
-        # GRPOTrainer's own `log` would put the training metrics of the entry to come into this one and forget them.
+        # GRPOTrainer's own `log` would move the collected training metrics into this entry.
         Trainer.log(self._trainer, metrics)
-        control.should_log = should_log  # which writing an entry resets
+        control.should_log = should_log  # logging resets it
 
     def evaluate(self) -> dict[str, float]:
-        """The numbers of the model as it is, by the names that they are logged under; called on all ranks alike."""
+        """Evaluate the current model and return the numbers by their names in the log. Every rank must call it."""
         trainer: Any = self._trainer
         accelerator = trainer.accelerator
         with unwrap_model_for_generation(
@@ -227,7 +224,7 @@ class EvaluationCallback(TrainerCallback):
             gradient_checkpointing_kwargs=trainer.args.gradient_checkpointing_kwargs,
         ) as model:
             training = {module: module.training for module in model.modules()}
-            # Prompts are worded, and responses end, as in training.
+            # The same prompts and the same ends of responses as in training.
             wording = {"chat_template_kwargs": trainer.chat_template_kwargs}
             options = {**self._sampling, **wording, "stop_strings": stop_strings(trainer.args)}
             sample = TransformersSampler(decoder(model), trainer.processing_class, entropies=True, **options)
@@ -243,7 +240,7 @@ class EvaluationCallback(TrainerCallback):
         known = sorted(gather_object(known), key=lambda entry: entry[0])
         records = [record for _, records in known for record in records]
         scored = any(reward is not None for record in records for reward in record["rewards"])
-        if trainer.state.global_step and not scored:  # no reason to lose what was trained; before that, it is one
+        if trainer.state.global_step and not scored:  # do not stop a run that has trained; before that, raise
             return {"evaluation/unscored_prompts": float(len(records))}
         judged = Judged.of(records, threshold=self._threshold)
         numbers = {f"avg@{judged.num_samples}": judged.avg().mean()}
@@ -255,15 +252,15 @@ class EvaluationCallback(TrainerCallback):
 
 
 def stop_strings(args: Any) -> list[str] | None:
-    """The texts that end a response in training, which only vLLM can have there."""
+    """Return the texts that end a response in training; only vLLM has such an option."""
     texts = (args.generation_kwargs or {}).get("stop")
     return [texts] if isinstance(texts, str) else texts
 
 
 def decoder(model: Any) -> Any:
-    """The model whose pass takes `position_ids`; adapters such as LoRA are part of it."""
+    """Return the model whose forward pass takes `position_ids`, including adapters such as LoRA."""
     if not isinstance(model, PeftModel):
         return model
     if model.active_peft_config.is_prompt_learning:
-        raise ValueError(f"{model.active_peft_config.peft_type} puts prompts in that cannot be evaluated in training")
+        raise ValueError(f"models with {model.active_peft_config.peft_type} cannot be evaluated during training")
     return model.get_base_model()

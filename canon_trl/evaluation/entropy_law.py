@@ -1,4 +1,4 @@
-"""What is left to gain from the entropy that is left: R = -a * exp(H) + b
+"""The entropy law R = -a * exp(H) + b predicts how much accuracy the remaining entropy can still buy
 (https://huggingface.co/papers/2505.22617)."""
 
 from collections.abc import Mapping, Sequence
@@ -18,9 +18,9 @@ class EntropyLaw:
 
     Attributes:
         a, b: the coefficients, in the unit of the accuracy.
-        ceiling: b - a, the accuracy that is predicted for the day when all entropy is spent (H = 0).
-        residual: root mean square of what the fit leaves over, in the unit of the accuracy.
-        points: how many pairs it was fitted to.
+        ceiling: b - a, the predicted accuracy once all entropy is spent (H = 0).
+        residual: root mean square of the residuals, in the unit of the accuracy.
+        points: number of pairs in the fit.
     """
 
     a: float
@@ -33,20 +33,20 @@ class EntropyLaw:
         return self.b - self.a
 
     def accuracy(self, entropy: np.ndarray | float) -> np.ndarray | float:
-        """The accuracy that is predicted at that entropy, in nats."""
+        """Predict the accuracy at an entropy, in nats."""
         return self.b - self.a * np.exp(entropy)
 
 
 def fit_entropy_law(entropy: Sequence[float], accuracy: Sequence[float]) -> EntropyLaw:
-    """Least squares, which is linear in exp(H).
+    """Fit the law by least squares; it is linear in exp(H).
 
     Args:
-        entropy: mean token entropy in nats, along a run or over several.
-        accuracy: the accuracy at the same time, as many.
+        entropy: mean token entropies in nats, from one run or several.
+        accuracy: the accuracy at the same time as each entropy.
 
     Raises:
-        ValueError: the lengths differ, a number is not finite, or there are fewer than three pairs or no two different
-            entropies, through which any curve would pass.
+        ValueError: the lengths differ, a number is not finite, there are fewer than three pairs, or all entropies are
+            the same.
     """
     h, r = np.asarray(entropy, dtype=float), np.asarray(accuracy, dtype=float)
     if h.shape != r.shape or h.ndim != 1:
@@ -55,8 +55,8 @@ def fit_entropy_law(entropy: Sequence[float], accuracy: Sequence[float]) -> Entr
         raise ValueError("entropy and accuracy must be finite")
     if len(h) < 3 or all_equal(h, scale=abs(h).max()):
         raise ValueError(
-            f"{len(h)} pairs with {len(np.unique(h))} different entropies cannot be fitted; at least 3 "
-            "pairs and 2 different entropies are needed"
+            f"cannot fit {len(h)} pairs with {len(np.unique(h))} different entropies; the fit needs at least 3 pairs "
+            "and 2 different entropies"
         )
     terms = np.stack([-np.exp(h), np.ones_like(h)], axis=1)
     (a, b), *_ = np.linalg.lstsq(terms, r, rcond=None)
@@ -69,12 +69,12 @@ def save_entropy_law(
 ) -> EntropyLaw:
     """Fit the law to a run's log and draw it with its points.
 
-    Held-out accuracies are taken where there are three or more, with the entropy of the evaluation; else those of the
-    training batches.
+    It uses the accuracies and entropies of the held-out evaluations if there are at least three, and those of the
+    training batches otherwise.
 
     Args:
         log_history: `trainer.state.log_history`.
-        path: of the picture.
+        path: path of the picture.
         accuracy_reward: name of the reward function that measures accuracy.
 
     Raises:

@@ -1,4 +1,4 @@
-"""Unbiased estimates from n responses a prompt, and how far they would move with other prompts."""
+"""Unbiased estimates from n responses per prompt, with confidence intervals over prompts."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -8,32 +8,32 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy import stats
 
-ROUNDING = 1e-12  # what the arithmetic of float64 may leave of the size of its numbers, with room for long sums
+ROUNDING = 1e-12  # bound on the relative rounding error in float64, with room for long sums
 
 
 def pass_at_k(num_samples: ArrayLike, num_correct: ArrayLike, k: int) -> NDArray[np.float64]:
-    """The probability that at least one of k responses to a prompt is right, from n responses with c right ones.
+    """Estimate the probability that at least one of k responses to a prompt is right, from n responses with c right.
 
-    pass@k = 1 - C(n - c, k) / C(n, k), the share of the k-subsets of the n responses that hold a right one. It is
+    pass@k = 1 - C(n - c, k) / C(n, k), the share of the k-subsets of the n responses that contain a right one. It is
     unbiased for every n >= k (https://huggingface.co/papers/2107.03374, Eq. 1); 1 - (1 - c/n)^k is not.
 
     Args:
-        num_samples: n, one number or one a prompt.
-        num_correct: c, any shape, one a prompt.
+        num_samples: n, one number for all prompts or one per prompt.
+        num_correct: c, one per prompt, in any shape.
         k: from 1 to the smallest n.
 
     Returns:
-        float64 in [0, 1] in the shape of the counts: c/n for k = 1, and for k = n whether c > 0.
+        float64 in [0, 1] in the shape of the counts. It is c/n for k = 1; for k = n it is 1 if c > 0 and 0 otherwise.
 
     Raises:
-        ValueError: a count is no whole number, c is outside [0, n], or k is outside [1, n].
+        ValueError: a count is not a whole number, c is outside [0, n], or k is outside [1, n].
     """
     samples, correct = _counts(num_samples, num_correct)
     if not 1 <= k <= samples.min(initial=np.inf) or k != int(k):
         raise ValueError(f"k={k!r} must be a whole number from 1 to the smallest num_samples, {_smallest(samples)}")
     pairs, places = np.unique(np.stack([samples.ravel(), correct.ravel()]), axis=1, return_inverse=True)
-    # C(n - c, k) / C(n, k) is the product of 1 - k/i over i from n - c + 1 to n, and 0 where one of them is not
-    # positive. No factor is large, so nothing overflows or cancels.
+    # C(n - c, k) / C(n, k) is the product of 1 - k/i over i from n - c + 1 to n, or 0 if a factor is not positive. No
+    # factor is large, so nothing overflows or cancels.
     i = pairs[0, :, None] - np.arange(pairs[1].max(initial=0))
     factors = np.where(i > pairs[0, :, None] - pairs[1, :, None], (i - k).clip(min=0) / i.clip(min=1), 1.0)
     pass_at: NDArray[np.float64] = (1 - factors.prod(axis=1))[places].reshape(samples.shape)
@@ -41,17 +41,17 @@ def pass_at_k(num_samples: ArrayLike, num_correct: ArrayLike, k: int) -> NDArray
 
 
 def avg_at_k(num_samples: ArrayLike, num_correct: ArrayLike) -> NDArray[np.float64]:
-    """The share of a prompt's n responses that are right, c/n: avg@n, and the unbiased estimate of pass@1.
+    """Return the share of a prompt's n responses that are right, c/n: avg@n, and the unbiased estimate of pass@1.
 
     Args:
-        num_samples: n, one number or one a prompt.
-        num_correct: c, any shape, one a prompt.
+        num_samples: n, one number for all prompts or one per prompt.
+        num_correct: c, one per prompt, in any shape.
 
     Returns:
         float64 in [0, 1] in the shape of the counts.
 
     Raises:
-        ValueError: a count is no whole number, n is not positive, or c is outside [0, n].
+        ValueError: a count is not a whole number, n is not positive, or c is outside [0, n].
     """
     samples, correct = _counts(num_samples, num_correct)
     return correct / samples
@@ -65,33 +65,33 @@ def majority_at_k(
     num_subsets: int = 1000,
     seed: int = 0,
 ) -> NDArray[np.float64]:
-    """The expected accuracy of the commonest answer among k of the n responses to a prompt.
+    """Estimate the accuracy of the most common answer among k of the n responses to a prompt.
 
-    Answers are the same where their strings are. Where several are the commonest, each wins with the same probability.
-    A response without an answer does not vote; where none has one, the accuracy is 0. Should responses with the same
-    answer have been judged differently, that answer counts by the share that was judged right.
+    Two answers are the same if their strings are equal. If several answers tie, each wins with the same probability. A
+    response without an answer does not vote; if no response has an answer, the accuracy is 0. If responses with the
+    same answer were judged differently, the answer counts with the share of them that were judged right.
 
-    For k = n it is exact, but of one vote alone. For k < n it is the mean over random k-subsets of the n responses,
-    the same for the same seed, with a standard error of at most 0.5 / sqrt(num_subsets) a prompt from drawing them.
-    Either way it estimates the accuracy of a vote among k responses without bias.
+    For k = n it is the exact result of a single vote. For k < n it is the mean over random k-subsets of the n
+    responses, drawn from the seed, with a standard error of at most 0.5 / sqrt(num_subsets) per prompt from the
+    drawing. In both cases it estimates the accuracy of a vote among k responses without bias.
 
     Args:
-        answers: n a prompt, `None` where there is none.
-        correct: n booleans a prompt.
-        k: voters, from 1 to the smallest n.
-        num_subsets: of the responses to a prompt.
-        seed: of the subsets.
+        answers: n per prompt, `None` for no answer.
+        correct: n booleans per prompt.
+        k: number of voters, from 1 to the smallest n.
+        num_subsets: number of random subsets per prompt.
+        seed: seed of the subsets.
 
     Returns:
-        float64 in [0, 1], one a prompt.
+        float64 in [0, 1], one per prompt.
 
     Raises:
-        ValueError: the prompts or responses of `answers` and `correct` differ in number, or k is outside [1, n].
+        ValueError: `answers` and `correct` differ in their number of prompts or responses, or k is outside [1, n].
     """
     if num_subsets < 1:
         raise ValueError(f"num_subsets={num_subsets!r} must be at least 1")
     if len(answers) != len(correct):
-        raise ValueError(f"answers of {len(answers)} prompts and correct of {len(correct)} must be as many")
+        raise ValueError(f"answers has {len(answers)} prompts and correct has {len(correct)}; they must match")
     rng = np.random.default_rng(seed)
     return np.array(
         [
@@ -106,9 +106,9 @@ def _majority(
     answers: Sequence[str | None], correct: NDArray[np.float64], k: int, num_subsets: int, rng: np.random.Generator
 ) -> float:
     if correct.shape != (len(answers),):
-        raise ValueError(f"a prompt has {len(answers)} answers and correct of shape {correct.shape}; must be as many")
+        raise ValueError(f"a prompt has {len(answers)} answers and correct of shape {correct.shape}; they must match")
     if not 1 <= k <= len(answers):
-        raise ValueError(f"k={k!r} must be a whole number from 1 to the responses of each prompt, {len(answers)}")
+        raise ValueError(f"k={k!r} must be a whole number from 1 to the number of responses, {len(answers)}")
     places: dict[str, list[int]] = {}
     for place, answer in enumerate(answers):
         if answer is not None:
@@ -117,7 +117,7 @@ def _majority(
         return 0.0
     counts = [len(same) for same in places.values()]
     silent = len(answers) - sum(counts)
-    # How often each answer is in a random subset follows the multivariate hypergeometric distribution.
+    # The counts of the answers in a random subset follow the multivariate hypergeometric distribution.
     subsets = (
         [[*counts, silent]]
         if k == len(answers)
@@ -132,7 +132,7 @@ def _majority(
 
 @dataclass(frozen=True)
 class Estimate:
-    """A mean over prompts and its confidence interval; the bounds are NaN where there is no spread to learn from."""
+    """A mean over prompts and its confidence interval; the bounds are NaN if the values have no spread."""
 
     mean: float
     low: float
@@ -147,28 +147,28 @@ def bootstrap_mean(
     num_resamples: int = 9999,
     seed: int = 0,
 ) -> Estimate:
-    """The mean over prompts with a bootstrap interval: how far it would move with other prompts of the same kind.
+    """Return the mean over prompts with a bootstrap interval: its variation over other prompts of the same kind.
 
-    Prompts are drawn with replacement (`scipy.stats.bootstrap`). A prompt's value carries the chance of its own
-    responses with it, so the interval covers both. It assumes that prompts are independent; for a benchmark that is
-    meant as it stands, not as a sample of a kind, it is wider than needed.
+    It draws prompts with replacement (`scipy.stats.bootstrap`). A prompt's value includes the randomness of its
+    responses, so the interval covers both. It assumes that prompts are independent. For a fixed benchmark that is not
+    a sample of similar prompts, the interval is wider than needed.
 
-    Where there is one prompt, or all have the same value, every resample is the same and says nothing about other
-    prompts: the bounds are NaN. For shares that are all 0 or all 1, [`mean_share`] knows more.
+    With one prompt, or with the same value for all prompts, every resample is the same and the bounds are NaN. For
+    shares that are all 0 or all 1, [`mean_share`] has an exact interval.
 
     Args:
-        values: one a prompt, finite.
+        values: one per prompt, finite.
         confidence: probability of the interval, in (0, 1).
-        method: of the interval, as `scipy.stats.bootstrap` names it.
-        num_resamples: how often prompts are drawn.
-        seed: of the draws.
+        method: kind of interval, as `scipy.stats.bootstrap` names it.
+        num_resamples: number of resamples.
+        seed: seed of the resamples.
 
     Raises:
-        ValueError: there is no value, one is not finite, or `confidence` is outside (0, 1).
+        ValueError: there is no value, a value is not finite, or `confidence` is outside (0, 1).
     """
     values = np.asarray(values, dtype=np.float64)
     if values.ndim != 1 or len(values) == 0 or not np.isfinite(values).all():
-        raise ValueError(f"values of shape {values.shape} must be finite numbers, one a prompt and at least one")
+        raise ValueError(f"values of shape {values.shape} must be finite numbers, one per prompt and at least one")
     if not 0 < confidence < 1:
         raise ValueError(f"confidence={confidence!r} must lie in (0, 1)")
     mean = float(values.mean())
@@ -187,15 +187,15 @@ def bootstrap_mean(
 
 
 def mean_share(shares: ArrayLike, *, confidence: float = 0.95) -> Estimate:
-    """[`bootstrap_mean`] of shares, and the exact interval where all of P prompts have 0, or all have 1.
+    """Return [`bootstrap_mean`] of shares, or an exact interval if all P shares are 0 or all are 1.
 
-    These have no spread to resample, but a limit: the mean m over all prompts of the kind cannot be far from what P
-    of them had. That all P have 1 has at most the probability m^P, for shares in [0, 1] of any distribution, so the
-    interval is from ((1 - confidence) / 2)^(1 / P) to 1, and its mirror image where all have 0. It is Clopper and
-    Pearson's of P successes in P trials. Shares that are all the same in between have no such limit: NaN.
+    Such shares have no spread to resample, but they bound the mean m over all prompts of the kind. For shares in
+    [0, 1] of any distribution, the probability that all P are 1 is at most m^P, so the interval is from
+    ((1 - confidence) / 2)^(1 / P) to 1; if all are 0, it is the mirror image. It is Clopper and Pearson's interval for
+    P successes in P trials. Equal shares between 0 and 1 have no such bound, so their interval is NaN.
 
     Args:
-        shares: one a prompt, in [0, 1].
+        shares: one per prompt, in [0, 1].
         confidence: probability of the interval, in (0, 1).
 
     Raises:
@@ -214,7 +214,7 @@ def mean_share(shares: ArrayLike, *, confidence: float = 0.95) -> Estimate:
 
 
 def all_equal(values: NDArray[np.float64], *, scale: float) -> bool:
-    """Whether values are the same but for the rounding of floats of that size."""
+    """Whether all values are the same up to the rounding of floats of size `scale`."""
     return bool(np.ptp(values) <= ROUNDING * scale)
 
 

@@ -1,4 +1,4 @@
-"""What is kept of every response, and the numbers that describe a model by them."""
+"""Records of responses, and the numbers that summarise them."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -11,31 +11,31 @@ from canon_trl.evaluation.estimates import avg_at_k, majority_at_k, mean_share, 
 from canon_trl.sampling.samplers import Response
 from canon_trl.sampling.scoring import Scorer
 
-# The columns of a record, each with one entry a response.
+# The columns of a record, each with one entry per response.
 COLUMNS = ("rewards", "lengths", "truncated", "entropies", "answers", "responses")
-TOLERANCE = 1e-6  # share of the threshold; the rounding of float32 rewards and of their sums stays far below it
+TOLERANCE = 1e-6  # relative to the threshold; far above the rounding of float32 rewards and their sums
 
 
 def is_right(rewards: ArrayLike, threshold: float) -> NDArray[np.bool_]:
-    """Whether weighted rewards reach the threshold, or miss it by no more than the rounding of a sum.
+    """Mark the weighted rewards that reach the threshold, up to the rounding of a sum.
 
-    reward >= threshold - 1e-6 |threshold|: with the weights 0.7, 0.2 and 0.1, three rewards of 1 add up to
-    0.9999999999999999 in floats, and reach 1.
+    reward >= threshold - 1e-6 |threshold|. For example, with the weights 0.7, 0.2 and 0.1, three rewards of 1 add up
+    to 0.9999999999999999 in floating point, which reaches 1.
 
     Args:
-        rewards: of responses, any shape; `None` or NaN where a response was not scored, which is not right.
-        threshold: the least weighted reward of a right response.
+        rewards: weighted rewards, any shape; `None` or NaN for a response that was not scored, which is not right.
+        threshold: minimum weighted reward of a right response.
     """
     return np.asarray(rewards, dtype=np.float64) >= threshold - TOLERANCE * abs(threshold)
 
 
 @dataclass(frozen=True)
 class ResponseRecorder:
-    """Makes a record of the responses to a prompt: their rewards, lengths and so on, see `COLUMNS`.
+    """Makes a record of the responses to a prompt, with the columns in `COLUMNS`.
 
     Args:
-        score: gives the rewards.
-        answer_of: finds the answer in a response's text, or `None`; without it records have no `answers`.
+        score: computes the rewards.
+        answer_of: extracts the answer from a response's text, or returns `None`; without it records have no `answers`.
         keep_text: whether records have `responses`, the texts.
     """
 
@@ -66,19 +66,19 @@ class ResponseRecorder:
 
 @dataclass(frozen=True)
 class Judged:
-    """The records of P prompts with n responses each, by what was measured.
+    """Arrays from the records of P prompts with n responses each.
 
-    A prompt is left out if none of its responses could be scored, for example where the reference answer cannot be
-    parsed. If some could, the others are not right.
+    A prompt is left out if none of its responses was scored, for example if the reference answer cannot be parsed.
+    Otherwise, its unscored responses are not right.
 
     Attributes:
         correct: `(P, n)`, whether the reward reaches the threshold, see [`is_right`].
-        lengths: `(P, n)`, tokens.
-        truncated: `(P, n)`.
+        lengths: `(P, n)`, in tokens.
+        truncated: `(P, n)`, whether the response was cut off at the maximum length.
         entropies: `(P, n)`, mean over the tokens of a response, in nats.
-        answers: n a prompt, `None` where there is none; or `None` where nothing extracts them.
-        unscored_prompts: how many are left out.
-        unscored_responses: how many of those that are left have no reward.
+        answers: n per prompt, `None` for no answer; or `None` if answers were not extracted.
+        unscored_prompts: number of prompts that are left out.
+        unscored_responses: number of responses without a reward among the other prompts.
     """
 
     correct: np.ndarray
@@ -91,7 +91,7 @@ class Judged:
 
     @classmethod
     def of(cls, records: Sequence[Mapping[str, Any]], *, threshold: float) -> "Judged":
-        """Judge records by a threshold.
+        """Judge records by a reward threshold.
 
         Raises:
             ValueError: no prompt was scored.
@@ -99,8 +99,8 @@ class Judged:
         scored = [record for record in records if any(reward is not None for reward in record["rewards"])]
         if not scored:
             raise ValueError(
-                f"none of the {len(records)} prompts was scored: every reward is None. Reward functions say so where "
-                "they cannot parse the reference answer; look at answer_column and answer_template"
+                f"none of the {len(records)} prompts was scored: every reward is None. Reward functions return None if "
+                "they cannot parse the reference answer; check answer_column and answer_template"
             )
         rewards = np.array([record["rewards"] for record in scored], dtype=np.float64)
         return cls(
@@ -118,29 +118,29 @@ class Judged:
         return int(self.correct.shape[1])
 
     def avg(self) -> np.ndarray:
-        """avg@n, one a prompt."""
+        """avg@n, one per prompt."""
         return avg_at_k(self.num_samples, self.correct.sum(axis=1))
 
     def pass_at(self, k: int) -> np.ndarray:
-        """pass@k, one a prompt."""
+        """pass@k, one per prompt."""
         return pass_at_k(self.num_samples, self.correct.sum(axis=1), k)
 
     def majority_at(self, k: int) -> np.ndarray:
-        """majority@k, one a prompt.
+        """majority@k, one per prompt.
 
         Raises:
-            ValueError: nothing extracts answers.
+            ValueError: the records have no answers.
         """
         if self.answers is None:
-            raise ValueError(f"majority@{k} needs answers, and the records have none")
+            raise ValueError(f"majority@{k} needs answers, but the records have none")
         return majority_at_k(self.answers, self.correct, k)
 
     def describe(self) -> dict[str, float | None]:
-        """Numbers over all responses; `None` where there is no response of that kind.
+        """Return numbers over all responses; `None` if there is no response of that kind.
 
-        The entropy is the mean over all tokens, not over responses. So it is a ratio of sums that are both unbiased,
-        also where the surprisal stands in for the entropy; a mean over responses would not be, as a response's length
-        depends on the tokens that were drawn.
+        The entropy is the mean over all tokens, not over responses. Both sums in that ratio are unbiased, also if the
+        surprisal estimates the entropy. A mean over responses would not be, since the length of a response depends on
+        its tokens.
         """
         right, wrong = self.lengths[self.correct], self.lengths[~self.correct]
         return {
@@ -163,22 +163,22 @@ def summarise(
     threshold: float = 1.0,
     confidence: float = 0.95,
 ) -> dict[str, Any]:
-    """All numbers of a benchmark, fit for JSON, with intervals over prompts, see [`mean_share`].
+    """Return all numbers of a benchmark for JSON, with intervals over prompts, see [`mean_share`].
 
     Args:
-        records: of a [`ResponseRecorder`].
-        pass_ks: the k of pass@k.
-        majority_ks: the k of majority@k.
-        threshold: the least reward of a right response, see [`is_right`].
-        confidence: of the intervals.
+        records: records of a [`ResponseRecorder`].
+        pass_ks: the values of k for pass@k.
+        majority_ks: the values of k for majority@k.
+        threshold: minimum weighted reward of a right response, see [`is_right`].
+        confidence: probability of the intervals.
 
     Returns:
         `num_prompts`, `num_samples`, `unscored_prompts`, `unscored_responses`; `avg` with `avg_interval`; `pass_at_k`
-        and `majority_at_k` by k, as a string; and what [`Judged.describe`] gives. A bound that cannot be had is
-        `None`, and so is `majority_at_k` without answers.
+        and `majority_at_k` by k, as a string; and the numbers of [`Judged.describe`]. Unknown bounds are `None`, and
+        so is `majority_at_k` without answers.
 
     Raises:
-        ValueError: as for [`Judged.of`], and for a k above n.
+        ValueError: as for [`Judged.of`], or a k is above n.
     """
     judged = Judged.of(records, threshold=threshold)
 

@@ -9,7 +9,7 @@ import pandas
 
 ACCURACY_DRAWN = "dynamic_sampling/accuracy_drawn"
 
-# What a panel shows: its title and unit, and the columns of the log that are drawn in it, by label.
+# The panels: title with unit, and the columns of the log to draw, by label.
 PANELS: tuple[tuple[str, dict[str, str]], ...] = (
     ("accuracy (share of responses)", {"train": "{drawn}", "held out": "eval_rewards/{reward}/mean"}),
     ("length (tokens)", {"train": "completions/mean_length", "held out": "eval_completions/mean_length"}),
@@ -24,9 +24,9 @@ def save_history(log_history: Sequence[Mapping[str, Any]], folder: Path | str, *
     """Write `metrics.csv`, `metrics.json` and `curves.png` from `trainer.state.log_history`.
 
     Args:
-        log_history: one mapping a log entry, with `step`; numbers that a run did not log are left out of the picture.
-        folder: where to write; made if it is missing.
-        accuracy_reward: name of the reward function that is drawn as accuracy.
+        log_history: one mapping per log entry, with `step`. The picture leaves out numbers that the run did not log.
+        folder: folder to write to; created if it is missing.
+        accuracy_reward: name of the reward function to draw as accuracy.
 
     Returns:
         The three paths.
@@ -45,7 +45,7 @@ def _draw(table: pandas.DataFrame, path: Path, accuracy_reward: str) -> None:
     # Imported here, so that importing the package does not build a font cache.
     from matplotlib.figure import Figure
 
-    # With dynamic sampling the mean reward is that of the groups that were kept.
+    # With dynamic sampling, the mean reward covers only the groups that were kept.
     drawn = ACCURACY_DRAWN if ACCURACY_DRAWN in table else f"rewards/{accuracy_reward}/mean"
     figure = Figure(figsize=(12, 6), layout="constrained")
     for axes, (title, columns) in zip(figure.subplots(2, 3).flat, PANELS, strict=True):

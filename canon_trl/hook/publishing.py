@@ -81,7 +81,7 @@ class Publishing(TokenInputs, Resampling):
             data=describe_data(dataset_name, self.train_dataset),
             num_processes=self.accelerator.num_processes,
             results=logged_results(history, accuracy, self.eval_dataset),
-            beside={name: paper for name, paper in papers.items() if paper is not None},
+            combined_with={name: paper for name, paper in papers.items() if paper is not None},
             adapter=PeftType(model.peft_type).value.lower() if isinstance(model, PeftModel) else None,
             curves=curves,
         )

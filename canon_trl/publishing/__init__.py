@@ -1,1 +1,1 @@
-"""What is published with a model: its card, citations, and uploads."""
+"""Publishing a model: its card, citations and uploads."""

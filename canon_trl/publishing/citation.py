@@ -1,10 +1,10 @@
-"""How this package is cited."""
+"""The citation of this package."""
 
 from importlib.metadata import version
 
 
 def package_citation() -> str:
-    """The BibTeX entry of this package, with the facts of `CITATION.cff`."""
+    """Return the BibTeX entry of this package, with the same facts as `CITATION.cff`."""
     return (
         "@software{canon_trl,\n"
         "    title   = {{canon_trl}},\n"

@@ -1,4 +1,4 @@
-"""Uploads to the Hub that fail and say how they are made up for."""
+"""Uploads to the Hub: the shell command for one, and an error note for a failed one."""
 
 import shlex
 from collections.abc import Iterator, Sequence
@@ -16,16 +16,16 @@ def upload_command(
     revision: str | None = None,
     private: bool = False,
 ) -> str:
-    """The line for a shell that uploads a folder or a file; it makes the repository if there is none.
+    """Return the shell command that uploads a folder or a file and creates the repository if needed.
 
     Args:
-        repository: its name on the Hub, such as `me/model`.
-        folder: what is uploaded, also a single file.
-        to: its path in the repository.
-        dataset: whether the repository is one of a dataset; else it is a model's.
-        exclude: patterns of files that stay here.
-        revision: the branch; default the main one.
-        private: whether a repository that is made is private.
+        repository: name on the Hub, such as `me/model`.
+        folder: the folder or file to upload.
+        to: path in the repository.
+        dataset: whether it is a dataset repository; otherwise a model repository.
+        exclude: patterns of files not to upload.
+        revision: branch; default the main branch.
+        private: whether a newly created repository is private.
     """
     command = ["hf", "upload", repository, str(folder), to]
     command += ["--repo-type", "dataset"] if dataset else []
@@ -36,15 +36,11 @@ def upload_command(
 
 @contextmanager
 def explained_failure(folder: Path | str, command: str) -> Iterator[None]:
-    """Add to the error of a failed upload that nothing was lost, and the command that repeats it.
-
-    The note stands at the end of the traceback.
-    """
+    """Add a note to the error of a failed upload: where the files are, and the command that repeats the upload."""
     try:
         yield
     except Exception as error:
         error.add_note(
-            f"The upload failed. Everything that was to be uploaded is in {folder}; once the cause is gone, this "
-            f"uploads it:\n    {command}"
+            f"The upload failed. All files are in {folder}; after fixing the cause, upload them with:\n    {command}"
         )
         raise

@@ -1,4 +1,4 @@
-"""The model card: how a model came about, for whoever finds it."""
+"""The model card: how the model was trained."""
 
 import dataclasses
 import json
@@ -26,17 +26,17 @@ HELD_OUT = "held-out prompts"
 
 @dataclass(frozen=True)
 class TrainingFacts:
-    """What the card says beside TRL's.
+    """The facts that the card adds to TRL's.
 
     Args:
-        method: its name.
-        options: of the method and of training, by name; those that are `None` are left out.
-        base_model, data: as readers are to see them.
-        num_processes: that trained.
-        results: of evaluations.
-        beside: what the method was combined with, and its paper.
-        adapter: kind of adapter, such as `"lora"`, where the weights are one; else `None`.
-        curves: whether `curves.png` and `metrics.csv` lie beside the card.
+        method: name of the method.
+        options: options of the method and of training, by name; `None` values are left out.
+        base_model, data: text for readers.
+        num_processes: number of training processes.
+        results: evaluation results.
+        combined_with: papers of the methods that were combined with this one, by method.
+        adapter: kind of adapter, such as `"lora"`; `None` for full weights.
+        curves: whether `curves.png` and `metrics.csv` are next to the card.
     """
 
     method: str
@@ -45,13 +45,13 @@ class TrainingFacts:
     data: str
     num_processes: int
     results: Sequence[EvalResult] = ()
-    beside: Mapping[str, Paper] = field(default_factory=dict)
+    combined_with: Mapping[str, Paper] = field(default_factory=dict)
     adapter: str | None = None
     curves: bool = False
 
 
 def complete_card(path: Path, facts: TrainingFacts) -> None:
-    """Add the facts to the card that TRL has written.
+    """Add the facts to the card that TRL wrote.
 
     Raises:
         ValueError: TRL's card has no section for citations.
@@ -59,14 +59,15 @@ def complete_card(path: Path, facts: TrainingFacts) -> None:
     card = ModelCard.load(path)
     body, heading, citations = card.text.partition(CITATIONS)
     if not heading:
-        raise ValueError(f"TRL's model card has no section {CITATIONS!r}, before which the method would be described")
-    # Where the base model is a folder, or the model has no name on the Hub yet, TRL writes None.
+        raise ValueError(f"TRL's model card has no section {CITATIONS!r} to put the method before")
+    # TRL writes None for a base model in a folder, and for a model without a name on the Hub.
     body = body.replace("[None](https://huggingface.co/None)", facts.base_model)
     body = body.replace('model="None"', f'model="{path.parent.name}"')
-    citing = [cite(name, paper.citation) for name, paper in facts.beside.items()]
-    citing.append(cite("canon_trl", package_citation()))
-    card.text = "\n\n".join([body.rstrip(), *sections(facts), f"{heading}{citations}".rstrip(), *citing, ""])
-    card.data.pop("licence")  # a placeholder of TRL's, no license
+    citations_to_add = [cite(name, paper.citation) for name, paper in facts.combined_with.items()]
+    citations_to_add.append(cite("canon_trl", package_citation()))
+    citations_of_trl = f"{heading}{citations}".rstrip()
+    card.text = "\n\n".join([body.rstrip(), *sections(facts), citations_of_trl, *citations_to_add, ""])
+    card.data.pop("licence")  # TRL's placeholder
     if facts.adapter is not None:
         card.data.library_name = "peft"
         card.data.tags = [*card.data.tags, facts.adapter]
@@ -77,18 +78,18 @@ def complete_card(path: Path, facts: TrainingFacts) -> None:
 
 
 def cite(name: str, entry: str) -> str:
-    """The lines of a card that hand a BibTeX entry to whoever cites."""
+    """Return the lines of a card that ask to cite a BibTeX entry."""
     return f"Cite {name} as:\n\n```bibtex\n{entry}\n```"
 
 
 def sections(facts: TrainingFacts) -> list[str]:
-    beside = [f"[{name}]({paper.url})" for name, paper in facts.beside.items()]
+    combined_with = [f"[{name}]({paper.url})" for name, paper in facts.combined_with.items()]
     processes = "one process" if facts.num_processes == 1 else f"{facts.num_processes} processes"
     rows = [f"| `{name}` | {cell(value)} |" for name, value in facts.options.items() if value is not None]
     written = [
-        f"## Method\n\n{facts.method}{' with ' if beside else ''}{' and '.join(beside)}, in canon_trl "
-        f"{version('canon-trl')}, on {processes}.\n\n- Base model: {facts.base_model}\n- Data: {facts.data}",
-        "The method's options, and those of training that are not TRL's defaults:",
+        f"## Method\n\n{facts.method}{' with ' if combined_with else ''}{' and '.join(combined_with)}, in "
+        f"canon_trl {version('canon-trl')}, on {processes}.\n\n- Base model: {facts.base_model}\n- Data: {facts.data}",
+        "The options of the method, and the training options that differ from TRL's defaults:",
         "\n".join(["| option | value |", "|---|---|", *rows]),
     ]
     if facts.curves:
@@ -102,13 +103,13 @@ def cell(value: Any) -> str:
 
 
 def own_options(args: GRPOConfig) -> dict[str, Any]:
-    """The options that TRL's config does not have."""
+    """Return the options that TRL's config does not have."""
     of_trl = {option.name for option in dataclasses.fields(GRPOConfig)}
     return {o.name: getattr(args, o.name) for o in dataclasses.fields(args) if o.name not in of_trl}
 
 
 def changed_options(args: GRPOConfig) -> dict[str, Any]:
-    """TRL's options that decide what is learnt and differ from its defaults."""
+    """Return TRL's options that affect learning and differ from TRL's defaults."""
     changed = {}
     for option in dataclasses.fields(GRPOConfig):
         made = option.default_factory
@@ -120,7 +121,7 @@ def changed_options(args: GRPOConfig) -> dict[str, Any]:
 
 
 def is_on_hub(name: str) -> bool:
-    """Whether it can be the name of a repository; what exists here is a folder or file."""
+    """Whether the name is a valid repository name and not that of a local folder or file."""
     try:
         validate_repo_id(name)
     except HFValidationError:
@@ -129,14 +130,14 @@ def is_on_hub(name: str) -> bool:
 
 
 def describe_model(name: str) -> str:
-    """The base model for readers: a link to the Hub, or the name of the folder without the way to it."""
+    """Describe the base model: a link to the Hub, or the name of its folder without the path."""
     if name and is_on_hub(name):
         return f"[{name}](https://huggingface.co/{name})"
     return f"`{Path(name).name}`" if name else "a model without a name"
 
 
 def describe_data(name: str | None, data: Any) -> str:
-    """The same for a dataset, with its number of prompts where it has one."""
+    """Describe a dataset in the same way, with its number of prompts if it is known."""
     if name is None:
         described = "not named"
     elif is_on_hub(name):
@@ -147,14 +148,14 @@ def describe_data(name: str | None, data: Any) -> str:
 
 
 def logged_results(log_history: Iterable[Mapping[str, Any]], accuracy_reward: str, eval_data: Any) -> list[EvalResult]:
-    """The last evaluations of a run's log: of the trainer, on each of its sets, and of `EvaluationCallback`.
+    """Return the last results in a run's log: the trainer's on each evaluation set, and `EvaluationCallback`'s.
 
-    What is not a number is left out, such as the accuracy where no response could be scored.
+    Results that are not finite are left out, such as the accuracy where no response was scored.
 
     Args:
-        log_history: of the trainer's state.
+        log_history: log of the trainer's state.
         accuracy_reward: name of the reward function that measures accuracy.
-        eval_data: the trainer's held-out prompts, or several sets of them by name.
+        eval_data: the trainer's held-out prompts, or several sets by name.
     """
     several = list(eval_data) if isinstance(eval_data, dict) else []
     accuracy = f"eval_rewards/{accuracy_reward}/mean"
@@ -172,7 +173,7 @@ def logged_results(log_history: Iterable[Mapping[str, Any]], accuracy_reward: st
 
 
 def summary_results(summary: Mapping[str, Mapping[str, Any]]) -> list[EvalResult]:
-    """Accuracies of what `examples/evaluate.py` writes as `summary.json`, with their intervals in the names."""
+    """Return the accuracies in a `summary.json` of `examples/evaluate.py`, with their intervals in the names."""
     found = []
     for benchmark, numbers in summary.items():
         settings, n = numbers["settings"], numbers["num_samples"]
@@ -204,12 +205,12 @@ def result(
 
 
 def add_results(card: ModelCard, results: Sequence[EvalResult]) -> None:
-    """Put the results into the card's metadata, in the place of those of the same metric on the same data."""
+    """Put results into the card's metadata; they replace those of the same metric on the same data."""
 
-    def measured(each: EvalResult) -> tuple:
-        return each.unique_identifier, each.metric_type
+    def key(result: EvalResult) -> tuple:
+        return result.unique_identifier, result.metric_type
 
     assert isinstance(card.data, ModelCardData)
-    new = {measured(each) for each in results}
-    kept = [each for each in card.data.eval_results or [] if measured(each) not in new]
+    new = {key(result) for result in results}
+    kept = [result for result in card.data.eval_results or [] if key(result) not in new]
     card.data.eval_results = [*kept, *results]

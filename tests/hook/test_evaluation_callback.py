@@ -281,7 +281,7 @@ def test_tensorboard_has_the_numbers(tmp_path, monkeypatch):
     [
         ({"every_steps": 0}, ValueError, "every_steps=0 must be at least 1"),
         ({"num_samples": 0}, ValueError, "num_samples=0 must be at least 1"),
-        ({"at_start": False, "at_end": False}, ValueError, "nothing would be evaluated"),
+        ({"at_start": False, "at_end": False}, ValueError, "there would be no evaluation"),
         ({"pass_ks": [5]}, ValueError, r"pass_ks has \[5\]; each must lie between 1 and num_samples=4"),
         ({"temperature": 0}, ValueError, "temperature=0 must be positive"),
         ({"top_p": 1.5}, ValueError, r"top_p=1.5 must lie in \(0, 1\]"),
@@ -309,11 +309,11 @@ def test_bad_arguments(tmp_path):
     with pytest.raises(TypeError, match="reward_funcs has 'judge', which is not a reward function"):
         EvaluationCallback(trainer, prompts(4), ["judge"])
     chat = Dataset.from_list([{"prompt": [{"role": "user", "content": "1+1?"}]}])
-    with pytest.raises(ValueError, match="the prompts are conversations and the trainer's tokenizer has no chat"):
+    with pytest.raises(ValueError, match="the prompts are conversations, but the trainer's tokenizer has no chat"):
         EvaluationCallback(trainer, chat, TASK.reward)
     tuned = get_peft_model(base_model(), PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=2))
-    with pytest.raises(ValueError, match="PROMPT_TUNING puts prompts in that cannot be evaluated in training"):
+    with pytest.raises(ValueError, match="models with PROMPT_TUNING cannot be evaluated during training"):
         decoder(tuned)
     trainer.is_fsdp_enabled = True
-    with pytest.raises(ValueError, match="models that FSDP shards cannot be evaluated while they train"):
+    with pytest.raises(ValueError, match="a model that FSDP shards cannot be evaluated during training"):
         EvaluationCallback(trainer, prompts(4), TASK.reward)

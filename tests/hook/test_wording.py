@@ -308,5 +308,5 @@ def answer(question: str) -> str:
 def test_what_the_callback_cannot_follow_is_refused(name, value, tmp_path):
     trainer = make_trainer(tmp_path)
     setattr(trainer, name, value)
-    with pytest.raises(ValueError, match=f"the trainer has {name}, so its prompts and responses are not what"):
+    with pytest.raises(ValueError, match=f"the trainer has {name}, which evaluation does not support"):
         EvaluationCallback(trainer, TASK.dataset("test", 4), TASK.reward)

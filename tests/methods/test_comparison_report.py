@@ -71,7 +71,7 @@ class TestPairedDifference:
         ("options", "message"),
         [
             ({"values": [1.0]}, r"values \(1,\) and baseline \(2,\) must be lists of one length"),
-            ({"values": [], "baseline": []}, "must be lists of one length, not 0"),
+            ({"values": [], "baseline": []}, "must be lists of one length, at least 1"),
             ({"comparisons": 0}, "comparisons=0 must be at least 1"),
             ({"level": 1.0}, "level=1.0 must lie between 0 and 1"),
         ],

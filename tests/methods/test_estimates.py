@@ -147,7 +147,7 @@ def test_a_seed_fixes_the_subsets():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (([["1", "2"]], [[True, False]], 3), "k=3 must be a whole number from 1 to the responses of each prompt, 2"),
+        (([["1", "2"]], [[True, False]], 3), "k=3 must be a whole number from 1 to the number of responses, 2"),
         (([["1", "2"]], [[True]], 1), r"a prompt has 2 answers and correct of shape \(1,\)"),
         (([["1"]], [], 1), "answers of 1 prompts and correct of 0"),
     ],
@@ -210,7 +210,7 @@ def test_other_shares_have_the_bootstraps_interval():
 @pytest.mark.parametrize(
     ("values", "options", "message"),
     [
-        ([], {}, r"values of shape \(0,\) must be finite numbers, one a prompt and at least one"),
+        ([], {}, r"values of shape \(0,\) must be finite numbers, one per prompt and at least one"),
         ([0.1, float("nan")], {}, "must be finite numbers"),
         ([[0.1]], {}, r"values of shape \(1, 1\) must be"),
         ([0.1, 0.2], {"confidence": 95}, r"confidence=95 must lie in \(0, 1\)"),

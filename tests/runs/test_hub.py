@@ -172,7 +172,7 @@ def test_a_rejected_upload_loses_nothing_and_the_printed_command_repeats_it(hub,
     names = {"model.safetensors", "tokenizer.json", "README.md", "curves.png", "metrics.csv", "metrics.json"}
     assert names <= uploaded(folder).keys()
     message = done.stderr[done.stderr.index("The upload failed.") :]
-    assert f"Everything that was to be uploaded is in {folder}; once the cause is gone" in message
+    assert f"All files are in {folder}; after fixing the cause" in message
     run(retry_command(message), hub, tmp_path / "home")
     assert hub.of("models/me/refused") == uploaded(folder), "all files, but no checkpoints"
 
@@ -200,7 +200,7 @@ def test_every_failed_upload_names_the_command_that_repeats_it(hub, tmp_path):
     (tmp_path / "README.md").write_text("---\ntags: [own]\n---\n")
     program = f"import sys; sys.path.append({str(ROOT / 'tests')!r}){FAILURES}"
     lines = run([sys.executable, "-c", program, str(tmp_path)], hub, tmp_path / "home").stdout.splitlines()
-    note = f"The upload failed. Everything that was to be uploaded is in {tmp_path}; once the cause is gone, this "
+    note = f"The upload failed. All files are in {tmp_path}; after fixing the cause, upload them with:"
     assert [line.split(" The upload")[0] for line in lines[::2]] == [
         "HfHubHTTPError 401",
         "HfHubHTTPError 403",

@@ -119,7 +119,7 @@ def test_the_dataset_is_pushed_and_loaded_back(whole, tmp_path):
         assert rejected.returncode != 0 and hub.files == {}
         hub.status = 200
         error = rejected.stderr[rejected.stderr.index("The upload failed.") :]
-        assert f"Everything that was to be uploaded is in {folder}; once the cause is gone, this uploads it:" in error
+        assert f"All files are in {folder}; after fixing the cause, upload them with:" in error
         (retry,) = re.findall(r"hf upload .*", error)
         finish(["bash", "-c", retry], environment)
         files = hub.of("datasets/me/values")
