@@ -99,8 +99,8 @@ class Judged:
         scored = [record for record in records if any(reward is not None for reward in record["rewards"])]
         if not scored:
             raise ValueError(
-                f"none of the {len(records)} prompts was scored: every reward is None. Reward functions return None if "
-                "they cannot parse the reference answer; check answer_column and answer_template"
+                f"none of the {len(records)} prompts was scored: every reward is None. Reward functions return None "
+                "if they cannot parse the reference answer; check answer_column and answer_template"
             )
         rewards = np.array([record["rewards"] for record in scored], dtype=np.float64)
         return cls(

@@ -1,4 +1,4 @@
-"""Tasks that ship with the package, each with a base model small enough to train on a laptop without a network."""
+"""Tasks that come with the package, each with a base model small enough to train on a laptop without a network."""
 
 from __future__ import annotations
 
@@ -21,21 +21,21 @@ __all__ = ["TASKS", "Task"]
 
 @dataclass(frozen=True)
 class Task:
-    """A problem with a verifiable reward, and the base model that training on it starts from."""
+    """A problem with a verifiable reward, and the base model that training starts from."""
 
     name: str
-    description: str  # also what the task can't show
+    description: str  # includes what the task can't show
     dataset: Callable[..., Dataset]  # (split, size, seed=0) -> columns `prompt` and `answer`, both str
     reward: Callable[..., Sequence[float | None]]  # a reward function in TRL's signature
-    symbols: str  # the characters of prompts and completions, a token each
-    draw_examples: Callable[[random.Random, int], Iterable[tuple[str, str]]]  # what the base model is taught
+    symbols: str  # the characters of prompts and completions, one token each
+    draw_examples: Callable[[random.Random, int], Iterable[tuple[str, str]]]  # pretraining examples of the base model
     styles: tuple[str, ...]
-    style_of: Callable[[str], str | None]  # the style that a completion is written in
-    answer_of: Callable[[str], str | None] | None = None  # (completion) -> what majority votes count
+    style_of: Callable[[str], str | None]  # the style of a completion
+    answer_of: Callable[[str], str | None] | None = None  # (completion) -> the answer that majority votes count
 
     @property
     def model_path(self) -> Path:
-        """Folder for AutoModelForCausalLM.from_pretrained and AutoTokenizer.from_pretrained."""
+        """The folder for `AutoModelForCausalLM.from_pretrained` and `AutoTokenizer.from_pretrained`."""
         return Path(str(files(__name__) / f"{self.name}_model"))
 
 
@@ -45,14 +45,14 @@ TASKS: dict[str, Task] = {
         Task(
             name="arithmetic",
             description=(
-                "Five operators from + - * on operands 1 to 9, worked out from left to right modulo 10; the reward is "
+                "Five operators from + - * on operands 1 to 9, evaluated from left to right modulo 10; the reward is "
                 "1 if the completion has exactly the right digit after its first '#'. The base model (Qwen3 "
                 "architecture, 429k parameters) mixes three styles of solution: the bare answer in 3 tokens, right in "
                 "one case of six; the running values in 8, right in half; every step written out in 32, right in "
-                "three quarters. It shows whether training moves a policy to the styles that are right, and how fast. "
-                "It can't tell response entropy from response length: in the base model's samples the two correlate "
-                "at -0.82, so what prefers low entropy here also prefers long responses. Nor does it say anything "
-                "about a language model that has seen natural text."
+                "three quarters. The task shows whether training moves a policy to the styles that are right, and how "
+                "fast. It can't distinguish response entropy from response length: in the base model's samples the "
+                "two correlate at -0.82, so a method that prefers low entropy also prefers long responses here. Nor "
+                "does it say anything about a language model that has seen natural text."
             ),
             dataset=arithmetic.dataset,
             reward=arithmetic.accuracy,
@@ -65,13 +65,14 @@ TASKS: dict[str, Task] = {
         Task(
             name="verbosity",
             description=(
-                "Six digits to be written backwards after a '#'; the reward is 1 if they are exactly right. The base "
-                "model writes with care (a fifth of its samples, right in four cases of five) or without (right in "
-                "one of ten), and either way in 9 tokens or with 16 tokens of padding between: length is verbosity "
+                "Write six digits backwards after a '#'; the reward is 1 if they are exactly right. The base model "
+                "writes with care (a fifth of its samples, right in four cases of five) or carelessly (right in one "
+                "of ten), and either way in 9 tokens or with 16 more tokens of padding, so length is verbosity "
                 "without information. In its samples length correlates with entropy at 0.10 and with reward at -0.03, "
-                "entropy with reward at -0.66. So it tells apart what comes of regrouping by entropy and by length, "
-                "and shows what short responses cost where they need cost nothing. It can't show a trade of length "
-                "for accuracy, nor exploration: the way that is right is sampled often and easily found."
+                "and entropy with reward at -0.66. So the task separates the effects of regrouping by entropy and by "
+                "length, and shows what a method pays for short responses that need not cost anything. It can't show "
+                "a trade-off of length for accuracy, nor exploration: the right style is sampled often and easily "
+                "found."
             ),
             dataset=verbosity.dataset,
             reward=arithmetic.accuracy,
@@ -84,14 +85,14 @@ TASKS: dict[str, Task] = {
         Task(
             name="countdown",
             description=(
-                "Three digits and a target, to be reached by an expression with every digit once (reasoning-gym's "
-                "countdown, in a short form); the reward is 1 if it does. The base model takes the digits mostly as "
-                "they stand, with operators at random, and seldom looks for an expression that is right: one sample "
-                "in twelve is, but 58% of the prompts have a right one among 16 samples and 73% among 64. It shows "
-                "what becomes of entropy and of pass@k at large k while accuracy rises, and what exploration is worth "
-                "where right answers are rare. All expressions are about equally long (6 to 8 tokens), so it shows "
-                "nothing about length; and an expression is found in one go, without steps that could be right or "
-                "wrong on the way."
+                "Reach a target with an expression that uses three digits once each (reasoning-gym's countdown, in a "
+                "short form); the reward is 1 if it does. The base model mostly joins the digits in the given order "
+                "with random operators and rarely looks for a right expression: one sample in twelve is right, but "
+                "58% of the prompts have a right one among 16 samples and 73% among 64. The task shows what happens "
+                "to entropy and to pass@k at large k while accuracy rises, and what exploration is worth when right "
+                "answers are rare. All expressions are about equally long (6 to 8 tokens), so it shows nothing about "
+                "length; and an expression is found in one go, without intermediate steps that could be right or "
+                "wrong."
             ),
             dataset=countdown.dataset,
             reward=countdown.accuracy,

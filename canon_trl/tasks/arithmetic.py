@@ -1,8 +1,8 @@
 """Left-to-right arithmetic modulo 10: problems, three styles of solution, and the 0/1 reward.
 
 A prompt is six operands from 1 to 9 joined by five operators from `+ - *` and closed by `=`, for example
-`7+8*3-9+4*6=`. It is worked out strictly from left to right, with the running value reduced modulo 10 after every
-operator. The answer is the digit that follows the first `#` of a completion.
+`7+8*3-9+4*6=`. It is evaluated strictly from left to right, and the running value is reduced modulo 10 after every
+operator. The answer is the digit after the first `#` of a completion.
 """
 
 from __future__ import annotations
@@ -24,16 +24,15 @@ if TYPE_CHECKING:
 OPERATORS: dict[str, Callable[[int, int], int]] = {"+": operator.add, "-": operator.sub, "*": operator.mul}
 NUM_OPERATORS = 5
 MAX_DATASET_SIZE = 1_000_000  # under a tenth of the smaller split
-SYMBOLS = "0123456789+-*=;# "  # what the tokenizer knows
+SYMBOLS = "0123456789+-*=;# "  # the tokens
 
 _PROMPT = re.compile(rf"[1-9](?:[-+*][1-9]){{{NUM_OPERATORS}}}=")
 
 
 def running_values(prompt: str, perturb: Callable[[int], int] | None = None) -> list[int]:
-    """Work out a prompt: the running value modulo 10 after each operator, the last one being the answer.
+    """Return the running value modulo 10 after each operator of a prompt; the last one is the answer.
 
-    `perturb` maps every value to the one that is written down and carried into the next step; it is how a solution
-    with mistakes is made.
+    `perturb` makes mistakes: it maps every value to the one that is written down and used in the next step.
     """
     if not _PROMPT.fullmatch(prompt):
         raise ValueError(
@@ -78,7 +77,7 @@ class Style:
 
 
 STYLES: dict[str, Style] = {
-    # No noise: the model can't do five steps within one token, and is right only now and then all the same.
+    # No noise: the model can't do five steps within one token, so it is only sometimes right anyway.
     "direct": Style(0.40, 0.0, _write_direct, re.compile(r"#\d")),
     "running": Style(0.35, 0.10, _write_running, re.compile(rf"\d{{{NUM_OPERATORS}}}#\d")),
     "verbose": Style(
@@ -88,7 +87,7 @@ STYLES: dict[str, Style] = {
 
 
 def solution(prompt: str, style: str, rng: random.Random | None = None) -> str:
-    """Write a prompt's solution in one style: exact without `rng`, with that style's rate of mistakes with it."""
+    """Write a prompt's solution in one style, with that style's rate of mistakes if `rng` is given."""
     if style not in STYLES:
         raise ValueError(f"style must be one of {sorted(STYLES)}, got {style!r}")
     chosen = STYLES[style]
@@ -100,12 +99,12 @@ def solution(prompt: str, style: str, rng: random.Random | None = None) -> str:
 
 
 def style_of(completion: str) -> str | None:
-    """Tell which style a completion is written in, or None if it has the form of none of them."""
+    """Return the style of a completion, or None if it has none of the styles."""
     return next((name for name, style in STYLES.items() if style.pattern.fullmatch(completion)), None)
 
 
 def draw_prompts(split: str, rng: random.Random) -> Iterator[str]:
-    """Draw prompts of one split without end, uniformly and with replacement."""
+    """Draw prompts of one split forever, uniformly and with replacement."""
     check_split(split)
     symbols = list(OPERATORS)
     while True:
@@ -125,14 +124,14 @@ def dataset(split: str, size: int, seed: int = 0) -> Dataset:
 
 
 def draw_examples(rng: random.Random, count: int) -> list[tuple[str, str]]:
-    """Draw prompts of the training split with solutions as the base model is taught them."""
+    """Draw prompts of the training split with the solutions that the base model learns from."""
     prompts = list(islice(draw_prompts("train", rng), count))
     styles = rng.choices(list(STYLES), weights=[style.share for style in STYLES.values()], k=count)
     return [(prompt, solution(prompt, style, rng)) for prompt, style in zip(prompts, styles, strict=True)]
 
 
 def answer_of(completion: str) -> str | None:
-    """What follows a completion's first `#`, or None without one."""
+    """Return the text after a completion's first `#`, or None without a `#`."""
     _, mark, found = completion.partition("#")
     return found if mark else None
 
@@ -140,10 +139,10 @@ def answer_of(completion: str) -> str | None:
 def accuracy(
     completions: Sequence[str | list[Mapping[str, Any]]], answer: Sequence[str | None], **kwargs: Any
 ) -> list[float | None]:
-    """Reward 1.0 where everything after a completion's first `#` is exactly its answer, else 0.0; `None` without one.
+    """Reward 1.0 if the text after a completion's first `#` is exactly the answer, else 0.0; `None` without an answer.
 
-    Nothing is stripped: a space or a second `#` after the answer makes it wrong. Conversational completions are
-    judged by their last message. TRL's other columns arrive in `kwargs` and are not used.
+    Nothing is stripped: a space or a second `#` after the answer makes it wrong. The last message of a conversational
+    completion counts. `kwargs` has TRL's other columns, which are not used.
     """
     return [
         None if wanted is None else float(answer_of(text_of(completion)) == wanted)

@@ -1,9 +1,9 @@
 """Make a task's base model: `python -m canon_trl.tasks.pretrain --task NAME --output DIR [--seed 0 --steps 1100]`.
 
-Supervised training from scratch on imperfect solutions in several styles leaves a model that samples all of them and
-is right now and then: something for reinforcement learning to improve. The same seed and number of threads on the same
-machine give the same bytes; sums over another number of threads round differently. The arithmetic model was made with
-two threads, the others with one.
+Supervised training from scratch on imperfect solutions in several styles gives a model that samples all styles and is
+sometimes right, so reinforcement learning can improve it. The same seed and number of threads on the same machine give
+the same bytes; with another number of threads, sums round differently. The arithmetic model was made with two threads,
+the others with one.
 """
 
 import argparse
@@ -29,17 +29,17 @@ from canon_trl.tasks import TASKS, Task
 
 BATCH_SIZE = 128
 LEARNING_RATE = 3e-3
-MAX_LENGTH = 128  # tokens; the longest prompt with its solution has 44, in the arithmetic task
+MAX_LENGTH = 128  # tokens; the longest prompt with solution has 44, in the arithmetic task
 MAX_NEW_TOKENS = 40
-IGNORED_LABEL = -100  # what transformers' loss leaves out
+IGNORED_LABEL = -100  # transformers' loss ignores it
 
 
 def build_tokenizer(task: Task) -> PreTrainedTokenizerFast:
-    """Build the tokenizer: one token a character, padding on the left as generation needs it."""
+    """Build the tokenizer: one token per character, with padding on the left for generation."""
     symbols = ["<pad>", "<bos>", "<eos>", "<unk>", *task.symbols]
     tokenizer = Tokenizer(models.WordLevel({symbol: i for i, symbol in enumerate(symbols)}, unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), behavior="isolated")
-    tokenizer.decoder = decoders.Fuse()  # without it, decoding puts a space between any two characters
+    tokenizer.decoder = decoders.Fuse()  # without it, decoding puts spaces between characters
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         pad_token="<pad>",
@@ -48,7 +48,7 @@ def build_tokenizer(task: Task) -> PreTrainedTokenizerFast:
         unk_token="<unk>",
         padding_side="left",
         model_max_length=MAX_LENGTH,
-        # The default also has token_type_ids, which the model's generate() refuses.
+        # The default also has token_type_ids, which the model's generate() rejects.
         model_input_names=["input_ids", "attention_mask"],
         clean_up_tokenization_spaces=False,
     )
@@ -75,7 +75,7 @@ def build_model(tokenizer: PreTrainedTokenizerFast) -> Qwen3ForCausalLM:
         **special,
     )
     model = Qwen3ForCausalLM(config)
-    # Samples the model's own distribution: every filter is set to the value that changes nothing.
+    # Sample from the model's own distribution, with every filter switched off.
     model.generation_config = GenerationConfig(do_sample=True, temperature=1.0, top_k=0, top_p=1.0, **special)
     return model
 
@@ -86,16 +86,16 @@ def draw_batch(
     """Draw one batch of training-split prompts with imperfect solutions: input ids and labels, both (B, T)."""
     prompts, solutions = zip(*task.draw_examples(rng, BATCH_SIZE), strict=True)
     texts = [prompt + solution + tokenizer.eos_token for prompt, solution in zip(prompts, solutions, strict=True)]
-    # Not padded by the tokenizer, which would remember the side and write it to its file.
+    # The tokenizer would remember the padding side and save it, so it does not pad here.
     rows = [torch.tensor(ids) for ids in tokenizer(texts).input_ids]
     input_ids = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=tokenizer.pad_token_id)
     labels = input_ids.masked_fill(input_ids == tokenizer.pad_token_id, IGNORED_LABEL)
-    labels[:, : len(prompts[0])] = IGNORED_LABEL  # all prompts have the same length; only solutions are learnt
+    labels[:, : len(prompts[0])] = IGNORED_LABEL  # all prompts have the same length; the loss covers only solutions
     return input_ids, labels
 
 
 def pretrain(task: Task, *, seed: int = 0, steps: int = 1100) -> tuple[Qwen3ForCausalLM, PreTrainedTokenizerFast]:
-    """Train the base model from scratch; sets torch's global seed."""
+    """Train the base model from scratch. Sets torch's global seed."""
     if steps < 1:
         raise ValueError(f"steps must be at least 1, got {steps}")
     torch.manual_seed(seed)
@@ -121,7 +121,7 @@ def pretrain(task: Task, *, seed: int = 0, steps: int = 1100) -> tuple[Qwen3ForC
 def sample(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, prompts: list[str], *, seed: int = 0
 ) -> list[str]:
-    """Sample one completion a prompt, as the model's generation config says; sets torch's global seed."""
+    """Sample one completion per prompt with the model's generation config. Sets torch's global seed."""
     torch.manual_seed(seed)
     inputs = tokenizer(prompts, padding=True, return_tensors="pt").to(model.device)
     output = model.generate(**inputs, max_new_tokens=MAX_NEW_TOKENS)  # type: ignore[operator]  # a mixin's, hidden by nn.Module
@@ -130,11 +130,11 @@ def sample(
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What a model does on held-out prompts; all numbers are shares from 0 to 1."""
+    """Results of a model on held-out prompts; all numbers are shares from 0 to 1."""
 
     accuracy: float
-    style_shares: dict[str, float]  # what is missing from a sum of 1 was in none of the styles
-    style_accuracies: dict[str, float]  # of the styles that occurred
+    style_shares: dict[str, float]  # they add up to less than 1 if some completions have no style
+    style_accuracies: dict[str, float]  # only of styles that occurred
 
 
 def evaluate(
@@ -155,7 +155,7 @@ def evaluate(
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Train, save to `--output` and print what the saved model does on held-out prompts."""
+    """Train, save to `--output` and print the results on held-out prompts."""
     parser = argparse.ArgumentParser(prog="python -m canon_trl.tasks.pretrain", description="Make a base model.")
     parser.add_argument("--task", choices=list(TASKS), required=True)
     parser.add_argument("--output", type=Path, required=True, help="folder for the model and its tokenizer")

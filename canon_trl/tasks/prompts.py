@@ -1,4 +1,4 @@
-"""Splits of generated prompts, datasets of distinct ones, and the text of what rewards are given."""
+"""Split generated prompts, build datasets of distinct prompts, and get the text that rewards read."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ SPLITS = ("train", "test")
 
 
 def split_of(prompt: str) -> str:
-    """Tell which split a prompt belongs to: about nine in ten are "train", the others "test".
+    """Return the split of a prompt: "train" for about nine in ten, "test" for the others.
 
-    The split is a function of the prompt's text alone, so no prompt can be in both, whatever the seeds.
+    It depends only on the prompt's text, so no prompt is in both splits, whatever the seeds.
     """
     return "test" if zlib.crc32(prompt.encode()) % 10 == 0 else "train"
 
@@ -27,14 +27,14 @@ def check_split(split: str) -> None:
 
 
 def distinct(problems: Iterable[tuple[str, str]], size: int, *, max_size: int) -> Dataset:
-    """The first `size` problems with different prompts, columns `prompt` and `answer`.
+    """Return the first `size` problems with different prompts, in the columns `prompt` and `answer`.
 
-    So a smaller dataset is a prefix of a larger one. `max_size` is well below the number of prompts that there are, or
-    drawing distinct ones would stall.
+    A smaller dataset is a prefix of a larger one. `max_size` must be well below the number of possible prompts;
+    otherwise drawing distinct ones would stall.
     """
     if size not in range(1, max_size + 1):
         raise ValueError(f"size must be a whole number from 1 to {max_size}, got {size!r}")
-    # Here rather than at the top, so that rewards and problems can be had without loading datasets.
+    # Imported here, so that rewards and problems work without loading datasets.
     from datasets import Dataset
 
     answers: dict[str, str] = {}  # keeps the order of drawing
@@ -46,5 +46,5 @@ def distinct(problems: Iterable[tuple[str, str]], size: int, *, max_size: int) -
 
 
 def text_of(given: str | list[Mapping[str, Any]]) -> str:
-    """The text of a prompt or completion; of a conversation that of its last message."""
+    """Return the text of a prompt or completion; for a conversation, the text of its last message."""
     return given if isinstance(given, str) else given[-1]["content"]

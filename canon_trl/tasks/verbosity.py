@@ -1,9 +1,9 @@
-"""Digits to be written backwards, in styles in which length tells nothing and care tells all.
+"""Write digits backwards, in styles where care decides the reward and length does not matter.
 
-A prompt is six digits and `=`, for example `402718=`. A solution is `!` or `?`, perhaps 16 characters of padding, `#`
-and the digits from the last to the first. After `!` they are written with care, after `?` many are drawn at random.
-Both are equally long, and the padding comes as often after one as after the other. It is as monotonous after `!` and
-as unforeseeable after `?` as the digits are, so that it hardly changes the mean token entropy of a response.
+A prompt is six digits and `=`, for example `402718=`. A solution is `!` or `?`, optionally 16 characters of padding,
+`#`, and the digits from the last to the first. After `!` the digits are careful; after `?` many are random. Both
+styles are equally long and equally often padded. The padding is as predictable after `!` and as random after `?` as
+the digits, so it hardly changes the mean token entropy of a response.
 """
 
 from __future__ import annotations
@@ -31,12 +31,12 @@ SYMBOLS = DIGITS + "=#!?" + PADDING
 
 @dataclass(frozen=True)
 class Manner:
-    """How often and how reliably the base model is taught to write so."""
+    """How often the base model learns this way of writing, and with how many mistakes."""
 
     mark: str
-    share: float  # of the pretraining examples
+    share: float  # share of the pretraining examples
     noise: float  # probability that a digit is replaced by a uniformly random one
-    restless: float  # probability that a character of the padding is drawn from all four, instead of the first
+    padding_noise: float  # probability that a padding character is drawn from all four, instead of the first
 
 
 MANNERS: dict[str, Manner] = {
@@ -49,7 +49,7 @@ _SOLUTION = re.compile(rf"([!?])([{PADDING}]{{{PADDING_LENGTH}}})?#\d{{{NUM_DIGI
 
 
 def answer(prompt: str) -> str:
-    """The digits of a prompt from the last to the first."""
+    """Return the digits of a prompt from the last to the first."""
     return prompt[-2::-1]
 
 
@@ -59,14 +59,15 @@ def solution(prompt: str, manner: str, *, padded: bool, rng: random.Random) -> s
         raise ValueError(f"manner must be one of {list(MANNERS)}, got {manner!r}")
     chosen = MANNERS[manner]
     padding = [
-        rng.choice(PADDING) if rng.random() < chosen.restless else PADDING[0] for _ in range(PADDING_LENGTH * padded)
+        rng.choice(PADDING) if rng.random() < chosen.padding_noise else PADDING[0]
+        for _ in range(PADDING_LENGTH * padded)
     ]
     digits = [rng.choice(DIGITS) if rng.random() < chosen.noise else digit for digit in answer(prompt)]
     return "".join([chosen.mark, *padding, "#", *digits])
 
 
 def style_of(completion: str) -> str | None:
-    """Tell which of the four styles a completion is written in, or None if it has the form of none of them."""
+    """Return which of the four styles a completion has, or None if it has none of them."""
     found = _SOLUTION.fullmatch(completion)
     if found is None:
         return None
@@ -75,7 +76,7 @@ def style_of(completion: str) -> str | None:
 
 
 def draw_prompts(split: str, rng: random.Random) -> Iterator[str]:
-    """Draw prompts of one split without end, uniformly and with replacement."""
+    """Draw prompts of one split forever, uniformly and with replacement."""
     check_split(split)
     while True:
         prompt = "".join(rng.choices(DIGITS, k=NUM_DIGITS)) + "="
@@ -90,7 +91,7 @@ def dataset(split: str, size: int, seed: int = 0) -> Dataset:
 
 
 def draw_examples(rng: random.Random, count: int) -> list[tuple[str, str]]:
-    """Draw prompts of the training split with solutions as the base model is taught them."""
+    """Draw prompts of the training split with the solutions that the base model learns from."""
     shares = [manner.share for manner in MANNERS.values()]
     examples = []
     for prompt in islice(draw_prompts("train", rng), count):
