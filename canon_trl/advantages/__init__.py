@@ -20,6 +20,7 @@ from canon_trl.advantages.canon import (
     split_by_metric,
 )
 from canon_trl.advantages.dr_grpo import dr_grpo_advantage
+from canon_trl.advantages.entropy_weighting import grpo_s_advantage, grpo_s_estimator
 from canon_trl.advantages.grpo import grpo_advantage
 from canon_trl.advantages.maxrl import maxrl_advantage
 from canon_trl.advantages.mix import Mix, mix
@@ -44,6 +45,7 @@ ESTIMATORS = by_name(
     Method("opo", opo_advantage),
     Method("a_grae", a_grae_advantage, reward_range="[0, 1]"),
     Method("maxrl", maxrl_advantage, reward_range="[0, inf)"),
+    Method("grpo_s", grpo_s_estimator, reward_range="{0, 1}", metrics=lambda options: ("entropy",)),
     PassAtK("pass_at_k", pass_at_k_estimator, reward_range="{0, 1}"),
     HardnessWeighting("pshw", pshw_advantage, reward_range="{-1, 1}"),
     Method("stcr", stcr_advantage),
@@ -102,6 +104,8 @@ __all__ = [
     "canon_estimator",
     "dr_grpo_advantage",
     "grpo_advantage",
+    "grpo_s_advantage",
+    "grpo_s_estimator",
     "inter_group_advantage",
     "intra_group_advantage",
     "maxrl_advantage",

@@ -1,0 +1,156 @@
+"""GRPO-S and GTPO, dynamic entropy weighting (https://huggingface.co/papers/2508.04349).
+
+The equations are numbered as in the version submitted to ICML 2026. There is no released code. (Another paper,
+2508.03772, also calls its method GTPO.)
+
+The paper does not settle which shaped rewards s are standardised together, so the option `standardise` chooses:
+
+    "with_zeros"    the right ones' s with 0 for each wrong one, and the wrong ones' s with 0 for each right one.
+                    Sec. 2.3 normalises "over the G sequences in the group", and Eq. 3, 5 and 9 define these zeros.
+    "together"      all s (Eq. 46, in the proof that GRPO-S converges to GRPO).
+    "apart"         each set alone, as Eq. 6 reads. Then each set has mean 0, so right and wrong responses are pushed
+                    alike on average, and neither weight changes the result, although Fig. 5 shows that it does.
+
+The paper's setup also says that "entropy is clipped" at 0.2 and 0.28. Those are DAPO's bounds of the probability
+ratio (`epsilon`, `epsilon_high`); here entropies only have a floor, which 1/H needs.
+"""
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from canon_trl.advantages.groups import as_float, group_mean, group_std, has_spread, is_scored, zero_invalid
+from canon_trl.options import NotNegative, Positive, check_arguments
+from canon_trl.paper import Paper
+from canon_trl.rollout import Rollout
+
+PAPER = Paper(
+    key="tan2025gtpo",
+    title="GTPO and GRPO-S: Token and Sequence-Level Reward Shaping with Policy Entropy",
+    authors="Hongze Tan and Zihan Wang and Jianfei Pan and Jinghao Lin and Hao Wang and Yifan Wu and Tao Chen and "
+    "Zhihang Zheng and Zhihao Tang and Haihua Yang",
+    id="2508.04349",
+)
+
+Standardise = Literal["with_zeros", "together", "apart"]
+
+
+def grpo_s_advantage(
+    rewards: Tensor,
+    entropy: Tensor,
+    *,
+    reward_weight: Positive = 1.0,
+    entropy_weight: NotNegative = 0.1,
+    standardise: Standardise = "with_zeros",
+    floor: Positive = 1e-6,
+    train_groups_without_spread: bool = False,
+) -> Tensor:
+    """GRPO-S: reward uncertain right responses more, and punish certain wrong ones more.
+
+        s_i = b1 + b2 * H_i / mean(H over right ones)            for a right response (Eq. 8, 9)
+        s_i = -b1 - b2 * (1/H_i) / mean(1/H over wrong ones)     for a wrong one
+        A_i = (s_i - mean(s)) / std(s)                           over the group
+
+    With equal entropies, and with b2 = 0, this is GRPO, except for `standardise="apart"`, which then gives 0.
+
+    Args:
+        rewards: `(P, G)`, 1 for right and 0 for wrong; NaN marks a response that no reward function could score.
+        entropy: `(P, G)`, the H above: mean token entropy in nats of the policy that sampled; NaN marks an invalid
+            response.
+        reward_weight, entropy_weight: b1 and b2.
+        standardise: the s over which mean and sample standard deviation are taken.
+        floor: lower bound of the entropies.
+        train_groups_without_spread: whether groups that are all right or all wrong are trained on. They say nothing of
+            correctness, and yet the differences of their entropies are scaled to a deviation of 1.
+
+    Returns:
+        `(P, G)` in the dtype of `rewards`; 0 for invalid responses, where the s do not differ, and in groups with
+        equal rewards unless those are trained on.
+
+    Raises:
+        ValueError: an option is not allowed, or the shapes differ.
+    """
+    check_arguments(
+        grpo_s_advantage,
+        reward_weight=reward_weight,
+        entropy_weight=entropy_weight,
+        standardise=standardise,
+        floor=floor,
+        train_groups_without_spread=train_groups_without_spread,
+    )
+    if rewards.shape != entropy.shape:
+        raise ValueError(f"rewards {tuple(rewards.shape)} and entropy {tuple(entropy.shape)} must have the same shape")
+    scored = as_float(rewards)
+    valid = is_scored(scored) & is_scored(entropy)
+    if not train_groups_without_spread:
+        valid = valid & has_spread(scored, valid)
+    right, wrong = valid & (scored == 1), valid & (scored != 1)
+    shaped = shaped_rewards(as_float(entropy).clamp(min=floor), right, wrong, reward_weight, entropy_weight)
+    return zero_invalid(standardised(shaped, right, wrong, standardise), valid, like=rewards)
+
+
+def grpo_s_estimator(
+    rollout: Rollout,
+    *,
+    reward_weight: Positive = 1.0,
+    entropy_weight: NotNegative = 0.1,
+    standardise: Standardise = "with_zeros",
+    floor: Positive = 1e-6,
+    train_groups_without_spread: bool = False,
+) -> Tensor:
+    """GRPO-S: reward uncertain right responses more, and punish certain wrong ones more.
+
+        s_i = b1 + b2 * H_i / mean(H over right ones)            for a right response (Eq. 8, 9)
+        s_i = -b1 - b2 * (1/H_i) / mean(1/H over wrong ones)     for a wrong one
+        A_i = (s_i - mean(s)) / std(s)                           over the group
+
+    H is the mean token entropy of a response under the policy that sampled it, b1 is `reward_weight` and b2
+    `entropy_weight`. With equal entropies, and with b2 = 0, this is GRPO. In a group with few wrong responses, a right
+    one of low entropy can get a negative advantage.
+
+    The paper does not settle over which s mean and std are taken. `"with_zeros"` takes the right ones' s with 0 for
+    each wrong one, and the wrong ones' s with 0 for each right one (Sec. 2.3); `"together"` takes all s (Eq. 46);
+    `"apart"` takes each set alone, as Eq. 6 reads for the token-level GTPO. Apart, each set has mean 0, so right and
+    wrong responses are pushed alike on average, and neither weight changes the result.
+
+    The paper's ratio is the mean of the token ratios (Eq. 11). `importance_sampling_level="sequence"` takes their
+    geometric mean, which its Appendix C also offers. Groups that are all right or all wrong get 0, since only the
+    differences of their entropies would be left; `train_groups_without_spread` trains on them.
+    """
+    return grpo_s_advantage(
+        rollout.rewards,
+        rollout.metrics["entropy"],
+        reward_weight=reward_weight,
+        entropy_weight=entropy_weight,
+        standardise=standardise,
+        floor=floor,
+        train_groups_without_spread=train_groups_without_spread,
+    )
+
+
+def shaped_rewards(
+    entropies: Tensor, right: Tensor, wrong: Tensor, reward_weight: float, entropy_weight: float
+) -> Tensor:
+    """The s of responses or tokens, compared along the last dimension (Eq. 3, 5 and 9)."""
+    certain = 1 / entropies
+    gain = reward_weight + entropy_weight * entropies / group_mean(entropies, right)
+    loss = -reward_weight - entropy_weight * certain / group_mean(certain, wrong)
+    return torch.where(right, gain, loss)
+
+
+def standardised(shaped: Tensor, right: Tensor, wrong: Tensor, how: Standardise) -> Tensor:
+    """The advantages of shaped rewards, along the last dimension."""
+    valid = right | wrong
+    if how == "together":
+        return in_deviations(shaped, valid)
+    with_zeros = how == "with_zeros"
+    gains = in_deviations(shaped.masked_fill(wrong, 0.0), valid if with_zeros else right)
+    losses = in_deviations(shaped.masked_fill(right, 0.0), valid if with_zeros else wrong)
+    return torch.where(right, gains, losses)
+
+
+def in_deviations(values: Tensor, mask: Tensor) -> Tensor:
+    """Values minus their mean over `mask`, in standard deviations; 0 where the values there do not differ."""
+    scaled = (values - group_mean(values, mask)) / group_std(values, mask)
+    return scaled.masked_fill(~has_spread(values, mask), 0.0)
