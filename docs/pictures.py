@@ -1,9 +1,9 @@
-"""The pictures of docs/methods, drawn from the numbers that the package's own functions give.
+"""Draw the pictures of docs/methods from numbers that the package's own functions compute.
 
     python docs/pictures.py
 
-For every picture there is a function that computes what is shown, which the tests check against values worked out by
-hand, and one that draws it.
+Every picture has a function that computes its numbers, which the tests check against values worked out by hand, and
+one that draws it.
 """
 
 from collections.abc import Callable
@@ -41,7 +41,7 @@ from canon_trl.sampling import DynamicSampling, PromptStream, group_verdicts
 from canon_trl.sampling.group_collector import GroupCollector, SampledBatch, SampledResponse
 
 FOLDER = Path(__file__).parent / "images" / "methods"
-WIDTH = 7.2  # inches; at the 700 pixels of a page letters of 9 points are 12 pixels high
+WIDTH = 7.2  # inches; on a page 700 pixels wide, 9-point letters are 12 pixels high
 
 # The palette of Okabe and Ito, which people with any kind of colour vision can distinguish.
 BLUE, ORANGE, GREEN, RED, PURPLE, GREY = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#8A8A8A"
@@ -122,7 +122,7 @@ GROUP_RELATIVE = {
 
 
 def group_relative_numbers() -> Numbers:
-    """A batch of 7 groups of 8, of which 1 to 7 are right; all responses are equally long."""
+    """A batch of 7 groups of 8 with 1 to 7 right responses; all responses are equally long."""
     rewards = (torch.arange(8) < torch.arange(1, 8).unsqueeze(1)).float()
     advantages = {
         "GRPO": grpo_advantage(rewards),
@@ -151,7 +151,7 @@ def draw_group_relative(figure: Figure, numbers: Numbers) -> None:
 
 
 def opo_numbers() -> Numbers:
-    """Left: 4 right and 4 wrong responses, the wrong ones of 100 tokens. Right: one group, of unlike lengths."""
+    """Left: 4 right and 4 wrong responses, the wrong ones of 100 tokens. Right: one group of different lengths."""
     rewards = torch.tensor([[1.0] * 4 + [0.0] * 4])
     ratio = torch.logspace(-1, 1, 41, base=10.0)
     lengths = torch.cat([100 * ratio.unsqueeze(1).expand(-1, 4), torch.full((41, 4), 100.0)], dim=1)
@@ -201,7 +201,7 @@ STAGES = (0.1, 0.5, 0.9)
 
 
 def a_grae_numbers() -> Numbers:
-    """The advantage of A-GRAE over that of GRPO, for groups of 16 in a batch of mean accuracy q."""
+    """The advantage of A-GRAE divided by that of GRPO, for groups of 16 in a batch with mean accuracy q."""
     rewards = (torch.arange(16) < torch.arange(1, 16).unsqueeze(1)).double()
     numbers: Numbers = {"accuracy": rewards.mean(dim=1).tolist(), "right": {}, "wrong": {}}
     for q in STAGES:
@@ -236,7 +236,7 @@ def draw_a_grae(figure: Figure, numbers: Numbers) -> None:
 
 
 def reinforce_numbers() -> Numbers:
-    """The advantages of a right and a wrong response, and what all of a group of 8 add up to by its accuracy."""
+    """The advantages of a right and a wrong response, and their sums over a group of 8 by its accuracy."""
     pair = torch.tensor([[1.0, 0.0]])
     methods = {
         "PSR": psr_advantage(pair),
@@ -282,12 +282,12 @@ def draw_reinforce(figure: Figure, numbers: Numbers) -> None:
 
 # --- Clip-Cov, KL-Cov ---
 
-SHARE = 0.02  # a hundred times Clip-Cov's default and ten times KL-Cov's, so that there is something to see
+SHARE = 0.02  # a hundred times Clip-Cov's default and ten times KL-Cov's, to make the selection visible
 LOW, HIGH = 1.0, 5.0
 
 
 def covariance_numbers() -> Numbers:
-    """Tokens drawn at random: 32 groups of 8 with 4 tokens a response, most of them nearly certain."""
+    """Tokens drawn at random: 32 groups of 8 with 4 tokens per response, most of them nearly certain."""
     generator = torch.Generator().manual_seed(0)
     accuracy = torch.rand(32, 1, generator=generator)
     rewards = (torch.rand(32, 8, generator=generator) < accuracy).float()
@@ -304,7 +304,7 @@ def covariance_numbers() -> Numbers:
 
 def draw_covariance(figure: Figure, numbers: Numbers) -> None:
     log_probs, advantages = torch.tensor(numbers["log_probs"]), torch.tensor(numbers["advantages"])
-    # Responses of a group share their advantages; moved apart by up to 0.04, the points can be told from one another.
+    # Responses of a group share their advantages; shifting points by up to 0.04 keeps them distinguishable.
     shown = advantages + 0.04 * (2 * torch.rand(advantages.shape, generator=torch.Generator().manual_seed(1)) - 1)
     panels = (
         ("clip_cov", ORANGE, "Clip-Cov: these lose their gradient"),
@@ -340,7 +340,7 @@ WANTED, GROUP = 8, 4
 
 
 def dynamic_sampling_numbers() -> Numbers:
-    """What the collector of a trainer does with prompts whose number of right responses is given."""
+    """What a trainer's collector does with prompts, given their numbers of right responses."""
     right = [4, 2, 0, 3, 1, 4, 2, 3, 0, 1, 4, 0, 2, 3, 1]
     prompts = Dataset.from_dict({"right": right})
     options = DynamicSampling()
@@ -459,7 +459,7 @@ PICTURES = {
 
 
 def save_picture(name: str, folder: Path) -> Path:
-    """Draw the picture of that name and write it into the folder, which is made if it is missing."""
+    """Draw a picture and save it in the folder, which is created if missing."""
     picture = PICTURES[name]
     path = folder / f"{name}.png"
     folder.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""Docstrings are written as TRL writes them; this turns what is particular to it into what the site can render."""
+"""Convert the particulars of TRL's docstring style, which this package follows, into what the site can render."""
 
 import re
 from typing import Any
@@ -14,8 +14,8 @@ TRL = "https://huggingface.co/docs/trl/grpo_trainer"
 class TRLDocstrings(griffe.Extension):
     def on_object(self, *, obj: griffe.Object, **kwargs: Any) -> None:
         if obj.is_class:
-            # Fields stand in the signature of their class, and a method that overrides another is described there.
-            # Marking them as private would not do: an alias of their class asks the alias of the member.
+            # The signature of a class shows its fields, and the overridden method has the description of its override.
+            # Marking them as private does not work: an alias of their class needs the alias of the member.
             for name, member in list(obj.members.items()):
                 if not member.is_alias and member.docstring is None and name != "__init__":
                     obj.del_member(name)
@@ -35,6 +35,6 @@ class TRLDocstrings(griffe.Extension):
 
 
 def in_scope(obj: griffe.Object, name: str) -> str:
-    """The full path of what the name means where the docstring stands."""
+    """The full path of the object that the name refers to in the docstring."""
     first, *rest = name.split(".")
     return ".".join([obj.resolve(first), *rest])

@@ -1,7 +1,7 @@
-"""Links that leave docs/ work on the site as they do on GitHub: what they lead to becomes a page, below repository/.
+"""Make links that leave docs/ work on the site as on GitHub: their targets become pages under repository/.
 
-Markdown stays what it is, code becomes a block, a notebook its cells, a folder a list of its files; anything else is
-copied.
+Markdown stays as it is, code becomes a code block, a notebook becomes its cells, a folder a list of its files;
+anything else is copied.
 """
 
 import os
@@ -47,13 +47,13 @@ def on_page_markdown(markdown: str, *, page: Page, config: MkDocsConfig, files: 
 
 
 def in_repository(page: str, link: str) -> str:
-    """What the link on that page of the site leads to, from the repository's root."""
+    """The target of a link on that page of the site, relative to the root of the repository."""
     source = page.removeprefix(OUTSIDE) if page.startswith(OUTSIDE) else f"docs/{page}"
     return os.path.normpath(PurePosixPath(source).parent / link)
 
 
 def site_uri(root: Path, target: str) -> str:
-    """Where the site has that file or folder of the repository."""
+    """The URI of that file or folder of the repository on the site."""
     if target.startswith("docs/"):
         return target.removeprefix("docs/")
     is_page = (root / target).is_dir() or PurePosixPath(target).suffix in PAGES
