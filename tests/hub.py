@@ -144,7 +144,7 @@ class Handler(BaseHTTPRequestHandler):
     def do_PUT(self) -> None:
         content = self.body()
         if self.hub.status != 200:
-            self.answer({"error": "refused"}, self.hub.status)
+            self.answer({"error": "rejected"}, self.hub.status)
             return
         self.hub.large[hashlib.sha256(content).hexdigest()] = content
         self.answer({})
@@ -172,7 +172,7 @@ class Handler(BaseHTTPRequestHandler):
             self.answer({"files": files})
         elif asked := re.fullmatch(rf"/api/(?P<repository>{REPOSITORY})/commit/[^/]+", path):
             if self.hub.status != 200:
-                self.answer({"error": "refused"}, self.hub.status)
+                self.answer({"error": "rejected"}, self.hub.status)
                 return
             self.hub.commit(asked["repository"], body.splitlines())
             url = f"{self.hub.address}/{asked['repository'].removeprefix('models/')}/commit/{self.hub.head}"

@@ -15,8 +15,7 @@ import shlex
 import shutil
 import subprocess
 import sys
-from argparse import ArgumentParser
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 import evaluate
@@ -28,7 +27,6 @@ from estimate_values import ValueArguments
 from markdown_it import MarkdownIt
 from markdown_it.token import Token
 from train_astar_po import ValueData
-from trl import TrlParser
 
 from canon_trl import AStarPOConfig, CANONConfig
 
@@ -193,7 +191,7 @@ def test_every_block_has_a_language_and_every_mark_a_block(page):
     for block in blocks(page):
         assert block.language in (*RUN, "yaml", *NOT_RUN), f"{block} has the language {block.language!r}"
     assert sum(block.why_not_run is not None for block in blocks(page)) == page.read_text().count("<!-- not run"), (
-        "a mark must stand on the line right before a block and give its reason"
+        "a mark must be on the line before a block and give a reason"
     )
 
 
@@ -218,8 +216,8 @@ def test_parsers_accept_yaml_blocks(block, tmp_path):
 
 
 def options_of(script: str) -> set[str]:
-    parser: ArgumentParser = TrlParser((recipe.RecipeArguments, *OPTIONS[script], recipe.ModelConfig))
-    return {option.removeprefix("--") for action in parser._actions for option in action.option_strings}
+    kinds = (recipe.RecipeArguments, *OPTIONS[script], recipe.ModelConfig)
+    return {option.name for kind in kinds for option in fields(kind)}
 
 
 @pytest.mark.parametrize("script", OPTIONS)

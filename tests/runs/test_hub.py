@@ -158,7 +158,7 @@ def test_pushed_adapters_name_their_base_model(hub, tmp_path):
 
 def test_a_rejected_upload_loses_nothing_and_the_printed_command_repeats_it(hub, tmp_path):
     """Training continues when uploads of checkpoints fail; the upload of the final model fails as well."""
-    folder = tmp_path / "refused"
+    folder = tmp_path / "rejected"
     flags = ("--hub_strategy", "every_save", "--save_strategy", "steps", "--save_steps", "1")
     hub.status = 403
     try:
@@ -166,7 +166,7 @@ def test_a_rejected_upload_loses_nothing_and_the_printed_command_repeats_it(hub,
     finally:
         hub.status = 200
     assert "a checkpoint was not uploaded, training continues: " in done.stderr
-    assert hub.of("models/me/refused") == {}
+    assert hub.of("models/me/rejected") == {}
     history = json.loads((folder / "metrics.json").read_text())
     assert [entry["step"] for entry in history if "loss" in entry] == [1, 2]
     names = {"model.safetensors", "tokenizer.json", "README.md", "curves.png", "metrics.csv", "metrics.json"}
@@ -174,7 +174,7 @@ def test_a_rejected_upload_loses_nothing_and_the_printed_command_repeats_it(hub,
     message = done.stderr[done.stderr.index("The upload failed.") :]
     assert f"All files are in {folder}; after fixing the cause" in message
     run(retry_command(message), hub, tmp_path / "home")
-    assert hub.of("models/me/refused") == uploaded(folder), "all files, but no checkpoints"
+    assert hub.of("models/me/rejected") == uploaded(folder), "all files, but no checkpoints"
 
 
 FAILURES = """

@@ -75,14 +75,14 @@ def test_weights_reach_the_sampler(run, smollm2):
     trainer, _, outputs, _, before, _ = run
     output = outputs[1]
     mask = output["completion_mask"].bool()
-    apart = (output["old_per_token_logps"] - output["sampling_per_token_logps"])[mask].abs().max()
+    difference = (output["old_per_token_logps"] - output["sampling_per_token_logps"])[mask].abs().max()
     trained = {name: value.clone() for name, value in trainer.model.state_dict().items()}
     trainer.model.load_state_dict(before, strict=False)
     _, stale_surprisal = scored_entropy(trainer, output)
     trainer.model.load_state_dict(trained)
     sampled = (-output["sampling_per_token_logps"] * mask).sum(1) / mask.sum(1)
-    assert apart < 1e-2
-    assert (stale_surprisal - sampled).abs().max() > 10 * apart
+    assert difference < 1e-2
+    assert (stale_surprisal - sampled).abs().max() > 10 * difference
 
 
 @requires_metrics("surprisal", "length")

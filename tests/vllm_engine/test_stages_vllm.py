@@ -49,9 +49,9 @@ def test_dynamic_sampling_and_kl_cov(smollm2, tmp_path):
         assert all(int(text.split("What is ")[1].split()[0]) % 2 == 0 for text in texts)
         # The sampler's log-probabilities came along to the places where their responses are now.
         mask = output["completion_mask"].bool()
-        apart = (output["old_per_token_logps"] - output["sampling_per_token_logps"])[mask].abs().max()
-        assert apart < 1e-2
-    # What was rejected is scored by no pass: one a rollout without gradients, one a step with.
+        difference = (output["old_per_token_logps"] - output["sampling_per_token_logps"])[mask].abs().max()
+        assert difference < 1e-2
+    # No pass scores rejected responses: one pass per rollout without gradients, one per step with gradients.
     assert calls == {"without_grad": 2, "with_grad": 4}
     entries = [entry for entry in logged(trainer) if "dynamic_sampling/rounds" in entry]
     assert max(entry["dynamic_sampling/rounds"] for entry in entries) > 1
@@ -236,5 +236,5 @@ def test_a_controller_moves_the_temperature_of_the_engine(smollm2, tmp_path):
     assert temperatures[0] == 1.0 and temperatures[2] > temperatures[1] > 1.1
     for output in outputs:
         mask = output["completion_mask"].bool()
-        apart = (output["old_per_token_logps"] - output["sampling_per_token_logps"])[mask]
-        assert apart.abs().max() < 1e-2
+        difference = (output["old_per_token_logps"] - output["sampling_per_token_logps"])[mask]
+        assert difference.abs().max() < 1e-2
