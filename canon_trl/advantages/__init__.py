@@ -20,7 +20,7 @@ from canon_trl.advantages.canon import (
     split_by_metric,
 )
 from canon_trl.advantages.dr_grpo import dr_grpo_advantage
-from canon_trl.advantages.entropy_weighting import grpo_s_advantage, grpo_s_estimator
+from canon_trl.advantages.entropy_weighting import grpo_s_advantage, grpo_s_estimator, gtpo_advantage
 from canon_trl.advantages.grpo import grpo_advantage
 from canon_trl.advantages.maxrl import maxrl_advantage
 from canon_trl.advantages.mix import Mix, mix
@@ -106,6 +106,7 @@ __all__ = [
     "grpo_advantage",
     "grpo_s_advantage",
     "grpo_s_estimator",
+    "gtpo_advantage",
     "inter_group_advantage",
     "intra_group_advantage",
     "maxrl_advantage",

@@ -129,6 +129,70 @@ def grpo_s_estimator(
     )
 
 
+def gtpo_advantage(
+    rewards: Tensor,
+    entropies: Tensor,
+    mask: Tensor,
+    *,
+    reward_weight: Positive = 1.0,
+    entropy_weight: NotNegative = 0.1,
+    standardise: Standardise = "with_zeros",
+    scope: Literal["batch", "group"] = "batch",
+    floor: Positive = 1e-6,
+    train_groups_without_spread: bool = False,
+) -> Tensor:
+    """GTPO: reward uncertain tokens of right responses more, and punish certain ones of wrong responses more.
+
+        s_it = a1 + a2 * H_it / mean(H_t over right responses)           in a right response (Eq. 3)
+        s_it = -a1 - a2 * (1/H_it) / mean(1/H_t over wrong responses)    in a wrong one (Eq. 5)
+        A_it = (s_it - mean(s)) / std(s)                                 (Eq. 6)
+
+    A token is compared with those at the same position in the group's other right, or wrong, responses that are as
+    long. Without differences in entropy, A is the reward of each token, standardised over tokens.
+
+    A [`~canon_trl.rollout.Rollout`] has no entropies per token, so this is a function and not one of the estimators.
+
+    Args:
+        rewards: `(P, G)`, 1 for right and 0 for wrong; NaN marks a response that no reward function could score.
+        entropies: `(P, G, T)`, in nats, of the policy that sampled; a token whose entropy is NaN gets 0.
+        mask: `(P, G, T)`, true on the tokens that the model wrote.
+        reward_weight, entropy_weight: a1 and a2.
+        standardise: the s over which mean and sample standard deviation are taken.
+        scope: whether those are the s of the batch or of each group. The paper says both; its discussion calls the
+            implementation batch-level.
+        floor: lower bound of the entropies.
+        train_groups_without_spread: as for [`grpo_s_advantage`]; such groups do not enter mean and deviation either.
+
+    Returns:
+        `(P, G, T)` in the dtype of `rewards`; 0 off the mask, for unscored responses, where the s do not differ, and
+        in groups with equal rewards unless those are trained on.
+
+    Raises:
+        ValueError: an option is not allowed, or the shapes differ.
+    """
+    options = {"reward_weight": reward_weight, "entropy_weight": entropy_weight, "standardise": standardise}
+    options |= {"scope": scope, "floor": floor, "train_groups_without_spread": train_groups_without_spread}
+    check_arguments(gtpo_advantage, **options)
+    if entropies.shape != mask.shape or entropies.shape[:-1] != rewards.shape:
+        raise ValueError(
+            f"entropies {tuple(entropies.shape)} and mask {tuple(mask.shape)} must have the shape of rewards "
+            f"{tuple(rewards.shape)} and one dimension of tokens"
+        )
+    scored = as_float(rewards)
+    trained = is_scored(scored)
+    if not train_groups_without_spread:
+        trained = trained & has_spread(scored, trained)
+    valid = mask.bool() & ~entropies.isnan() & trained.unsqueeze(-1)
+    # Compared with the responses of the group at each position: (P, T, G).
+    by_position = as_float(entropies).clamp(min=floor).transpose(1, 2)
+    right = (valid & (scored == 1).unsqueeze(-1)).transpose(1, 2)
+    wrong = (valid & (scored != 1).unsqueeze(-1)).transpose(1, 2)
+    shaped = shaped_rewards(by_position, right, wrong, reward_weight, entropy_weight)
+    rows = 1 if scope == "batch" else len(rewards)
+    advantages = standardised(*(each.reshape(rows, -1) for each in (shaped, right, wrong)), standardise)
+    return zero_invalid(advantages.view_as(shaped).transpose(1, 2), valid, like=rewards)
+
+
 def shaped_rewards(
     entropies: Tensor, right: Tensor, wrong: Tensor, reward_weight: float, entropy_weight: float
 ) -> Tensor:
