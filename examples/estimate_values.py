@@ -1,11 +1,10 @@
-"""Sample what a reference model earns on every prompt: stage 1 of A*-PO, and raw material for difficulty filters.
+"""Sample a reference model's rewards for every prompt: stage 1 of A*-PO, and raw material for difficulty filters.
 
     accelerate launch examples/estimate_values.py                                  # embedded task, offline, a minute
     accelerate launch examples/estimate_values.py --config examples/configs/qwen2.5_1.5b_values.yaml
 
-The output folder is a dataset: the prompts and their columns, with `rewards` (one a response), `v_star` and
-`pass_rate`, as `train.parquet` and `test.parquet`, and a card with the settings. A run that was killed goes on where
-it was.
+The output folder is a dataset. `train.parquet` and `test.parquet` contain the prompts and their columns with `rewards`
+(one per response), `v_star` and `pass_rate`; a card records the settings. A killed run resumes where it stopped.
 """
 
 import json
@@ -40,16 +39,16 @@ from canon_trl.sampling.chunks import ChunkLog, atomic_write, collect_records
 from canon_trl.sampling.optimal_values import REWARDS, with_optimal_values
 from canon_trl.sampling.scoring import Scorer
 
-PROGRESS = ".progress/*"  # what only a run that goes on needs
+PROGRESS = ".progress/*"  # needed only to resume
 
 
 @dataclass
 class ValueArguments(SamplingArguments):
-    """How values are estimated."""
+    """How to estimate the values."""
 
-    output_dir: str = field(default="outputs/values", metadata={"help": "Folder of the dataset that is written."})
-    beta1: float = field(default=0.5, metadata={"help": "Temperature of the optimal value; 0 takes the mean reward."})
-    include_test: bool = field(default=True, metadata={"help": "Whether held-out prompts are sampled too."})
+    output_dir: str = field(default="outputs/values", metadata={"help": "Folder to write the dataset to."})
+    beta1: float = field(default=0.5, metadata={"help": "Temperature of the optimal value; 0 means the mean reward."})
+    include_test: bool = field(default=True, metadata={"help": "Whether to sample held-out prompts too."})
     push_to_hub: str | None = field(default=None, metadata={"help": "Dataset repository to push the result to."})
 
     def __post_init__(self) -> None:
@@ -58,8 +57,8 @@ class ValueArguments(SamplingArguments):
             raise ValueError(f"beta1={self.beta1!r} must be finite and at least 0")
 
 
-# No `configs` in the card: of a folder whose card has them, datasets would load what it has once cached under the
-# folder's name, also after the values were estimated anew. The files are found by their names.
+# The card has no `configs`. With them, `datasets` would keep loading what it once cached under the folder's name, even
+# after the values are estimated again. Without them it finds the files by name.
 def card(settings: dict[str, Any], data: str, pass_rates: dict[str, float], destination: str) -> str:
     named = ("model", "data", "eval_dataset_name")
     shown = {name: value for name, value in settings.items() if name not in named}
@@ -73,9 +72,9 @@ tags:
 - astar_po
 ---
 
-# What a reference model earns on every prompt
+# Rewards of a reference model for every prompt
 
-Columns: those of the prompts, `rewards` (of `num_samples` responses), `v_star` (the optimal value of
+Columns: the prompts' own, `rewards` (of `num_samples` responses), `v_star` (the optimal value of
 [A*-PO](https://huggingface.co/papers/2505.20686) with `beta1`) and `pass_rate`, the mean reward: {means}.
 
 - Reference model: {describe_model(settings["model"])}
@@ -106,7 +105,7 @@ def main(argv: list[str]) -> None:
     splits = {split: data for split, data in splits.items() if data is not None}
     for split, data in splits.items():
         if not isinstance(data, Dataset):
-            raise TypeError(f"{split} data is a {type(data).__name__}; it must be a Dataset, which has a length")
+            raise TypeError(f"the {split} data is a {type(data).__name__}; it must be a Dataset, which has a length")
     tokenizer = load_tokenizer(name, model)
     for split, data in splits.items():
         check_wording(data, values, tokenizer, split)
@@ -141,7 +140,7 @@ def main(argv: list[str]) -> None:
 
 
 def with_rewards(data: Dataset, rewards: list[list[float | None]], *, name: str) -> Dataset:
-    """The data with the rewards, without the prompts that have none: of those nothing is known."""
+    """The data with the rewards; prompts without any reward are dropped, because their value is unknown."""
     if REWARDS in data.column_names:
         data = data.remove_columns(REWARDS)
     data = data.add_column(REWARDS, rewards)
@@ -150,8 +149,8 @@ def with_rewards(data: Dataset, rewards: list[list[float | None]], *, name: str)
         return data
     if len(unknown) == len(data):
         raise ValueError(
-            f"{name}: no response to any of the {len(data)} prompts was scored: every reward is None. Reward "
-            "functions say so where they cannot parse the reference answer; look at answer_column and answer_template"
+            f"{name}: no response to any of the {len(data)} prompts was scored: every reward is None. A reward "
+            "function returns None if it cannot parse the reference answer; check answer_column and answer_template"
         )
     print(
         f"{name}: {len(unknown)} of {len(data)} prompts are left out: none of their responses was scored, the first "

@@ -1,10 +1,10 @@
-"""Evaluate a model: n responses to every prompt of one benchmark or several, and what they say with which certainty.
+"""Evaluate a model on one benchmark or several, with n responses per prompt and intervals for the numbers.
 
     accelerate launch examples/evaluate.py                                             # embedded task, offline
     accelerate launch examples/evaluate.py --config examples/configs/evaluate_math.yaml --model_name_or_path MODEL
 
-Every benchmark has a folder with a record of each prompt in `records.parquet`; `summary.json` and `summary.md` have
-the numbers. A run that was killed goes on where it was. docs/evaluation.md says what the numbers mean.
+Every benchmark gets a folder with one record per prompt in `records.parquet`; `summary.json` and `summary.md` contain
+the numbers. A killed run resumes where it stopped. docs/evaluation.md explains the numbers.
 """
 
 import json
@@ -53,8 +53,8 @@ from canon_trl.sampling.scoring import Scorer
 from canon_trl.tasks import TASKS
 
 EXTRACTORS = {"math_verify": math_answer}
-# What the recipe's options for training data would say in vain.
-OF_TRAINING = ("dataset_train_split", "dataset_streaming", "task_train_prompts", "ignore_bias_buffers")
+# Options for training data, which an evaluation does not read.
+TRAINING_OPTIONS = ("dataset_train_split", "dataset_streaming", "task_train_prompts", "ignore_bias_buffers")
 ENTROPY = {
     False: "mean entropy of the distributions that tokens were drawn from, exact",
     True: "mean surprisal of the sampled tokens, an estimate of the entropy",
@@ -63,40 +63,38 @@ ENTROPY = {
 
 @dataclass
 class EvaluationArguments(SamplingArguments):
-    """What is measured, and where it is written."""
+    """What to measure, and where to write it."""
 
-    output_dir: str = field(default="outputs/evaluation", metadata={"help": "Folder of records and summaries."})
+    output_dir: str = field(default="outputs/evaluation", metadata={"help": "Folder for records and summaries."})
     pass_at_k: list[int] | None = field(
-        default=None, metadata={"help": "The k of pass@k beside 1; by default num_samples."}
+        default=None, metadata={"help": "The k of pass@k in addition to 1. Default: num_samples."}
     )
     majority_at_k: list[int] | None = field(
         default=None,
-        metadata={"help": "The k of majority@k, which needs an answer extractor; by default pass_at_k but 1."},
+        metadata={"help": "The k of majority@k, which needs an answer extractor. Default: pass_at_k except 1."},
     )
     answer_extractor: str | None = field(
         default=None,
         metadata={
             "help": f"What finds the answer in a response: {', '.join(EXTRACTORS)} or an import path "
-            "`package.module:function`; an embedded task brings its own. Without one there is no majority vote."
+            "`package.module:function`; an embedded task has its own. Without one there is no majority vote."
         },
     )
-    threshold: float = field(default=1.0, metadata={"help": "The least weighted reward of a right response."})
-    confidence: float = field(default=0.95, metadata={"help": "Probability of the intervals over prompts."})
-    save_responses: bool = field(default=False, metadata={"help": "Whether the records have the responses' text."})
+    threshold: float = field(default=1.0, metadata={"help": "Minimum weighted reward of a right response."})
+    confidence: float = field(default=0.95, metadata={"help": "Confidence level of the intervals over prompts."})
+    save_responses: bool = field(default=False, metadata={"help": "Whether the records contain the responses' text."})
     update_card: bool = field(
         default=False,
         metadata={
-            "help": "Whether the accuracies go into the metadata of the model's card: that of a folder, or on the Hub."
+            "help": "Whether to write the accuracies into the metadata of the model's card, local or on the Hub."
         },
     )
     chat_template_path: str | None = field(
-        default=None, metadata={"help": "Jinja file with a chat template, in place of the tokenizer's."}
+        default=None, metadata={"help": "Jinja file with a chat template that replaces the tokenizer's."}
     )
     benchmarks: list[dict] | None = field(
         default=None,
-        metadata={
-            "help": "In YAML: several benchmarks, each with a `name` and the options in which it is unlike the others."
-        },
+        metadata={"help": "In YAML: several benchmarks, each with a `name` and the options that it overrides."},
     )
 
     def __post_init__(self) -> None:
@@ -113,25 +111,25 @@ class EvaluationArguments(SamplingArguments):
 
     @property
     def majority_ks(self) -> list[int]:
-        # One voter's majority is avg@n.
+        # A majority of one voter is avg@n.
         return sorted(set(self.majority_at_k or self.pass_ks[1:]))
 
 
-# What is of the whole run, and so cannot differ between benchmarks.
-OF_THE_RUN = (
+# Options of the whole run, which cannot differ between benchmarks.
+RUN_OPTIONS = (
     "output_dir",
     "benchmarks",
     "use_vllm",
     "vllm_kwargs",
     "update_card",
     "chat_template_path",
-    *OF_TRAINING,
+    *TRAINING_OPTIONS,
 )
 
 
 @dataclass
 class Benchmark:
-    """Named prompts with their options."""
+    """A named set of prompts with its options."""
 
     name: str
     recipe: RecipeArguments
@@ -154,12 +152,12 @@ class Benchmark:
 
 
 def read_benchmarks(argv: list[str]) -> tuple[list[Benchmark], EvaluationArguments, ModelConfig]:
-    """The benchmarks of flags and YAML, the options that they share, and the model, all checked."""
+    """The benchmarks from flags and YAML, the options that they share, and the model, all checked."""
     recipe, options, model = parse_unchecked(argv, EvaluationArguments, embedded=CONFIGS / "arithmetic_evaluate.yaml")
-    for of_training in fields(RecipeArguments):
-        value = getattr(recipe, of_training.name)
-        if of_training.name in OF_TRAINING and value != of_training.default:
-            raise ValueError(f"{of_training.name}={value!r} would be ignored: nothing is trained")
+    for option in fields(RecipeArguments):
+        value = getattr(recipe, option.name)
+        if option.name in TRAINING_OPTIONS and value != option.default:
+            raise ValueError(f"{option.name}={value!r} would be ignored: an evaluation does not train")
     if options.benchmarks is None:
         check_nothing_ignored(recipe)
         name = recipe.task or Path(recipe.held_out[0] or "").stem
@@ -167,13 +165,13 @@ def read_benchmarks(argv: list[str]) -> tuple[list[Benchmark], EvaluationArgumen
     else:
         if recipe.task is not None or recipe.dataset_name is not None:
             raise ValueError(
-                f"task={recipe.task!r} and dataset_name={recipe.dataset_name!r}: with benchmarks, each of them names "
+                f"task={recipe.task!r} and dataset_name={recipe.dataset_name!r}: with benchmarks, each entry names "
                 "its own data"
             )
         benchmarks = [read_entry(entry, recipe, options) for entry in options.benchmarks]
     names = [benchmark.name for benchmark in benchmarks]
     if len(set(names)) != len(names):
-        raise ValueError(f"benchmarks have the names {names}; each must have one of its own")
+        raise ValueError(f"benchmarks have the names {names}; the names must be different")
     for benchmark in benchmarks:
         check(benchmark.recipe, model)
         if benchmark.answer_of is None and benchmark.options.majority_at_k:
@@ -181,21 +179,22 @@ def read_benchmarks(argv: list[str]) -> tuple[list[Benchmark], EvaluationArgumen
                 f"{benchmark.name}: majority_at_k={benchmark.options.majority_at_k} needs an answer_extractor"
             )
     if len({name_model(benchmark.recipe, model) for benchmark in benchmarks}) > 1:
-        raise ValueError(
-            "model_name_or_path is missing, and the embedded tasks of the benchmarks bring different models"
-        )
+        raise ValueError("model_name_or_path is missing, and the benchmarks' embedded tasks have different models")
     return benchmarks, options, model
 
 
 def read_entry(entry: dict[str, Any], recipe: RecipeArguments, options: EvaluationArguments) -> Benchmark:
+    """A benchmark from an entry in `benchmarks` and the options that all of them share."""
     own = {
-        kind: {each.name for each in fields(kind)} - {*OF_THE_RUN} for kind in (RecipeArguments, EvaluationArguments)
+        kind: {each.name for each in fields(kind)} - {*RUN_OPTIONS} for kind in (RecipeArguments, EvaluationArguments)
     }
     name = entry.get("name")
     if not isinstance(name, str) or not name or Path(name).name != name:
         raise ValueError(f"benchmarks has an entry with name={name!r}; it must be the name of a folder")
     if unknown := sorted(entry.keys() - {"name"} - set.union(*own.values())):
-        raise ValueError(f"benchmarks: {name} has {unknown}; it may have {sorted(set.union(*own.values()))}")
+        raise ValueError(
+            f"benchmarks: {name} has the unknown options {unknown}; known: {sorted(set.union(*own.values()))}"
+        )
     changes = {kind: {key: value for key, value in entry.items() if key in own[kind]} for kind in own}
     return Benchmark(
         name,
@@ -207,7 +206,7 @@ def read_entry(entry: dict[str, Any], recipe: RecipeArguments, options: Evaluati
 def load_prompts(benchmark: Benchmark, tokenizer: Any) -> Dataset:
     data = load_held_out(benchmark.recipe)
     if taken := sorted({*COLUMNS, "correct"} & {*data.column_names}):
-        raise ValueError(f"{benchmark.name}: the data has columns {taken}, which the records need; rename them")
+        raise ValueError(f"{benchmark.name}: the data has columns {taken}, which the records use; rename them")
     check_wording(data, benchmark.options, tokenizer, benchmark.name)
     return data
 
@@ -220,7 +219,7 @@ def main(argv: list[str]) -> None:
     check_folder(folder, "evaluate.py")
     name = name_model(benchmarks[0].recipe, model)
     if options.update_card:
-        load_card(name)  # so that a lack of it is known before anything is sampled
+        load_card(name)  # fails before sampling if the card is missing
     tokenizer = load_tokenizer(name, model)
     if options.chat_template_path is not None:
         tokenizer.chat_template = Path(options.chat_template_path).read_text()
@@ -258,7 +257,7 @@ def main(argv: list[str]) -> None:
 
 
 def data_settings(benchmark: Benchmark) -> dict[str, Any]:
-    """What else a reader of the numbers wants to know."""
+    """The settings of the data and the numbers, for readers of the summary."""
     names = ("dataset_test_split", "prompt_column", "answer_column", "answer_template")
     of_dataset = {key: getattr(benchmark.recipe, key) for key in (*names, "system_prompt")}
     of_dataset |= {"dataset_config": benchmark.recipe.held_out[1]}
@@ -293,14 +292,14 @@ def write_summary(folder: Path, summary: dict[str, dict[str, Any]]) -> None:
     for name, text in {"summary.json": json.dumps(summary, indent=1, allow_nan=False), "summary.md": table}.items():
         with atomic_write(folder / name) as file:
             file.write_text(text + "\n")
-    print(f"{table}\n\n{folder / 'summary.json'}, {folder / 'summary.md'} and a records.parquet a benchmark")
+    print(f"{table}\n\n{folder / 'summary.json'}, {folder / 'summary.md'} and a records.parquet per benchmark")
 
 
 def load_card(model: str) -> ModelCard:
     """The card of a model in a folder or on the Hub."""
     folder = Path(model)
     if folder.is_dir() and not (folder / CARD).is_file():
-        raise ValueError(f"update_card=True: {model} has no {CARD}, into which the accuracies could be written")
+        raise ValueError(f"update_card=True: {model} has no {CARD} to write the accuracies into")
     return ModelCard.load(folder / CARD if folder.is_dir() else model)
 
 
@@ -318,7 +317,7 @@ def update_card(model: str, summary: dict[str, dict[str, Any]], folder: Path) ->
 
 
 def as_table(summary: dict[str, dict[str, Any]]) -> str:
-    """The summary for readers: a row a benchmark, and what has to be said about it."""
+    """The summary for readers: one row per benchmark, and notes below."""
     rows = {name: shown(numbers) for name, numbers in summary.items()}
     columns = list(dict.fromkeys(column for row in rows.values() for column in row))
     lines = ["| benchmark | " + " | ".join(columns) + " |", "|---" * (len(columns) + 1) + "|"]
@@ -344,7 +343,7 @@ def shown(numbers: dict[str, Any]) -> dict[str, str]:
             row[f"{kind}@{k}"] = f"{estimate['mean']:.3f}" + interval(estimate["low"], estimate["high"])
     for kind in ("right", "wrong"):
         mean, median = numbers[f"length_{kind}"], numbers[f"median_length_{kind}"]
-        row[f"tokens of {kind} ones, mean (median)"] = f"{number(mean)} ({number(median)})"
+        row[f"tokens per {kind} response, mean (median)"] = f"{number(mean)} ({number(median)})"
     row["truncated"] = number(numbers["truncated"], 3)
     row["entropy (nats)"] = number(numbers["entropy"], 4)
     row["tokens per right answer"] = number(numbers["tokens_per_right_answer"])
@@ -353,22 +352,24 @@ def shown(numbers: dict[str, Any]) -> dict[str, str]:
 
 def notes(numbers: dict[str, Any]) -> list[str]:
     settings = numbers["settings"]
-    said = [
+    lines = [
         f"temperature {settings['temperature']}, top_p {settings['top_p']}, top_k {settings['top_k']}, at most "
         f"{settings['max_completion_length']} tokens, seed {settings['seed']}",
-        f"in brackets {settings['confidence']:.0%} intervals over prompts",
+        f"{settings['confidence']:.0%} intervals over prompts in brackets",
         f"entropy: {numbers['entropy_is']}",
     ]
     estimates = [numbers["avg_interval"], *numbers["pass_at_k"].values(), *(numbers["majority_at_k"] or {}).values()]
     if any(estimate["low"] is None for estimate in estimates):
-        said.append("no interval where all prompts have the same share, neither 0 nor 1: no spread to resample")
+        lines.append("no interval if all prompts have the same share, neither 0 nor 1: there is no spread to resample")
     if numbers["majority_at_k"] is None:
-        said.append("no majority vote: no answer_extractor was given")
+        lines.append("no majority vote: no answer_extractor was given")
     for kind in ("prompts", "responses"):
         if numbers[f"unscored_{kind}"]:
-            meant = {"prompts": "left out: no response could be scored", "responses": "not scored, so not right"}[kind]
-            said.append(f"{numbers[f'unscored_{kind}']} {kind} {meant}")
-    return said
+            effect = {"prompts": "left out: no response could be scored", "responses": "not scored, so not right"}[
+                kind
+            ]
+            lines.append(f"{numbers[f'unscored_{kind}']} {kind} {effect}")
+    return lines
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What a recipe says beside the trainer's own options, its data and its rewards, and how a run is made of it."""
+"""The options that a recipe adds to the trainer's, its data and its rewards, and how to run it."""
 
 import logging
 import math
@@ -33,7 +33,7 @@ CONFIGS = Path(__file__).parent / "configs"
 
 @wraps(reasoning_accuracy_reward)
 def reasoning_reward(completions: list, solution: Sequence[str | None], **kwargs: Any) -> list[float | None]:
-    # TRL's gives 0 to reasoning that does not end, whether or not there is an answer to judge by.
+    # TRL's function gives 0 to unfinished reasoning even if the reference answer is missing.
     rewards = reasoning_accuracy_reward(completions=completions, solution=solution, **kwargs)
     return [None if right is None else reward for right, reward in zip(solution, rewards, strict=True)]
 
@@ -46,8 +46,8 @@ REWARDS = {
 FILE_BUILDERS = {".jsonl": "json", ".json": "json", ".csv": "csv", ".parquet": "parquet"}
 NEED_MATH_VERIFY = ("accuracy_reward", "reasoning_accuracy_reward")
 
-# Options that an embedded task leaves unread.
-OF_A_DATASET = (
+# Options that an embedded task does not read.
+DATASET_OPTIONS = (
     *("dataset_config", "dataset_train_split", "dataset_test_split", "dataset_streaming"),
     *("eval_dataset_name", "eval_dataset_config"),
     *("prompt_column", "answer_column", "answer_template", "system_prompt"),
@@ -59,15 +59,19 @@ class RecipeArguments(ScriptArguments):
     """Data and rewards: either an embedded task, or a dataset with a prompt and an answer column."""
 
     task: str | None = field(
-        default=None, metadata={"help": f"Embedded task, one of {list(TASKS)}; brings its model, data and reward."}
+        default=None, metadata={"help": f"Embedded task, one of {list(TASKS)}; provides its model, data and reward."}
     )
-    task_train_prompts: int = field(default=2048, metadata={"help": "Prompts of the embedded task to train on."})
-    task_eval_prompts: int = field(default=512, metadata={"help": "Held-out prompts of the embedded task."})
+    task_train_prompts: int = field(
+        default=2048, metadata={"help": "Number of prompts from the embedded task to train on."}
+    )
+    task_eval_prompts: int = field(
+        default=512, metadata={"help": "Number of held-out prompts from the embedded task."}
+    )
     eval_dataset_name: str | None = field(
         default=None,
         metadata={
-            "help": "Dataset or file of the held-out prompts, with the same columns; of a dataset dataset_test_split "
-            "is taken, of a file all. Default: that split of dataset_name."
+            "help": "Dataset or file with the held-out prompts and the same columns; a dataset is read at "
+            "dataset_test_split, a file as a whole. Default: that split of dataset_name."
         },
     )
     eval_dataset_config: str | None = field(default=None, metadata={"help": "Configuration of eval_dataset_name."})
@@ -75,41 +79,42 @@ class RecipeArguments(ScriptArguments):
     answer_column: str = field(
         default="answer",
         metadata={
-            "help": "Column with the answer; reward functions get it as text as `solution`, None where it is missing, "
-            "and as it is under its own name."
+            "help": "Column with the answer. Reward functions get it as text under `solution` (None if missing), and "
+            "unchanged under its own name."
         },
     )
     answer_template: str = field(
         default="{answer}",
         metadata={
-            "help": "What `solution` is made of the answer `{answer}`; math-verify reads bare LaTeX for what it is in "
-            "`${answer}$` only."
+            "help": "Template for `solution`, with `{answer}` in it; math-verify parses bare LaTeX correctly only in "
+            "`${answer}$`."
         },
     )
     system_prompt: str | None = field(
-        default=None, metadata={"help": "System message put before every prompt that does not begin with one."}
+        default=None, metadata={"help": "System message for every prompt that does not begin with one."}
     )
     reward_funcs: list[str] | None = field(
         default=None,
         metadata={
             "help": f"Reward functions: {', '.join(REWARDS)}, soft_overlong_punishment, import paths "
-            "`package.module:function`, or `model:` and the name of a reward model."
+            "`package.module:function`, or `model:` followed by the name of a reward model."
         },
     )
     soft_overlong_cache: int = field(
-        default=1024, metadata={"help": "Tokens before the length limit in which soft_overlong_punishment sets in."}
+        default=1024,
+        metadata={"help": "Number of tokens before the length limit at which soft_overlong_punishment starts."},
     )
 
     @property
     def held_out(self) -> tuple[str | None, str | None]:
-        """Name and configuration of the dataset that has the held-out prompts."""
+        """Name and configuration of the dataset with the held-out prompts."""
         if self.eval_dataset_name is not None:
             return self.eval_dataset_name, self.eval_dataset_config
         return self.dataset_name, self.dataset_config
 
 
 class CompactProgress(ProgressCallback):
-    """A progress bar with the numbers that matter, in place of every logged number on a line of its own."""
+    """A progress bar with the numbers that matter, instead of one line per log entry."""
 
     def on_log(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs: dict | None = None, **kwargs
@@ -121,7 +126,7 @@ class CompactProgress(ProgressCallback):
 
 
 def parse(argv: list[str], *config_classes: type, embedded: Path) -> tuple:
-    """`RecipeArguments`, the given configs and `ModelConfig` from flags and YAML, the embedded task's without data."""
+    """`RecipeArguments`, the given configs and `ModelConfig` from flags and YAML, by default the embedded task's."""
     recipe, *configs, model = parse_unchecked(argv, *config_classes, embedded=embedded)
     check(recipe, model, rewarded=any(getattr(config, "policy_reward", None) for config in configs))
     check_nothing_ignored(recipe)
@@ -129,8 +134,8 @@ def parse(argv: list[str], *config_classes: type, embedded: Path) -> tuple:
 
 
 def parse_unchecked(argv: list[str], *config_classes: type, embedded: Path) -> tuple:
-    """As [`parse`], for what names its data elsewhere."""
-    # TRL's parser knows `--config FILE` alone.
+    """Like [`parse`], for a script whose data is named elsewhere."""
+    # TRL's parser knows only `--config FILE`.
     argv = [part for flag in argv for part in (flag.split("=", 1) if flag.startswith("--config=") else [flag])]
     if argv and argv[-1] == "--config":
         raise ValueError("--config is given without a value; it must be the path of a YAML file")
@@ -142,24 +147,22 @@ def parse_unchecked(argv: list[str], *config_classes: type, embedded: Path) -> t
 
 
 def check(recipe: RecipeArguments, model: ModelConfig, *, rewarded: bool = False) -> None:
-    """Refuse what does not go together; `rewarded` says that the policy itself gives a reward."""
+    """Raise an error for options that contradict each other; `rewarded` says that the policy itself gives a reward."""
     if (recipe.task is None) == (recipe.dataset_name is None):
-        raise ValueError(
-            f"task={recipe.task!r} and dataset_name={recipe.dataset_name!r}: give exactly one of them, the data"
-        )
+        raise ValueError(f"task={recipe.task!r} and dataset_name={recipe.dataset_name!r}: give exactly one of them")
     if recipe.task is not None and recipe.task not in TASKS:
         raise ValueError(f"task={recipe.task!r} must be one of {list(TASKS)}")
-    brings_one = recipe.task is not None and recipe.reward_funcs is None
-    if not recipe.reward_funcs and not brings_one and not rewarded:
-        raise ValueError("reward_funcs is empty; training needs at least one reward function, or a policy_reward")
+    task_rewards = recipe.task is not None and recipe.reward_funcs is None
+    if not recipe.reward_funcs and not task_rewards and not rewarded:
+        raise ValueError("reward_funcs is empty; training needs at least one reward function or a policy_reward")
     if recipe.task is None and model.model_name_or_path is None:
         raise ValueError("model_name_or_path is missing")
     for name in ("dataset_config", "eval_dataset_config", "system_prompt"):
         if getattr(recipe, name) in ("None", "none"):
-            raise ValueError(f"{name}={getattr(recipe, name)!r} is a text; leave it out, or write null in YAML")
+            raise ValueError(f"{name}={getattr(recipe, name)!r} is a text; leave it out or write null in YAML")
     if recipe.eval_dataset_config is not None and recipe.eval_dataset_name is None:
         raise ValueError(
-            f"eval_dataset_config={recipe.eval_dataset_config!r} is of an eval_dataset_name, which is None"
+            f"eval_dataset_config={recipe.eval_dataset_config!r} needs an eval_dataset_name, which is None"
         )
     for name in ("dataset_name", "eval_dataset_name"):
         check_data_name(getattr(recipe, name), name)
@@ -174,15 +177,16 @@ def check(recipe: RecipeArguments, model: ModelConfig, *, rewarded: bool = False
 
 
 def check_data_name(name: str | None, option: str) -> None:
-    """A file that is not there, which would be looked for on the Hub."""
+    """Raise an error for a missing file, which the loader would look for on the Hub."""
     if name is not None and not Path(name).exists() and (Path(name).suffix in FILE_BUILDERS or not is_on_hub(name)):
         raise ValueError(f"{option}={name!r}: there is no such file or folder")
 
 
 def check_nothing_ignored(recipe: RecipeArguments) -> None:
+    """Raise an error for options that the recipe sets but does not read."""
     defaults = {option.name: option.default for option in fields(recipe)}
     changed = [name for name, default in defaults.items() if getattr(recipe, name) != default]
-    unread = ["ignore_bias_buffers", *(OF_A_DATASET if recipe.task is not None else ())]
+    unread = ["ignore_bias_buffers", *(DATASET_OPTIONS if recipe.task is not None else ())]
     ignored = [name for name in changed if name in unread]
     if "soft_overlong_cache" in changed and "soft_overlong_punishment" not in (recipe.reward_funcs or []):
         ignored.append("soft_overlong_cache")
@@ -195,7 +199,7 @@ def check_nothing_ignored(recipe: RecipeArguments) -> None:
 
 
 def reward_functions(recipe: RecipeArguments, max_completion_length: int) -> list[Any]:
-    """The reward functions by name, import path or, after `model:`, model name."""
+    """The reward functions, which the recipe gives by name, by import path, or as `model:` and a model's name."""
     if recipe.reward_funcs is None and recipe.task is not None:
         return [TASKS[recipe.task].reward]
     found: list[Any] = []
@@ -211,7 +215,7 @@ def reward_functions(recipe: RecipeArguments, max_completion_length: int) -> lis
         else:
             raise ValueError(
                 f"reward_funcs has {name!r}; choose from {[*REWARDS, 'soft_overlong_punishment']}, an import path "
-                "'package.module:function' or 'model:' and the name of a reward model"
+                "'package.module:function', or 'model:' followed by the name of a reward model"
             )
     return found
 
@@ -219,15 +223,15 @@ def reward_functions(recipe: RecipeArguments, max_completion_length: int) -> lis
 def load_data(
     recipe: RecipeArguments, wants_eval: bool
 ) -> tuple[Dataset | IterableDataset, Dataset | IterableDataset | None]:
-    """Train and held-out prompts, with the columns `prompt` and, from a dataset, `solution`."""
+    """Training and held-out prompts, with the columns `prompt` and, from a dataset, `solution`."""
     if recipe.task is not None:
         task = TASKS[recipe.task]
         held_out = task.dataset("test", recipe.task_eval_prompts) if wants_eval else None
         return task.dataset("train", recipe.task_train_prompts), held_out
     if recipe.eval_dataset_name is not None and not wants_eval:
         raise ValueError(
-            f"eval_dataset_name={recipe.eval_dataset_name!r} would be ignored: no held-out prompts are wanted; set "
-            "eval_strategy (or include_test), or leave it out"
+            f"eval_dataset_name={recipe.eval_dataset_name!r} would be ignored, because the run uses no held-out "
+            "prompts; set eval_strategy (or include_test), or leave it out"
         )
     splits = read_splits(recipe, recipe.dataset_name, recipe.dataset_config)
     train = prepare(splits, recipe.dataset_train_split, recipe.dataset_name, recipe)
@@ -237,7 +241,7 @@ def load_data(
 
 
 def load_held_out(recipe: RecipeArguments) -> Dataset | IterableDataset:
-    """The held-out prompts alone; of a file, all that it has."""
+    """Only the held-out prompts; a file is read as a whole."""
     if recipe.task is not None:
         return TASKS[recipe.task].dataset("test", recipe.task_eval_prompts)
     name, config = recipe.held_out
@@ -248,12 +252,12 @@ def load_held_out(recipe: RecipeArguments) -> Dataset | IterableDataset:
 def read_splits(
     recipe: RecipeArguments, name: str, config: str | None, *, file_split: str = "train"
 ) -> DatasetDict | IterableDatasetDict:
-    """The splits of a dataset; a file is a single one."""
+    """The splits of a dataset; a file is a single split."""
     path = Path(name)
     if not path.is_file():
         return load_dataset(name, config, streaming=recipe.dataset_streaming)
     if path.suffix not in FILE_BUILDERS:
-        raise ValueError(f"{name!r} is a file that must end in one of {list(FILE_BUILDERS)}")
+        raise ValueError(f"{name!r} is a file; its name must end in one of {list(FILE_BUILDERS)}")
     if config is not None:
         raise ValueError(f"{name!r} is a file, which has no configuration {config!r}; leave it out")
     files = {file_split: str(path)}
@@ -263,8 +267,9 @@ def read_splits(
 def prepare(
     splits: DatasetDict | IterableDatasetDict, split: str, name: str, recipe: RecipeArguments
 ) -> Dataset | IterableDataset:
+    """The prompts of a split, with the columns `prompt` (messages) and `solution`."""
     if split not in splits:
-        elsewhere = "; eval_dataset_name names held-out prompts that are elsewhere"
+        elsewhere = "; set eval_dataset_name if the held-out prompts are elsewhere"
         remedy = elsewhere if split == recipe.dataset_test_split else ""
         raise ValueError(f"{name} has no split {split!r}; it has {list(splits)}{remedy}")
     data = splits[split]
@@ -291,16 +296,16 @@ def prepare(
         return {"solution": [solution_of(answer, recipe.answer_template) for answer in rows[recipe.answer_column]]}
 
     data = data.map(add_prompts, with_indices=True, batched=True)
-    # Said, since the first answers may all be missing, which tells no type.
+    # Name the type, because it cannot be inferred if the first answers are all missing.
     features = data.features and Features({**data.features, "solution": Value("string")})
     data = data.map(add_solutions, batched=True, features=features)
     if isinstance(data, Dataset):
-        tell_missing_answers(data, name, recipe)
+        warn_of_missing_answers(data, name, recipe)
     return data
 
 
 def solution_of(answer: Any, template: str) -> str | None:
-    """The answer as text, several joined by commas; `None` where one is missing: null, NaN or blank."""
+    """The answer as text, several joined by commas; `None` if one is missing, that is null, NaN or blank."""
     answers = answer if isinstance(answer, list) else [answer]
     texts = [as_text(each) for each in answers]
     if not texts or None in texts:
@@ -312,17 +317,17 @@ def as_text(answer: Any) -> str | None:
     if isinstance(answer, float):
         if math.isnan(answer):
             return None
-        if answer.is_integer():  # a whole number, in a column that is read as floats because others are missing
+        if answer.is_integer():  # a whole number in a column that was read as floats because other answers are missing
             return str(int(answer))
     return None if answer is None or not str(answer).strip() else str(answer)
 
 
-def tell_missing_answers(data: Dataset, name: str, recipe: RecipeArguments) -> None:
+def warn_of_missing_answers(data: Dataset, name: str, recipe: RecipeArguments) -> None:
     missing = [index for index, solution in enumerate(data["solution"][:]) if solution is None]
     if missing:
         logger.warning(
-            "%s: %d of %d prompts have no answer in answer_column=%r, the first in row %d; reward functions get "
-            "solution=None for them, so that accuracy_reward does not score them",
+            "%s: %d of %d prompts have no answer in answer_column=%r, the first in row %d. Reward functions get "
+            "solution=None for them, and accuracy_reward does not score them",
             name,
             len(missing),
             len(data),
@@ -332,18 +337,18 @@ def tell_missing_answers(data: Dataset, name: str, recipe: RecipeArguments) -> N
 
 
 def name_model(recipe: RecipeArguments, model: ModelConfig) -> str:
-    """The model to start from: the one that is named, else the embedded task's."""
+    """The model to start from: the named one, or else the embedded task's."""
     return model.model_name_or_path or str(TASKS[recipe.task].model_path)
 
 
 def model_options(model: ModelConfig, training: GRPOConfig) -> dict[str, Any]:
-    """What the model is loaded with."""
+    """The options to load the model with."""
     named = {"revision": model.model_revision, "attn_implementation": model.attn_implementation, "dtype": model.dtype}
     return named | (training.model_init_kwargs or {})
 
 
 class SavedAtOnce(TrainerCallback):
-    """Saves the model after the last step, before anything that may fail: an evaluation, a checkpoint, a report."""
+    """Saves the model right after the last step, before an evaluation, a checkpoint or a report can fail."""
 
     def __init__(self, trainer: GRPOTrainer) -> None:
         self._trainer = trainer
@@ -356,11 +361,11 @@ class SavedAtOnce(TrainerCallback):
 
 
 def save(trainer: GRPOTrainer) -> None:
-    trainer.save_model(trainer.args.output_dir, _internal_call=True)  # the Hub's turn comes later
+    trainer.save_model(trainer.args.output_dir, _internal_call=True)  # pushing to the Hub comes later
 
 
 def train(trainer: GRPOTrainer, recipe: RecipeArguments) -> None:
-    """Train with a progress bar and leave model, card, numbers and curves in the output folder, the model first."""
+    """Train with a progress bar, and save model, card, numbers and curves in the output folder, the model first."""
     training: GRPOConfig = trainer.args
     trainer.remove_callback(ProgressCallback)
     if not training.disable_tqdm:
@@ -368,7 +373,7 @@ def train(trainer: GRPOTrainer, recipe: RecipeArguments) -> None:
     trainer.add_callback(SavedAtOnce(trainer))
     resume = training.resume_from_checkpoint
     trainer.train(resume_from_checkpoint=True if resume == "true" else resume)
-    save(trainer)  # again: it may have stopped early, or be the best one by now
+    save(trainer)  # again, because training may have stopped early or reloaded the best model
     data = recipe.dataset_name or f"the embedded task {recipe.task}"
     try:
         if training.eval_strategy != "no":
@@ -381,7 +386,7 @@ def train(trainer: GRPOTrainer, recipe: RecipeArguments) -> None:
 
 
 def report_held_out(trainer: GRPOTrainer) -> None:
-    """Print the accuracy on held-out prompts of the first evaluation and of the trained model."""
+    """Print the held-out accuracy at the first evaluation and of the trained model."""
     accuracy = getattr(trainer.args, "accuracy_reward", None) or trainer.reward_func_names[0]
     held_out = f"eval_rewards/{accuracy}/mean"
     evaluations = [entry for entry in trainer.state.log_history if held_out in entry]

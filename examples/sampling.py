@@ -1,4 +1,4 @@
-"""How many responses are sampled to how many prompts, on one rank or several, by transformers or vLLM."""
+"""Sample responses to prompts on one rank or several, with transformers or vLLM."""
 
 import json
 from collections.abc import Sequence
@@ -20,39 +20,39 @@ from trl import ModelConfig
 from canon_trl.sampling.chunks import ChunkLog, Recorder, missing_chunks, sample_chunks
 from canon_trl.sampling.samplers import Sampler, TransformersSampler, VLLMSampler, check_distribution, prompt_ids
 
-# What tells whose output folder one is. A folder of values has its progress at the top, one of an evaluation below.
+# Files that show which script wrote a folder. Values keep progress at the top level, evaluations one level below.
 OUTPUTS = {
     "training": ("config.json", "adapter_config.json", "trainer_state.json", "checkpoint-*"),
     "estimate_values.py": (".progress",),
     "evaluate.py": ("summary.json", "*/.progress"),
 }
-LOGPROBS = "processed_logprobs"  # of the distribution that vLLM samples from, not of the model's own
+LOGPROBS = "processed_logprobs"  # of the distribution that vLLM samples from, not of the unprocessed one
 
 
 @dataclass
 class SamplingArguments:
     """How responses are sampled and scored."""
 
-    num_samples: int = field(default=8, metadata={"help": "Responses to a prompt."})
+    num_samples: int = field(default=8, metadata={"help": "Number of responses per prompt."})
     temperature: float = field(default=1.0, metadata={"help": "Sampling temperature."})
-    top_p: float = field(default=1.0, metadata={"help": "Share of the probability mass that is sampled from."})
-    top_k: int = field(default=0, metadata={"help": "Number of tokens that are sampled from; 0 is all."})
+    top_p: float = field(default=1.0, metadata={"help": "Share of the probability mass to sample from."})
+    top_k: int = field(default=0, metadata={"help": "Number of likeliest tokens to sample from; 0 is all."})
     min_p: float | None = field(
-        default=None, metadata={"help": "Least probability of a token that is sampled, as a share of the likeliest's."}
+        default=None, metadata={"help": "Minimum probability of a sampled token, as a share of the likeliest token's."}
     )
-    repetition_penalty: float = field(default=1.0, metadata={"help": "Penalty on tokens that are there; 1 is none."})
+    repetition_penalty: float = field(default=1.0, metadata={"help": "Penalty on repeated tokens; 1 is none."})
     stop_strings: list[str] | None = field(default=None, metadata={"help": "Texts that end a response."})
     chat_template_kwargs: dict | str | None = field(
         default=None,
-        metadata={"help": "What the chat template is given beside the conversation, as JSON, as in training."},
+        metadata={"help": "Options of the chat template as JSON, the same as in training."},
     )
-    max_completion_length: int = field(default=256, metadata={"help": "Tokens of a response at most."})
-    chunk_prompts: int = field(default=64, metadata={"help": "Prompts that a rank samples at a time."})
+    max_completion_length: int = field(default=256, metadata={"help": "Maximum number of tokens per response."})
+    chunk_prompts: int = field(default=64, metadata={"help": "Number of prompts that a rank samples at a time."})
     reward_weights: list[float] | None = field(default=None, metadata={"help": "Weights of the reward functions."})
     reward_time_limit: float | None = field(
-        default=None, metadata={"help": "Seconds that a call of a reward function may take. Default: no limit."}
+        default=None, metadata={"help": "Maximum seconds per call of a reward function. Default: no limit."}
     )
-    seed: int = field(default=0, metadata={"help": "Seed of the sampling."})
+    seed: int = field(default=0, metadata={"help": "Seed for sampling."})
     use_vllm: bool = field(default=False, metadata={"help": "Sample with vLLM."})
     vllm_kwargs: str = field(default="{}", metadata={"help": "Options of `vllm.LLM` as JSON."})
 
@@ -64,17 +64,19 @@ class SamplingArguments:
         if isinstance(self.chat_template_kwargs, str):
             self.chat_template_kwargs = json.loads(self.chat_template_kwargs)
         if not isinstance(self.chat_template_kwargs, dict | None):
-            raise ValueError(f"chat_template_kwargs={self.chat_template_kwargs!r} must be options by name")
+            raise ValueError(f"chat_template_kwargs={self.chat_template_kwargs!r} must map option names to values")
         if self.vllm_kwargs != "{}" and not self.use_vllm:
             raise ValueError(f"vllm_kwargs={self.vllm_kwargs!r} would be ignored: use_vllm is False")
         mode = json.loads(self.vllm_kwargs).get("logprobs_mode", LOGPROBS)
         if mode != LOGPROBS:
-            raise ValueError(f"vllm_kwargs has logprobs_mode={mode!r}; must be {LOGPROBS!r}, which is set")
+            raise ValueError(
+                f"vllm_kwargs has logprobs_mode={mode!r}; must be {LOGPROBS!r}, which is the default here"
+            )
 
 
 @dataclass
 class SamplingTask:
-    """Prompts that are sampled, and what is kept of their responses."""
+    """Prompts to sample, and what to record of their responses."""
 
     name: str
     data: Dataset
@@ -83,27 +85,27 @@ class SamplingTask:
     log: ChunkLog
 
 
-CARD = "README.md"  # says what the model is, and changes nothing about it
+CARD = "README.md"  # describes a model without changing it
 
 
 def start_processes() -> PartialState:
-    # Without `cpu` each process on a machine of CPUs alone would take itself for the only one. A rank waits for the
-    # others until their last chunk.
+    # Without `cpu`, each process on a machine without accelerators would believe that it is the only one. The timeout
+    # is long because a rank waits until the others finish their last chunk.
     return PartialState(cpu=not torch.accelerator.is_available(), timeout=timedelta(days=7))
 
 
 def leave_processes() -> None:
-    """At the end of a script; what calls its `main` from Python may need the other processes still."""
+    """End the process group; only a script does this, because callers of its `main` may still need the processes."""
     PartialState().destroy_process_group()
 
 
 def check_options(sampling: SamplingArguments, model: ModelConfig, state: PartialState) -> None:
-    """What sampling could not honour."""
+    """Raise an error for options that sampling cannot honour."""
     folder = Path(model.model_name_or_path or "")
     if sampling.use_vllm and (folder / "adapter_config.json").is_file() and not (folder / "config.json").exists():
         raise ValueError(
-            f"model_name_or_path={model.model_name_or_path!r} is an adapter, which vLLM cannot be given as a model; "
-            "merge it into its base model, or sample without use_vllm"
+            f"model_name_or_path={model.model_name_or_path!r} is an adapter, which vLLM cannot load as a model; merge "
+            "it into its base model, or sample without use_vllm"
         )
     if sampling.use_vllm and find_spec("vllm") is None:
         raise ImportError("use_vllm=True needs vllm; install canon-trl[vllm]")
@@ -113,23 +115,23 @@ def check_options(sampling: SamplingArguments, model: ModelConfig, state: Partia
     parallel = json.loads(sampling.vllm_kwargs).get("tensor_parallel_size", 1)
     if parallel > 1 and state.num_processes > 1:
         raise ValueError(
-            f"vllm_kwargs has tensor_parallel_size={parallel}, but each of the {state.num_processes} processes has an "
-            "engine of its own; start one process"
+            f"vllm_kwargs has tensor_parallel_size={parallel}, but each of the {state.num_processes} processes has a "
+            "separate engine; start one process"
         )
 
 
 def check_folder(folder: Path, script: str) -> None:
-    """An output folder is of one script alone: the next one would overwrite its card, or mix its files with others."""
+    """Raise an error if another script wrote the folder: two would overwrite each other's card or mix their files."""
     for owner, patterns in OUTPUTS.items():
         found = sorted(path.name for pattern in patterns for path in folder.glob(pattern))
         if found and owner != script:
             raise ValueError(
-                f"output_dir={str(folder)!r} has {found[0]}, so it is of {owner}; name another output_dir"
+                f"output_dir={str(folder)!r} contains {found[0]}, so it belongs to {owner}; name another output_dir"
             )
 
 
 def load_tokenizer(name: str, model: ModelConfig) -> Any:
-    # Not None, with which transformers asks on the terminal whether a model's own code may run.
+    # With None, transformers asks on the terminal whether to run a model's own code.
     tokenizer = AutoTokenizer.from_pretrained(name, revision=model.model_revision, trust_remote_code=False)
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
@@ -137,16 +139,16 @@ def load_tokenizer(name: str, model: ModelConfig) -> Any:
 
 
 def check_wording(data: Dataset, sampling: SamplingArguments, tokenizer: Any, name: str) -> None:
-    """That the prompts can be put into words for the model, before it is loaded."""
+    """Check that the model's chat template can format the prompts, before the model is loaded."""
     prompt = data[0]["prompt"]
     if not isinstance(prompt, str) and tokenizer.chat_template is None:
-        remedy = "; name one by chat_template_path" if hasattr(sampling, "chat_template_path") else ""
-        raise ValueError(f"{name}: the prompts are conversations and the tokenizer has no chat template{remedy}")
+        remedy = "; set chat_template_path" if hasattr(sampling, "chat_template_path") else ""
+        raise ValueError(f"{name}: the prompts are conversations, but the tokenizer has no chat template{remedy}")
     try:
         prompt_ids(tokenizer, [prompt], sampling.chat_template_kwargs)
     except Exception as error:
         raise ValueError(
-            f"{name}: the chat template cannot take the first prompt with "
+            f"{name}: the chat template fails on the first prompt with "
             f"chat_template_kwargs={sampling.chat_template_kwargs!r}: {error}"
         ) from error
 
@@ -154,7 +156,7 @@ def check_wording(data: Dataset, sampling: SamplingArguments, tokenizer: Any, na
 def sampling_settings(
     recipe: RecipeArguments, sampling: SamplingArguments, model: ModelConfig, name: str
 ) -> dict[str, Any]:
-    """All that a response and its rewards depend on."""
+    """Everything that a response and its rewards depend on."""
     fields = SamplingArguments.__dataclass_fields__.keys() - {"vllm_kwargs", "reward_time_limit"}
     settings = {key: value for key, value in asdict(sampling).items() if key in fields}
     settings |= {"model": name, "data": recipe.task or recipe.dataset_name}
@@ -164,7 +166,7 @@ def sampling_settings(
 
 
 def fingerprints(name: str, data: Dataset) -> dict[str, Any]:
-    """Of the data's contents, the order of the prompts and all that rewards may read; and of a local model's files."""
+    """Fingerprints of the data (prompts, their order, all columns that rewards may read) and a local model's files."""
     paths = [path for path in sorted(Path(name).glob("*")) if path.is_file() and path.name != CARD]
     files = [(path.name, path.stat()) for path in paths]
     weights = [(file, stat.st_size, stat.st_mtime_ns) for file, stat in files]
@@ -181,7 +183,7 @@ def sample_missing(
     *,
     entropies: bool,
 ) -> None:
-    """Sample what the logs lack, each rank its share; the model is loaded once, and only if something is missing."""
+    """Sample the chunks missing from the logs, each rank its share; load the model once, and only if needed."""
     missing = [missing_chunks(task.data, task.log, chunk_size=task.sampling.chunk_prompts) for task in tasks]
     state.wait_for_everyone()
     if any(missing):
@@ -199,7 +201,7 @@ def sample_missing(
 
 
 def load_model(sampling: SamplingArguments, model: ModelConfig, name: str, state: PartialState) -> Any:
-    """The model, or the vLLM engine of it."""
+    """The model, or its vLLM engine."""
     if not sampling.use_vllm:
         options = {"revision": model.model_revision, "attn_implementation": model.attn_implementation}
         options["trust_remote_code"] = False
@@ -220,6 +222,6 @@ def make_sampler(sampling: SamplingArguments, loaded: Any, tokenizer: Any, *, en
     if not sampling.use_vllm:
         own = {"max_new_tokens": length, "top_k": sampling.top_k, "min_p": min_p, "stop_strings": stops}
         return TransformersSampler(loaded, tokenizer, **shared, **own)
-    # vLLM says -1 where transformers says 0
+    # "All tokens" is -1 in vLLM and 0 in transformers.
     own = {"max_tokens": length, "top_k": sampling.top_k or -1, "min_p": min_p or 0.0, "stop": stops}
     return VLLMSampler(loaded, tokenizer, **shared, **own)

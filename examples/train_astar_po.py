@@ -1,4 +1,4 @@
-"""Train a model with A*-PO, on prompts whose values `estimate_values.py` has sampled.
+"""Train a model with A*-PO on prompts whose values come from `estimate_values.py`.
 
     accelerate launch examples/estimate_values.py && accelerate launch examples/train_astar_po.py      # embedded task
     accelerate launch --config_file accelerate_configs/zero3.yaml examples/train_astar_po.py \
@@ -19,7 +19,7 @@ from canon_trl import AStarPOConfig, AStarPOTrainer
 
 @dataclass
 class ValueData:
-    """Where the values of an embedded task are; a dataset brings its own."""
+    """Where to find the values of an embedded task; a dataset contains its own."""
 
     values: str | None = field(default=None, metadata={"help": "Folder that estimate_values.py wrote for the task."})
 
@@ -30,7 +30,7 @@ def main(argv: list[str]) -> AStarPOTrainer:
     if (recipe.task is None) != (data.values is None):
         raise ValueError(
             f"task={recipe.task!r} and values={data.values!r}: an embedded task needs the folder of its values, and a "
-            "dataset_name brings them in its columns"
+            "dataset has them in its columns"
         )
     training.eval_on_start = training.eval_strategy != "no"
     training.model_init_kwargs = model_options(model, training)
@@ -42,7 +42,7 @@ def main(argv: list[str]) -> AStarPOTrainer:
         loaded = load_dataset(data.values)
         if training.eval_on_start and "test" not in loaded:
             raise ValueError(
-                f"values={data.values!r} has no split 'test'; estimate it too or set eval_strategy to 'no'"
+                f"values={data.values!r} has no split 'test'; estimate its values too, or set eval_strategy to 'no'"
             )
         splits = loaded["train"], loaded["test"] if training.eval_on_start else None
     trainer = AStarPOTrainer(

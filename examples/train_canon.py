@@ -1,12 +1,12 @@
-"""Train a model with CANON, from the embedded task on a laptop to a cluster.
+"""Train a model with CANON or another method, from the embedded task on a laptop to a cluster.
 
     accelerate launch examples/train_canon.py                                      # embedded task, offline, minutes
     accelerate launch examples/train_canon.py --canon_metric length --canon_alpha 0.8
     accelerate launch --config_file accelerate_configs/zero3.yaml examples/train_canon.py \
         --config examples/configs/qwen2.5_math_7b_canon_inter.yaml                 # the paper's setting
 
-Every option comes from a YAML file, from flags, or from both, a flag winning. The output folder gets the model with
-its card, `metrics.csv`, `metrics.json` and `curves.png`.
+Options come from a YAML file, from flags, or from both; a flag overrides the file. The output folder gets the model
+with its card, `metrics.csv`, `metrics.json` and `curves.png`.
 """
 
 import logging

@@ -15,7 +15,11 @@ from recipe_runs import data_flags
         (["--task", "poetry"], ValueError, "task='poetry' must be one of"),
         (["--answer_extractor", "magic"], ValueError, r"answer_extractor='magic' must be one of \['math_verify'\]"),
         (["--answer_extractor", "no.such:thing"], ValueError, "answer_extractor='no.such:thing' cannot be imported"),
-        (["--task_train_prompts", "3"], ValueError, "task_train_prompts=3 would be ignored: nothing is trained"),
+        (
+            ["--task_train_prompts", "3"],
+            ValueError,
+            "task_train_prompts=3 would be ignored: an evaluation does not train",
+        ),
         (["--dataset_streaming", "true"], ValueError, "dataset_streaming=True would be ignored"),
         (["--reward_funcs", "model:judge"], TypeError, "reward_funcs has 'judge', which is not a reward"),
         (["--vllm_kwargs", '{"a": 1}'], ValueError, "would be ignored: use_vllm is False"),
@@ -41,9 +45,9 @@ def test_bad_flags(flags, error, message, tmp_path):
         (
             {"prompt": "?", "answer": "1", "rewards": 1},
             [],
-            r"the data has columns \['rewards'\], which the records need",
+            r"the data has columns \['rewards'\], which the records use",
         ),
-        ({"prompt": "?", "answer": "1"}, [], "the tokenizer has no chat template; name one by chat_template_path"),
+        ({"prompt": "?", "answer": "1"}, [], "the tokenizer has no chat template; set chat_template_path"),
         ({"prompt": "?", "answer": "1"}, ["--majority_at_k", "2"], r"majority_at_k=\[2\] needs an answer_extractor"),
     ],
 )
@@ -60,8 +64,8 @@ def test_bad_data(row, flags, message, tmp_path):
         ("[{task: arithmetic}]", "an entry with name=None; it must be the name of a folder"),
         ("[{name: ../up, task: arithmetic}]", "an entry with name='../up'"),
         ("[{name: a, task: arithmetic}, {name: a, task: arithmetic}]", r"have the names \['a', 'a'\]"),
-        ("[{name: a, task: arithmetic, use_vllm: true}]", r"a has \['use_vllm'\]; it may have"),
-        ("[{name: a, task: arithmetic, num_sampels: 3}]", r"a has \['num_sampels'\]"),
+        ("[{name: a, task: arithmetic, use_vllm: true}]", r"a has the unknown options \['use_vllm'\]; known:"),
+        ("[{name: a, task: arithmetic, num_sampels: 3}]", r"a has the unknown options \['num_sampels'\]"),
         ("[{name: a, task: arithmetic, num_samples: 0}]", "num_samples=0 must be at least 1"),
         ("[{name: a}]", "give exactly one of them"),
         ("[{name: a, dataset_name: x, reward_funcs: [accuracy_reward]}]", "model_name_or_path is missing"),
@@ -75,5 +79,5 @@ def test_bad_benchmarks(benchmarks, message, tmp_path):
 
 def test_benchmarks_name_their_own_data(tmp_path):
     (tmp_path / "recipe.yaml").write_text("task: arithmetic\nbenchmarks: [{name: a, task: arithmetic}]\n")
-    with pytest.raises(ValueError, match="task='arithmetic' and dataset_name=None: with benchmarks, each of them"):
+    with pytest.raises(ValueError, match="task='arithmetic' and dataset_name=None: with benchmarks, each entry"):
         evaluate.main(["--config", str(tmp_path / "recipe.yaml")])

@@ -176,9 +176,9 @@ def test_held_out_prompts_in_a_file_of_their_own(tmp_path, form, streaming):
     assert [next(iter(data))["solution"] for data in both] == ["2", "4"]
     assert next(iter(recipe.load_held_out(recipe_of_both)))["solution"] == "4"
     assert next(iter(recipe.load_held_out(of_file(train, *flags[2:]))))["solution"] == "2"
-    with pytest.raises(ValueError, match=r"eval_dataset_name='.*' would be ignored: no held-out prompts are wanted"):
+    with pytest.raises(ValueError, match=r"eval_dataset_name='.*' would be ignored, because the run uses no held-out"):
         recipe.load_data(recipe_of_both, wants_eval=False)
-    with pytest.raises(ValueError, match=r"has no split 'test'; it has \['train'\]; eval_dataset_name names"):
+    with pytest.raises(ValueError, match=r"has no split 'test'; it has \['train'\]; set eval_dataset_name"):
         recipe.load_data(of_file(train, *flags[2:]), wants_eval=True)
 
 
@@ -277,7 +277,7 @@ def test_an_unknown_kind_of_file_is_named(tmp_path):
     (tmp_path / "data.xlsx").touch()
     flags = ["--dataset_name", str(tmp_path / "data.xlsx"), "--model_name_or_path", "m"]
     arguments, *_ = parse_canon(*flags, "--reward_funcs", "accuracy_reward")
-    with pytest.raises(ValueError, match=r"data.xlsx' is a file that must end in one of \['.jsonl', '.json'"):
+    with pytest.raises(ValueError, match=r"data.xlsx' is a file; its name must end in one of \['.jsonl', '.json'"):
         recipe.load_data(arguments, wants_eval=False)
 
 

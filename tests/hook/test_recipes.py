@@ -202,7 +202,7 @@ def test_bad_flags_of_the_estimation(flags, message):
 @pytest.mark.parametrize("flags", [["--task", "arithmetic"], ["--dataset_name", "x", "--values", "y"]])
 def test_astar_po_needs_values_with_a_task_and_only_then(flags):
     rest = ["--model_name_or_path", "m", "--reward_funcs", "accuracy_reward", "--use_cpu", "true"]
-    with pytest.raises(ValueError, match="an embedded task needs the folder of its values, and a dataset_name brings"):
+    with pytest.raises(ValueError, match="an embedded task needs the folder of its values, and a dataset has them"):
         train_astar_po.main([*flags, *rest])
 
 

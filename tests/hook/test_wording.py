@@ -151,10 +151,10 @@ def test_folders_of_another_wording_are_refused(chatter, tmp_path, script, name)
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--chat_template_kwargs", "[1]"], r"chat_template_kwargs=\[1\] must be options by name"),
+        (["--chat_template_kwargs", "[1]"], r"chat_template_kwargs=\[1\] must map option names to values"),
         (
             ["--chat_template_kwargs", '{"add_generation_prompt": false}'],
-            "the chat template cannot take the first prompt with chat_template_kwargs=.*multiple values",
+            "the chat template fails on the first prompt with chat_template_kwargs=.*multiple values",
         ),
         (["--min_p", "2"], r"min_p=2.0 must lie in \[0, 1\]"),
         (["--repetition_penalty", "0"], "repetition_penalty=0.0 must be positive and finite; 1 is no penalty"),
@@ -170,7 +170,7 @@ def test_what_no_prompt_can_be_made_of_is_told_before_the_model_is_loaded(
 
 @pytest.mark.parametrize(("script", "name"), SCRIPTS)
 def test_conversations_need_a_chat_template(tmp_path, script, name, capfd):
-    with pytest.raises(ValueError, match="the prompts are conversations and the tokenizer has no chat template"):
+    with pytest.raises(ValueError, match="the prompts are conversations, but the tokenizer has no chat template"):
         script.main(script_flags(tmp_path, TASK.model_path, name, None))
     assert "Loading weights" not in capfd.readouterr().err
 

@@ -316,7 +316,7 @@ def test_an_adapter_is_evaluated_with_its_base_model(tmp_path):
 def test_vllm_rejects_an_adapter(tmp_path):
     (tmp_path / "adapter_config.json").write_text("{}")
     flags = ["--task", "arithmetic", "--model_name_or_path", str(tmp_path), "--use_vllm", "true"]
-    with pytest.raises(ValueError, match="is an adapter, which vLLM cannot be given as a model; merge it into its"):
+    with pytest.raises(ValueError, match="is an adapter, which vLLM cannot load as a model; merge it into its"):
         evaluate.main([*flags, "--output_dir", str(tmp_path / "evaluation")])
 
 

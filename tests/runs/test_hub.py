@@ -284,6 +284,6 @@ def test_an_evaluation_updates_the_card_on_the_hub(hub, pushed, tmp_path):
 
 
 def test_a_model_without_a_card_is_rejected_before_evaluation(tmp_path):
-    with pytest.raises(ValueError, match=r"arithmetic_model has no README.md, into which the accuracies could be"):
+    with pytest.raises(ValueError, match=r"arithmetic_model has no README.md to write the accuracies into"):
         evaluate.main([*SCORE, "--output_dir", str(tmp_path / "scores")])
     assert not (tmp_path / "scores").exists()

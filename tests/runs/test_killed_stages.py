@@ -222,7 +222,7 @@ def test_killing_one_of_two_ranks_stops_both(whole, tmp_path):
 def test_the_folder_of_another_script_is_rejected(script, file, owner, tmp_path):
     (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
     (tmp_path / file).write_text("{}")
-    with pytest.raises(ValueError, match=rf"output_dir='.*' has .*, so it is of {owner}; name another output_dir"):
+    with pytest.raises(ValueError, match=rf"output_dir='.*' contains .*, so it belongs to {owner}; name another"):
         MAINS[script](flags(script, tmp_path))
     assert [path for path in tmp_path.rglob("*") if path.is_file()] == [tmp_path / file]
 
