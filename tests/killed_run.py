@@ -1,4 +1,4 @@
-"""A training run that kills itself with SIGKILL at a point that is named; `test_killed_training.py` starts it."""
+"""A training run that kills itself with SIGKILL at a named point; `test_killed_training.py` starts it."""
 
 import os
 import signal
@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch.optim import AdamW
 from toy import make_trainer
+from transformers import TrainerState
 
 OPTIONS = {
     "max_steps": 4,
@@ -25,17 +26,8 @@ def kill() -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-def at_call(number: int, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-    """Call the function, or at its call of that number die instead."""
-    at_call.counts[function] = at_call.counts.get(function, 0) + 1
-    return kill() if at_call.counts[function] == number else function(*args, **kwargs)
-
-
-at_call.counts = {}
-
-
 def in_generation(trainer: Any) -> None:
-    """At the fifth token of the second rollout: 12 tokens are the most of the first one."""
+    """Kill the run at the fifth token of the second rollout; the first rollout has at most 12 tokens."""
     passes = []
 
     def count(module: Any, args: Any, kwargs: Any) -> None:
@@ -47,10 +39,10 @@ def in_generation(trainer: Any) -> None:
 
 
 def in_optimiser_step(trainer: Any) -> None:
-    """When some weights of the third step have been updated and others not."""
+    """Kill the run after the third step has updated half of the weights."""
     step = AdamW.step
 
-    def half(optimizer: AdamW, *args: Any, **kwargs: Any) -> Any:
+    def update_half(optimizer: AdamW, *args: Any, **kwargs: Any) -> Any:
         if trainer.state.global_step == 2:
             for group in optimizer.param_groups:
                 group["params"] = group["params"][: len(group["params"]) // 2]
@@ -58,42 +50,54 @@ def in_optimiser_step(trainer: Any) -> None:
             kill()
         return step(optimizer, *args, **kwargs)
 
-    AdamW.step = half
+    AdamW.step = update_half
 
 
-def in_checkpoint(trainer: Any, *, before: str) -> None:
-    """While the third checkpoint is being written: before this part of it."""
-    setattr(trainer, before, partial(at_call, 3, getattr(trainer, before)))
+def before_file(trainer: Any, *, name: str) -> None:
+    """Kill the run before it writes this file of the third checkpoint."""
+    save = torch.save
+
+    def save_or_die(content: Any, file: Any, *args: Any, **kwargs: Any) -> None:
+        if str(file).endswith(os.path.join("checkpoint-3", name)):
+            kill()
+        save(content, file, *args, **kwargs)
+
+    torch.save = save_or_die
 
 
-def with_half_a_model(trainer: Any) -> None:
-    """While the third checkpoint is being written: its weights are there in half."""
-    save, number = trainer.save_model, 0
+def after_half_of_the_weights(trainer: Any) -> None:
+    """Kill the run when it has written half of the weights of the third checkpoint."""
+    save = trainer.save_model
 
-    def cut(folder: str, *args: Any, **kwargs: Any) -> None:
-        nonlocal number
-        number += 1
+    def save_half(folder: str, *args: Any, **kwargs: Any) -> None:
         save(folder, *args, **kwargs)
-        if number == 3:
+        if trainer.state.global_step == 3:
             weights = Path(folder, "model.safetensors")
             os.truncate(weights, weights.stat().st_size // 2)
             kill()
 
-    trainer.save_model = cut
+    trainer.save_model = save_half
 
 
 def before_the_mark(trainer: Any) -> None:
-    """While the third checkpoint is being written: all of it is there but the file that says so."""
-    options = trainer._run_options
-    trainer._run_options = partial(at_call, 4, options)  # the first call is that of `train`
+    """Kill the run when the third checkpoint lacks only the file that marks it as complete."""
+    save = TrainerState.save_to_json
+
+    def save_and_die(state: TrainerState, path: str) -> None:
+        """Write the last file of transformers, which only the mark follows."""
+        save(state, path)
+        if state.global_step == 3:
+            kill()
+
+    TrainerState.save_to_json = save_and_die
 
 
 POINTS: dict[str, Callable[[Any], None]] = {
     "generation": in_generation,
     "the optimiser's step": in_optimiser_step,
-    "a checkpoint, half of the weights": with_half_a_model,
-    "a checkpoint, before the optimiser": partial(in_checkpoint, before="_save_optimizer_and_scheduler"),
-    "a checkpoint, before the random state": partial(in_checkpoint, before="_save_rng_state"),
+    "a checkpoint, half of the weights": after_half_of_the_weights,
+    "a checkpoint, before the optimiser": partial(before_file, name="optimizer.pt"),
+    "a checkpoint, before the random state": partial(before_file, name="rng_state.pth"),
     "a checkpoint, before the mark": before_the_mark,
 }
 

@@ -1,6 +1,6 @@
-"""Training on several ranks whose borders cut through prompt groups; `test_distributed.py` starts it.
+"""Training on several ranks whose borders cut through prompt groups.
 
-Every rank writes what it saw to the folder that is named on the command line.
+`test_distributed.py` starts this script. Every rank saves its results in the folder given on the command line.
 """
 
 import sys
@@ -8,17 +8,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from observe import on_outputs
+from observe import completions_table, keep_local_advantages
 from toy import TASK, leave, make_trainer, parameters, prompts
 
 from canon_trl.rollout import Rollout
 
 METRICS = {"entropy": {}, "length": {"canon_alpha": 0.9}, "surprisal": {"canon_mu": 0.3}, "random": {}}
-RESPONSES = 12  # three groups of four: on two ranks of six, the second group straddles them
+RESPONSES = 12  # three groups of four: on two ranks of six, the second group lies on both
 
 
 def half_scored(completions: list[str], **kwargs: Any) -> list[float | None]:
-    """Graded, and not for every response."""
+    """A graded reward that leaves some responses unscored."""
     return [None if len(text) % 3 == 0 else len(text) / 32 for text in completions]
 
 
@@ -32,7 +32,7 @@ def options(metric: str, ranks: int) -> dict[str, Any]:
 
 
 def fixed_responses(prompts: list[str], trainer: Any) -> dict[str, list]:
-    """Responses that depend on their place in the global batch alone, not on the number of ranks."""
+    """A `rollout_func` whose responses depend only on the place in the global batch, not on the number of ranks."""
     rank, tokenizer = trainer.accelerator.process_index, trainer.processing_class
     rows = range(rank * len(prompts), (rank + 1) * len(prompts))
     completion_ids = [tokenizer("7" * (row * 5 % 9) + f"#{row % 10}")["input_ids"] for row in rows]
@@ -46,20 +46,19 @@ def fixed_responses(prompts: list[str], trainer: Any) -> dict[str, list]:
 
 
 def observe(trainer: Any) -> dict[str, list]:
-    """The rollouts and advantages of all ranks, and the advantages of the rows of this one."""
-    seen: dict[str, list] = {"rollouts": [], "advantages": [], "local": []}
+    """Record the rollouts and advantages of all ranks, and the advantages of this rank's rows."""
+    seen: dict[str, list] = {"rollouts": [], "advantages": [], "local": keep_local_advantages(trainer)}
 
     def keep_rollout(rollout: Rollout, advantages: torch.Tensor) -> None:
         seen["rollouts"].append({**vars(rollout), "metrics": dict(rollout.metrics)})
         seen["advantages"].append(advantages)
 
     trainer.on_rollout(keep_rollout)
-    on_outputs(trainer, lambda output: seen["local"].append(output["advantages"].clone()))
     return seen
 
 
 def run_fixed(folder: Path, metric: str, ranks: int) -> dict[str, list]:
-    """Two rollouts of fixed responses on a model that stays as it is."""
+    """Train on two rollouts of fixed responses with learning rate 0."""
     settings = options(metric, ranks)
     settings["trainer_options"]["rollout_func"] = fixed_responses
     trainer = make_trainer(folder, max_steps=2, learning_rate=0.0, **settings)
@@ -69,12 +68,12 @@ def run_fixed(folder: Path, metric: str, ranks: int) -> dict[str, list]:
 
 
 def run_sampled(folder: Path, metric: str, ranks: int, resume: str | None = None) -> dict[str, Any]:
-    """Three steps with two updates a rollout, saved after each."""
-    save = {"save_strategy": "steps", "save_steps": 1, "num_iterations": 2}
-    trainer = make_trainer(folder, **save, **options(metric, ranks))
+    """Train three steps with two updates per rollout and a checkpoint after each step."""
+    more = {"save_strategy": "steps", "save_steps": 1, "num_iterations": 2, "log_completions": True}
+    trainer = make_trainer(folder, **more, **options(metric, ranks))
     seen = observe(trainer)
     trainer.train(resume_from_checkpoint=resume)
-    return seen | {"parameters": parameters(trainer), "table": list(trainer._logs["advantages"])}
+    return seen | {"parameters": parameters(trainer), "table": completions_table(trainer)["advantage"]}
 
 
 def main(folder: Path) -> None:

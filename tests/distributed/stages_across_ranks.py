@@ -1,34 +1,42 @@
-"""Policy rewards, dynamic sampling, policy losses and A*-PO on several ranks, whose borders cut through prompt groups.
+"""Policy rewards, dynamic sampling, policy losses and A*-PO on several ranks whose borders cut through prompt groups.
 
-`test_distributed.py` starts it. Every rank writes what it saw to the folder that is named on the command line.
+`test_distributed.py` starts this script. Every rank saves its results in the folder given on the command line.
 """
 
 import os
 import sys
 from pathlib import Path
 from typing import Any
-from unittest.mock import patch
 
 import torch
-from observe import keep_rollouts, on_outputs, scored_entropy
+from observe import completions_table, keep_local_advantages, keep_rollouts, on_outputs, scored_entropy
 from toy import OPTIONS, TASK, leave, make_trainer, parameters, prompts
 
 from canon_trl import AStarPOConfig, AStarPOTrainer
-from canon_trl.tokens import Tokens
+from canon_trl.policy_losses.covariance import kl_cov_choice
+from canon_trl.tokens import Scope, Tokens
 
-# KL-Cov's penalty is small: at a rollout's first update its sign is that of a rounding error.
+# KL-Cov's penalty is small because its sign at a rollout's first update is that of a rounding error.
 POLICY_LOSSES = {
     "clip_cov": {"low": -5.0, "ratio": 0.3},
     "kl_cov": {"fraction": 0.2, "coef": 1e-4},
 }
-RESPONSES = 12  # three groups of four: on two ranks of six, the second group straddles them
+RESPONSES = 12  # three groups of four: on two ranks of six, the second group lies on both
+FOUR_UPDATES = {
+    "num_iterations": 2,  # two rollouts, each taken whole by two optimiser steps
+    "max_steps": 4,
+    "optim": "sgd",
+    "learning_rate": 0.1,
+    "save_strategy": "steps",
+    "save_steps": 1,
+}
 
 
 def fixed_responses(prompts: list[str], trainer: Any) -> dict[str, list]:
-    """Responses that depend on the prompt and the place within the group alone.
+    """A `rollout_func` whose responses depend only on the prompt and the place in its group.
 
-    Those of a group differ from their first token on: two tokens of the same covariance would be chosen between by
-    rounding, which depends on who computes what.
+    The responses of a group differ from their first token on. Otherwise two tokens could have the same covariance, and
+    rounding, which depends on the ranks, would decide which one is selected.
     """
     tokenizer, first = trainer.processing_class, trainer.accelerator.process_index * len(prompts)
     places = [(first + row) % 4 for row in range(len(prompts))]
@@ -50,75 +58,78 @@ def half_teach(prompts: list[str], completions: list[str], log_extra: Any, **kwa
     ]
 
 
-def run(folder: Path, name: str, scope: str, ranks: int, resume: str | None = None, **options: Any) -> dict[str, Any]:
-    """Four updates on two rollouts; every optimiser step takes the whole rollout."""
-    trainer = make_trainer(
+def make(folder: Path, ranks: int, reward: Any = half_teach, **options: Any) -> Any:
+    """Build a trainer that rewards fixed responses and logs its completions."""
+    return make_trainer(
         folder,
-        trainer_options={"train_dataset": prompts(24), "reward_funcs": half_teach, "rollout_func": fixed_responses},
+        trainer_options={"train_dataset": prompts(24), "reward_funcs": reward, "rollout_func": fixed_responses},
+        per_device_train_batch_size=RESPONSES // ranks,
+        log_completions=True,
+        **options,
+    )
+
+
+def selected_tokens(name: str, scope: Scope, tokens: Tokens) -> torch.Tensor:
+    """Return the tokens of a micro-batch that the policy loss has selected, `(B, T)` bool."""
+    if name == "clip_cov":  # its selected tokens have lost their advantage
+        return tokens.mask & (tokens.advantages == 0) & (tokens.response_advantages != 0).unsqueeze(1)
+    (selected, _), rows = kl_cov_choice(tokens.within, POLICY_LOSSES[name]["fraction"], scope)
+    return selected[rows]
+
+
+def run(folder: Path, name: str, scope: Scope, ranks: int, resume: str | None = None) -> dict[str, Any]:
+    """Train with dynamic sampling and a policy loss."""
+    trainer = make(
+        folder,
+        ranks,
         canon_metric="length",
         dynamic_sampling=True,
         policy_loss=name,
         policy_loss_kwargs=POLICY_LOSSES[name] | {"scope": scope},
-        per_device_train_batch_size=RESPONSES // ranks,
-        num_iterations=2,
-        max_steps=4,
-        optim="sgd",
-        learning_rate=0.1,
-        log_completions=True,
-        save_strategy="steps",
-        save_steps=1,
-        **options,
+        **FOUR_UPDATES,
     )
-    seen: dict[str, list] = {"rewards": [], "selected": [], "texts": []}
-    once = Tokens.once
+    rollouts = keep_rollouts(trainer)
+    selected: list[dict[int, list[int]]] = []  # per micro-batch, the positions of the selected tokens by response
 
-    def keep_selected(tokens: Tokens, key: Any, search: Any) -> Any:
-        known = key in tokens._found
-        found = once(tokens, key, search)
-        if not known:
-            rows = zip(tokens.response, found[0], strict=True)
-            seen["selected"].append({int(row): selected for row, selected in rows})
-        return found
+    def keep_selected(tokens: Tokens) -> None:
+        chosen = selected_tokens(name, scope, tokens)
+        rows = zip(tokens.response.tolist(), chosen, strict=True)
+        selected.append({response: row.nonzero().flatten().tolist() for response, row in rows})
 
-    def keep_texts(output: dict[str, Any]) -> None:
-        ids = torch.cat([output["prompt_ids"], output["completion_ids"]], dim=1)
-        seen["texts"].append(trainer.processing_class.batch_decode(ids, skip_special_tokens=True))
-
-    trainer.on_rollout(lambda rollout, advantages: seen["rewards"].append(rollout.rewards))
-    on_outputs(trainer, keep_texts)
-    with patch.object(Tokens, "once", keep_selected):
-        trainer.train(resume_from_checkpoint=resume)
+    trainer.on_tokens(keep_selected)
+    trainer.train(resume_from_checkpoint=resume)
     log = [
         {k: v for k, v in entry.items() if "dynamic" in k or "policy_loss" in k} for entry in trainer.state.log_history
     ]
-    return seen | {
+    return {
+        "rewards": [rollout.rewards for rollout in rollouts],
+        "selected": selected,
         "parameters": parameters(trainer),
         "log": [entry for entry in log if entry],
-        "shown": list(trainer._logs["extra"]["shown"]),
+        "tables": [completions_table(trainer, step) for step in (1, 3)],  # of each rollout
     }
 
 
 def run_shrunken(folder: Path, ranks: int) -> dict[str, Any]:
-    """Two optimiser steps of two rollouts each, some half empty; the last rank logs a column of another length."""
+    """Train two steps on two rollouts each, some partly empty; the last rank logs a column with one value too many."""
 
     def judge(prompts: list[str], completions: list[str], log_extra: Any, trainer_state: Any, **kwargs: Any) -> list:
         last = ranks == 1 or torch.distributed.get_rank() == ranks - 1
         log_extra("odd", [1.0] * (len(prompts) + int(last)))
         return half_teach(prompts, completions, lambda *args: None)
 
-    trainer = make_trainer(
+    trainer = make(
         folder,
-        trainer_options={"train_dataset": prompts(24), "reward_funcs": judge, "rollout_func": fixed_responses},
+        ranks,
+        judge,
         advantage_estimator="dr_grpo",
         dynamic_sampling=True,
         dynamic_sampling_kwargs={"max_rounds": 1},
-        per_device_train_batch_size=RESPONSES // ranks,
         gradient_accumulation_steps=2,
         steps_per_generation=1,
         max_steps=2,
         optim="sgd",
         learning_rate=0.1,
-        log_completions=True,
     )
     trainer.train()
     log = [entry for entry in trainer.state.log_history if "loss" in entry]
@@ -127,51 +138,44 @@ def run_shrunken(folder: Path, ranks: int) -> dict[str, Any]:
 
 
 def run_astar_po(folder: Path, ranks: int, resume: str | None = None) -> dict[str, Any]:
-    """Four updates on two rollouts of one response a prompt."""
+    """Train with A*-PO, one response per prompt."""
     data = prompts(24)
     data = data.add_column("rewards", [[1.0] + [float(row % step == 0) for step in (2, 3)] for row in range(24)])
     options = OPTIONS | {"num_generations": 1, "per_device_train_batch_size": RESPONSES // ranks, "beta2": 0.1}
-    options |= {"num_iterations": 2, "max_steps": 4, "optim": "sgd", "learning_rate": 0.1}
-    config = AStarPOConfig(str(folder), **(options | {"save_strategy": "steps", "save_steps": 1}))
+    config = AStarPOConfig(str(folder), **(options | FOUR_UPDATES))
     trainer = AStarPOTrainer(str(TASK.model_path), TASK.reward, config, data, rollout_func=fixed_responses)
-    seen: list[torch.Tensor] = []
-    on_outputs(trainer, lambda output: seen.append(output["advantages"].clone()))
+    advantages = keep_local_advantages(trainer)
     trainer.train(resume_from_checkpoint=resume)
-    return {"parameters": parameters(trainer), "advantages": seen}
+    return {"parameters": parameters(trainer), "advantages": advantages}
 
 
 def run_rewarded(folder: Path, ranks: int, resume: str | None = None) -> dict[str, Any]:
-    """Four updates on two rollouts, rewarded by the policy beside a reward function."""
-    trainer = make_trainer(
-        folder,
-        trainer_options={"train_dataset": prompts(24), "reward_funcs": half_teach, "rollout_func": fixed_responses},
-        advantage_estimator="dr_grpo",
-        policy_reward={"rent": {"weight": 0.5}},
-        per_device_train_batch_size=RESPONSES // ranks,
-        num_iterations=2,
-        max_steps=4,
-        optim="sgd",
-        learning_rate=0.1,
-        log_completions=True,
-        save_strategy="steps",
-        save_steps=1,
-    )
+    """Train with a policy reward in addition to a reward function."""
+    options = {"advantage_estimator": "dr_grpo", "policy_reward": {"rent": {"weight": 0.5}}}
+    trainer = make(folder, ranks, **options, **FOUR_UPDATES)
     rollouts = []
     trainer.on_rollout(lambda rollout, advantages: rollouts.append((rollout.rewards_per_func, advantages)))
     trainer.train(resume_from_checkpoint=resume)
     names = ("rewards/rent/mean", "reward", "policy_reward/length_of_first", "policy_reward/entropy_of_first")
     log = [{name: entry[name] for name in names} for entry in trainer.state.log_history if "reward" in entry]
-    table = list(trainer._logs["rewards"]["rent"])
+    table = completions_table(trainer)["rent"]
     return {"parameters": parameters(trainer), "rollouts": rollouts, "log": log, "table": table}
 
 
 def run_recorded(folder: Path) -> dict[str, Any]:
-    """Sampled responses with their recorded entropies, of which some change ranks; then a rank without its state."""
+    """Train on sampled responses, some of which change ranks; then resume after one rank has lost its state.
+
+    Returns:
+        `difference` between recorded and recomputed entropies per rollout, `rounds` per rollout, and the `prompts` of
+        this rank in each round of the resumed run.
+    """
+    shown: list[list[str]] = []
 
     def half_teach_by_place(prompts: list[str], **kwargs: Any) -> list[float]:
+        shown.append(list(prompts))
         return [float(row % 2) if int(prompt[0]) % 2 == 0 else 0.5 for row, prompt in enumerate(prompts)]
 
-    def make() -> Any:
+    def make_sampling_trainer() -> Any:
         return make_trainer(
             folder,
             trainer_options={"train_dataset": prompts(24), "reward_funcs": half_teach_by_place},
@@ -182,14 +186,14 @@ def run_recorded(folder: Path) -> dict[str, Any]:
             save_steps=1,
         )
 
-    trainer = make()
+    trainer = make_sampling_trainer()
     rollouts = keep_rollouts(trainer)
-    apart = []
+    difference = []
 
     def compare(output: dict[str, Any]) -> None:
         entropy, _ = scored_entropy(trainer, output)
         recorded = rollouts[-1].metrics["entropy"].flatten().chunk(2)[trainer.accelerator.process_index]
-        apart.append((recorded - entropy).abs().max().item())
+        difference.append((recorded - entropy).abs().max().item())
 
     on_outputs(trainer, compare)
     trainer.train()
@@ -198,9 +202,9 @@ def run_recorded(folder: Path) -> dict[str, Any]:
     if trainer.accelerator.is_main_process:
         (checkpoint / "rollout_state_1.pt").unlink()
     trainer.accelerator.wait_for_everyone()
-    later = make()
-    later.train(resume_from_checkpoint=str(checkpoint))
-    return {"apart": apart, "rounds": rounds, "drawn": later._sampled.collector.prompts.drawn}
+    shown.clear()
+    make_sampling_trainer().train(resume_from_checkpoint=str(checkpoint))
+    return {"difference": difference, "rounds": rounds, "prompts": shown}
 
 
 def main(folder: Path) -> None:

@@ -1,4 +1,4 @@
-"""Policy rewards, dynamic sampling, KL-Cov and A*-PO on the real vLLM engine, with a pretrained language model."""
+"""Policy rewards, dynamic sampling, KL-Cov, A*-PO and controllers on the real vLLM engine."""
 
 import json
 import os
@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from datasets import Dataset, load_dataset
-from observe import count_forwards, keep_outputs, keep_rollouts, scored_entropy
+from observe import count_forwards, keep_outputs, keep_rollouts, on_outputs, scored_entropy
 from test_canon_vllm import DATA, VLLM, make, varied
 from toy import OPTIONS, logged, parameters
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -47,7 +47,7 @@ def test_dynamic_sampling_and_kl_cov(smollm2, tmp_path):
         assert rollout.rewards.tolist() == [[0.0, 1.0, 0.0, 1.0]] * 2
         texts = trainer.processing_class.batch_decode(output["prompt_ids"])
         assert all(int(text.split("What is ")[1].split()[0]) % 2 == 0 for text in texts)
-        # The sampler's log-probabilities came along to the places where their responses are now.
+        # The sampler's log-probabilities have moved with their responses.
         mask = output["completion_mask"].bool()
         difference = (output["old_per_token_logps"] - output["sampling_per_token_logps"])[mask].abs().max()
         assert difference < 1e-2
@@ -73,9 +73,9 @@ def test_astar_po(smollm2, tmp_path):
     want = rollout.rewards - rollout.metrics["v_star"]
     assert torch.equal(output["advantages"], want.flatten())
     assert output["ref_per_token_logps"].shape == output["completion_ids"].shape
-    # The policy is the reference still, so its implicit reward is 0.
+    # The policy still equals the reference, so its implicit reward is 0.
     assert logged(trainer)[0]["loss"] == pytest.approx(want.pow(2).mean().item(), rel=1e-4)
-    assert calls == {"without_grad": 0, "with_grad": 1}  # the reference is a model of its own
+    assert calls == {"without_grad": 0, "with_grad": 1}  # the reference is a separate model
     assert any(not torch.equal(value, before[name]) for name, value in parameters(trainer).items())
 
 
@@ -146,7 +146,7 @@ def test_evaluation_by_vllm(smollm2, tmp_path):
     assert 0 < numbers["truncated"] < 1
     assert numbers["entropy_is"].startswith("mean surprisal")
 
-    # An estimate of what transformers gives exactly.
+    # vLLM's entropy is an estimate of the exact one of transformers.
     table = load_dataset("parquet", data_files=str(tmp_path / "evaluation" / "data" / "records.parquet"))["train"]
     model = AutoModelForCausalLM.from_pretrained(smollm2, dtype=torch.float32)
     sampler = TransformersSampler(
@@ -167,7 +167,7 @@ def test_a_run_whose_engine_dies_is_resumed(smollm2, tmp_path):
     script = Path(__file__).with_name("dying_engine.py")
     path = os.pathsep.join([str(script.parent), str(script.parents[1])])
     environment = os.environ | {"PYTHONPATH": path}
-    environment.pop("MASTER_PORT", None)  # which the engine of this process holds
+    environment.pop("MASTER_PORT", None)  # used by the engine of this process
     command = [sys.executable, str(script), str(smollm2), str(tmp_path)]
     died = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
     assert died.returncode == 1
@@ -182,10 +182,10 @@ def test_a_run_whose_engine_dies_is_resumed(smollm2, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("correction", "passes"), [(True, 2), (False, 2)], ids=["TRL scores", "TRL is asked to score"]
+    ("correction", "passes"), [(True, 2), (False, 2)], ids=["TRL scores anyway", "the trainer asks TRL to score"]
 )
 def test_a_policy_reward(smollm2, tmp_path, correction, passes):
-    """From the pass of the trainer's model, and without a reward function."""
+    """A policy reward without a reward function comes from the scoring pass of the trainer's model."""
     trainer = make(
         smollm2,
         tmp_path,
@@ -195,17 +195,13 @@ def test_a_policy_reward(smollm2, tmp_path, correction, passes):
         vllm_importance_sampling_correction=correction,
         max_steps=2,
     )
-    calls, entropies, generate = count_forwards(trainer), [], trainer._generate_and_score_completions
-    rollouts = []
-    trainer.on_rollout(lambda rollout, advantages: rollouts.append(rollout))
+    calls, rollouts, entropies = count_forwards(trainer), keep_rollouts(trainer), []
 
-    def score_now(inputs):
-        output = generate(inputs)
+    def score(output):
         assert ("old_per_token_logps" in output) == correction
         entropies.append(scored_entropy(trainer, output)[0])
-        return output
 
-    trainer._generate_and_score_completions = score_now
+    on_outputs(trainer, score)
     before = parameters(trainer)
     trainer.train()
     assert calls == {"without_grad": passes, "with_grad": 2}
@@ -215,13 +211,13 @@ def test_a_policy_reward(smollm2, tmp_path, correction, passes):
     assert all(not torch.equal(value, before[name]) for name, value in parameters(trainer).items())
 
 
-def test_a_policy_reward_with_dynamic_sampling_is_refused(tmp_path):
+def test_a_policy_reward_with_dynamic_sampling_is_rejected(tmp_path):
     with pytest.raises(ValueError, match=r"dynamic_sampling=True with a policy_reward that reads \['entropies'\]"):
         make("a-model-that-does-not-exist", tmp_path, policy_reward="rent", dynamic_sampling=True)
 
 
 def test_a_controller_moves_the_temperature_of_the_engine(smollm2, tmp_path):
-    """At every temperature the engine's log-probabilities are those that TRL scores the responses with."""
+    """At every temperature the log-probabilities of the engine equal those of TRL's scoring pass."""
     options = {"controller": {"e3_temperature": {"target_entropy": 8.0, "init_steps": 0}}, "learning_rate": 0.0}
     trainer = make(smollm2, tmp_path, max_steps=3, **options)
     outputs, temperatures, generate = keep_outputs(trainer), [], trainer.vllm_generation.generate
