@@ -42,7 +42,7 @@ class Scorer:
     def __post_init__(self) -> None:
         if self.weights is not None and len(self.weights) != len(self.reward_funcs):
             raise ValueError(
-                f"reward_weights={list(self.weights)} must have one weight per function, {len(self.reward_funcs)}"
+                f"reward_weights={list(self.weights)} must be one for each of the {len(self.reward_funcs)} functions"
             )
         if self.reward_time_limit is not None and not 0 < self.reward_time_limit < math.inf:
             raise ValueError(f"reward_time_limit={self.reward_time_limit!r} must lie in (0, inf)")

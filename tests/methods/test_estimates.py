@@ -149,7 +149,7 @@ def test_a_seed_fixes_the_subsets():
     [
         (([["1", "2"]], [[True, False]], 3), "k=3 must be a whole number from 1 to the number of responses, 2"),
         (([["1", "2"]], [[True]], 1), r"a prompt has 2 answers and correct of shape \(1,\)"),
-        (([["1"]], [], 1), "answers of 1 prompts and correct of 0"),
+        (([["1"]], [], 1), "answers has 1 prompts and correct has 0"),
     ],
 )
 def test_impossible_votes(arguments, message):
