@@ -539,7 +539,7 @@ HOOK = [
             "test_hook.py::test_random_metric_is_a_function_of_seed_and_rollout",
         ),
         (
-            "snapped(making.drawn[",
+            "snapped(phase.drawn[",
             "snapped(rewards_per_func[",
             "test_dynamic_sampling.py::test_schedules_read_the_accuracy_of_all_that_was_drawn",
         ),
@@ -604,7 +604,7 @@ HOOK = [
     *mutations(
         "hook/loss.py",
         (
-            'inputs["advantages"] = per_token(inputs)',
+            'inputs["advantages"] = token_advantages(inputs)',
             'inputs["advantages"] = inputs["advantages"]',
             "test_hook.py::test_what_stands_on_padding_is_never_read",
         ),
@@ -614,8 +614,8 @@ HOOK = [
             "test_loss_stages.py::test_a_term_of_one_number_is_divided_by_the_accumulation",
         ),
         (
-            "loss = stages.whole(losing.tokens) / accumulated",
-            "loss = stages.whole(losing.tokens)",
+            "loss = stages.whole(phase.tokens) / accumulated",
+            "loss = stages.whole(phase.tokens)",
             "test_astar_po.py::test_the_loss_of_a_step",
         ),
         (
@@ -670,7 +670,7 @@ HOOK = [
         ),
     ),
     *mutations(
-        "hook/noted.py",
+        "hook/stage_log.py",
         (
             "sums[:, 0] / sums[:, 1]",
             "sums[:, 1] / sums[:, 0]",
@@ -694,8 +694,8 @@ HOOK = [
     *mutations(
         "hook/shrunken_steps.py",
         (
-            "torch.where(everyones > 0, 1 / everyones, 0.0)",
-            "torch.where(everyones > 0, everyones, 0.0)",
+            "torch.where(share > 0, 1 / share, 0.0)",
+            "torch.where(share > 0, share, 0.0)",
             "test_shrunken_batches.py::test_a_shrunken_batch_is_trained_on_like_one_of_that_size",
         ),
         (
@@ -735,7 +735,7 @@ HOOK = [
     *mutations(
         "hook/steering.py",
         (
-            "self._knobs[name].value = self._configured[name]",
+            "self._knobs[name].value = self._configured_values[name]",
             "pass",
             "test_knobs.py::test_a_second_run_begins_anew",
         ),
@@ -745,7 +745,7 @@ HOOK = [
             "test_knobs.py::test_a_run_resumes_as_if_it_had_never_stopped",
         ),
         (
-            'now, knob.value = knob.value, self._configured["temperature"]',
+            'now, knob.value = knob.value, self._configured_values["temperature"]',
             "now = knob.value",
             "test_knobs.py::test_evaluation_uses_the_temperature_of_the_config",
         ),

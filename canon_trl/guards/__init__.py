@@ -1,4 +1,4 @@
-"""What `trl.rewards` leaves to its caller: checks of what a reward function returns, and a limit on its time."""
+"""Checks that `trl.rewards` leaves to its caller: of what a reward function returns, and of its time."""
 
 from canon_trl.guards.checks import checked_rewards
 from canon_trl.guards.time_limits import time_limit, too_slow

@@ -1,4 +1,4 @@
-"""What a reward function may return."""
+"""Check what a reward function returns."""
 
 from collections.abc import Sequence
 from numbers import Real
@@ -6,24 +6,24 @@ from typing import Any
 
 import torch
 
-LARGEST = torch.finfo(torch.float32).max  # in which TRL computes with rewards
+LARGEST = torch.finfo(torch.float32).max  # TRL computes with rewards in float32
 
 
 def checked_rewards(rewards: Any, count: int, what: str) -> list[float | None]:
-    """The rewards of `count` responses as a list of finite numbers and `None`, if they are that.
+    """Convert the rewards of `count` responses to a list of finite numbers and `None`, and check them.
 
-    NaN stands for `None`: a response that was not scored.
+    NaN counts as `None`, a response that was not scored.
 
     Args:
-        rewards: what the function returned: a sequence, tensor or array of numbers and `None`.
-        count: the number of responses that it was given.
-        what: the function, named in errors.
+        rewards: returned by the function: a sequence, tensor or array of numbers and `None`.
+        count: the number of responses.
+        what: the function, for errors.
 
     Raises:
         TypeError: they are not a sequence of numbers and `None`.
-        ValueError: another number than one a response, or one that is infinite in float32.
+        ValueError: there is not one reward per response, or one is infinite in float32.
     """
-    if hasattr(rewards, "tolist"):  # of torch or numpy
+    if hasattr(rewards, "tolist"):  # a tensor or an array
         rewards = rewards.tolist()
     if not isinstance(rewards, Sequence) or isinstance(rewards, str | bytes):
         raise TypeError(f"{what} returned {type(rewards).__name__} {rewards!r}; it must return a list of rewards")

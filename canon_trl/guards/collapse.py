@@ -1,39 +1,39 @@
-"""A policy that collapses where its own certainty is rewarded."""
+"""Detect a policy that collapses when its own certainty is rewarded."""
 
 import math
 from collections.abc import Mapping
 
 from accelerate.logging import get_logger
 
-logger = get_logger(__name__)  # which speaks on the main process alone: every rank sees the same numbers
+logger = get_logger(__name__)  # logs on the main process only, since every rank sees the same numbers
 
-# Between which shares of the first rollout's mean a mean may lie. Responses grow where certain tokens can be added.
-EXPECTED = {"length": (0.5, 2.0), "entropy": (0.1, math.inf), "surprisal": (0.1, math.inf)}
+# The expected range of a mean, as a share of the first rollout's. Responses grow if that adds certain tokens.
+EXPECTED_SHARES = {"length": (0.5, 2.0), "entropy": (0.1, math.inf), "surprisal": (0.1, math.inf)}
 
 
 class Collapse:
-    """Compares the mean length and entropy of each rollout with those of the run's first; warns once of each.
+    """Compares the mean length and entropy of each rollout with those of the first one; warns once about each.
 
     Attributes:
-        first: the means of the first rollout, which a checkpoint keeps.
+        first: the means of the first rollout, saved in checkpoints.
     """
 
     def __init__(self) -> None:
         self.first: dict[str, float] = {}
-        self._told: set[str] = set()
+        self._warned: set[str] = set()
 
     def compare(self, means: Mapping[str, float]) -> dict[str, float]:
-        """The means as shares of the first rollout's, by name; NaN where that is 0.
+        """The means as shares of the first rollout's, by name; NaN if the first is 0.
 
         Args:
-            means: over all responses of a rollout, of `length` in tokens and of `entropy` or `surprisal` in nats.
+            means: over all responses of a rollout, by name: `length` in tokens, `entropy` or `surprisal` in nats.
         """
         self.first = self.first or dict(means)
         shares = {name: mean / self.first[name] if self.first[name] else math.nan for name, mean in means.items()}
         for name, share in shares.items():
-            low, high = EXPECTED[name]
-            if (share < low or share > high) and name not in self._told:
-                self._told.add(name)
+            low, high = EXPECTED_SHARES[name]
+            if (share < low or share > high) and name not in self._warned:
+                self._warned.add(name)
                 logger.warning(
                     "the mean %s of the responses was %.3g in the first rollout and is %.3g now: a policy that is "
                     "rewarded for its own certainty can become certain of anything. Compare the accuracy on labelled "

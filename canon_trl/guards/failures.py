@@ -1,4 +1,4 @@
-"""Failures of user's functions: what they return is checked, and one rank's failure stops all of them."""
+"""Failures of users' functions: check what they return, and stop all ranks when one fails."""
 
 import asyncio
 import math
@@ -13,10 +13,10 @@ from canon_trl.guards import checked_rewards, time_limit, too_slow
 
 
 class SharedFailures:
-    """Errors on one rank that all ranks raise, where the others would wait for a collective call that never comes.
+    """Raises an error of one rank on all ranks; the others would wait forever for its next collective call.
 
-    Within [`deferred`] a failing function returns a number that no function may return, infinity. It passes through
-    the gather that is there anyway, so that all ranks see it, and only then they exchange the reasons.
+    Within [`deferred`] a failing function returns infinity, which no function may return. It passes through the gather
+    that happens in any case, so that all ranks see it. Only then do they exchange the reasons.
     """
 
     def __init__(self) -> None:
@@ -25,7 +25,7 @@ class SharedFailures:
 
     @contextmanager
     def deferred(self) -> Iterator[None]:
-        """Errors of guarded functions wait until [`raise_any`]."""
+        """Keep errors of guarded functions until [`raise_any`]."""
         self._deferred = True
         try:
             yield
@@ -33,7 +33,7 @@ class SharedFailures:
             self._deferred = False
 
     def note(self, error: Exception, what: str, count: int) -> list[float | None]:
-        """What a function that failed returns in place of `count` numbers."""
+        """Keep the error of a function, and return infinities in place of its `count` numbers."""
         error.add_note(what)
         if not self._deferred:
             raise error
@@ -42,10 +42,10 @@ class SharedFailures:
 
     @contextmanager
     def shared(self, note: str = "") -> Iterator[None]:
-        """An error in this context on one rank is raised on all of them at its end; every rank must enter it.
+        """Raise an error of one rank on all ranks, at the end of this context, which every rank must enter.
 
         Args:
-            note: for whoever reads the error.
+            note: added to the error.
         """
         try:
             yield
@@ -56,11 +56,11 @@ class SharedFailures:
         self.raise_any()
 
     def raise_any(self) -> None:
-        """On every rank, once any has seen an infinity: the failing rank's own error, elsewhere one that names it."""
+        """Raise the kept error; on other ranks, an error that names the failing rank. Every rank must call."""
         error, self._error = self._error, None
         notes = getattr(error, "__notes__", [])
-        mine = [None if error is None else "; ".join([f"{type(error).__name__}: {error}", *notes])]
-        reasons = gather_object(mine)
+        reason = None if error is None else "; ".join([f"{type(error).__name__}: {error}", *notes])
+        reasons = gather_object([reason])
         if error is not None:
             raise error
         for rank, reason in enumerate(reasons):
@@ -71,24 +71,24 @@ class SharedFailures:
 def guarded_reward(
     function: Callable[..., Any], name: str, failures: SharedFailures, seconds: float | None
 ) -> Callable[..., Any]:
-    """The reward function, with a time limit and a check of what it returns: a finite number or `None` a response.
+    """Wrap a reward function with a time limit and a check that it returns a finite number or `None` per response.
 
-    NaN is `None`: a response that was not scored. Of an asynchronous function the limit holds while it awaits.
+    An asynchronous function can only be interrupted while it awaits.
     """
     what = f"reward function {name!r}"
 
-    async def scored(completions: Sequence[Any], **kwargs: Any) -> list[float | None]:
+    async def score_async(completions: Sequence[Any], **kwargs: Any) -> list[float | None]:
         try:
             async with asyncio.timeout(seconds) as limit:
                 rewards = await function(completions=completions, **kwargs)
-            if limit.expired():  # and the function caught the interruption
+            if limit.expired():  # the function caught the interruption
                 raise TimeoutError
             return checked_rewards(rewards, len(completions), what)
         except Exception as error:
             reason = too_slow(what, seconds) if seconds is not None and limit.expired() else error
             return failures.note(reason, f"in {what}", len(completions))
 
-    def scored_at_once(completions: Sequence[Any], **kwargs: Any) -> list[float | None]:
+    def score(completions: Sequence[Any], **kwargs: Any) -> list[float | None]:
         try:
             with time_limit(seconds, what):
                 rewards = function(completions=completions, **kwargs)
@@ -96,4 +96,4 @@ def guarded_reward(
         except Exception as error:
             return failures.note(error, f"in {what}", len(completions))
 
-    return scored if is_async_callable(function) else scored_at_once
+    return score_async if is_async_callable(function) else score

@@ -1,4 +1,4 @@
-"""Where a number that is not finite came from."""
+"""Find where a number that is not finite came from."""
 
 from collections.abc import Iterable, Mapping
 from itertools import chain
@@ -12,13 +12,13 @@ from torch.distributed.tensor import DTensor
 
 
 def local_part(tensor: Tensor) -> Tensor:
-    """What this rank holds of a parameter or its gradient, also where ZeRO-3 or FSDP2 shards it."""
+    """This rank's part of a parameter or gradient that ZeRO-3 or FSDP2 may shard."""
     held = getattr(tensor, "ds_tensor", tensor)
     return held.to_local() if isinstance(held, DTensor) else held
 
 
 def plain_number(norm: Any) -> Any:
-    """A norm as every rank has it, which under FSDP2 is a distributed tensor; called on all ranks alike."""
+    """A norm over all ranks, also if FSDP2 returns it as a distributed tensor. Every rank must call."""
     return norm.full_tensor() if isinstance(norm, DTensor) else norm
 
 
@@ -35,16 +35,16 @@ def raise_unless(
     tensors: Mapping[str, Tensor | None],
     accelerator: Accelerator,
 ) -> None:
-    """Go on if it is finite on all ranks, else stop on every one of them and name where it begins.
+    """Stop all ranks if a number is not finite on one of them, and name its source.
 
     Args:
-        finite: 0-d, of this rank.
-        what: what was found, and when.
-        weights: the model's, by name; the first suspects.
-        tensors: what the number was computed from, by name.
+        finite: 0-d bool, on this rank.
+        what: the number and the step, for the error.
+        weights: of the model, by name; checked first.
+        tensors: that the number was computed from, by name.
 
     Raises:
-        FloatingPointError: it is not finite, here or on another rank.
+        FloatingPointError: it is not finite on some rank.
     """
     if accelerator.gather(finite.float().view(1)).min() == 1:
         return
@@ -55,9 +55,9 @@ def raise_unless(
 
 
 def first_not_finite(named: Iterable[tuple[str, Tensor | None]]) -> str | None:
-    """The first of the tensors that has a number that is not finite, and how many of its numbers are not.
+    """The first tensor with a number that is not finite, and how many such numbers it has.
 
-    It looks at what this rank holds: ranks that find something at different tensors must not wait for each other.
+    Checks this rank's part only, without collective calls, since ranks may find different tensors.
     """
     for name, tensor in named:
         if tensor is None:

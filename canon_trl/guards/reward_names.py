@@ -5,11 +5,11 @@ from itertools import chain, count
 from typing import Any
 
 from torch import nn
-from trl.trainer.utils import get_callable_name
+from trl.trainer.utils import get_callable_name, get_config_model_id
 
 
 def distinct_names(names: Sequence[str]) -> list[str]:
-    """The names, repeated ones numbered: `accuracy`, `accuracy_2`. TRL mixes the logs of functions of one name."""
+    """Number repeated names: `accuracy`, `accuracy_2`. TRL mixes the logs of functions with the same name."""
     found: list[str] = []
     for name in names:
         candidates = chain([name], (f"{name}_{number}" for number in count(2)))
@@ -17,11 +17,18 @@ def distinct_names(names: Sequence[str]) -> list[str]:
     return found
 
 
-def check_accuracy_reward(name: str | None, reward_funcs: Any) -> None:
-    """Before any model is loaded; a reward model's name is known only afterwards."""
-    functions = reward_funcs if isinstance(reward_funcs, list) else [] if reward_funcs is None else [reward_funcs]
-    if name is None or any(isinstance(function, (str, nn.Module)) for function in functions):
-        return
-    known = distinct_names([get_callable_name(function) for function in functions])
-    if name not in known:
-        raise ValueError(f"accuracy_reward={name!r} must be one of the reward functions {known}")
+def reward_name(function: Any) -> str:
+    """The name that TRL gives a reward function or model; a model may be given by its path."""
+    if isinstance(function, str | nn.Module):
+        return model_id(function).split("/")[-1]
+    return get_callable_name(function)
+
+
+def model_id(model: Any) -> str:
+    """The folder, or the name on the Hub, that a model comes from."""
+    return model if isinstance(model, str) else get_config_model_id(model.config)
+
+
+def check_accuracy_reward(name: str | None, known: Sequence[str]) -> None:
+    if name is not None and name not in known:
+        raise ValueError(f"accuracy_reward={name!r} must be one of the reward functions {[*known]}")

@@ -1,4 +1,4 @@
-"""What rewards, metrics and advantages must be, once a rollout is there."""
+"""Check the rewards, metrics and advantages of a rollout."""
 
 from collections.abc import Mapping
 
@@ -12,7 +12,7 @@ from canon_trl.rounding import rounding_error
 
 
 def nearest(rewards: Tensor, reward_range: RewardRange) -> Tensor:
-    """The nearest rewards within the range: an interval `"[0, 1]"`, or two values `"{0, 1}"`."""
+    """The nearest values in the range: an interval `"[0, 1]"`, or two values `"{0, 1}"`."""
     low, high = (float(end) for end in reward_range[1:-1].split(","))
     if reward_range.startswith("["):
         return rewards.clamp(low, high)
@@ -20,13 +20,13 @@ def nearest(rewards: Tensor, reward_range: RewardRange) -> Tensor:
 
 
 def snapped(rewards: Tensor, reward_range: RewardRange) -> Tensor:
-    """The rewards, with those moved into the range that only the rounding of a sum has moved out of it."""
+    """The rewards, with those moved into the range that are outside only by the rounding of a sum."""
     inside = nearest(rewards, reward_range)
     return torch.where((rewards - inside).abs() <= rounding_error(torch.ones_like(rewards)), inside, rewards)
 
 
 def in_range(rewards: Tensor, reward_range: RewardRange) -> Tensor:
-    """Where rewards, [`snapped`] before, lie in the range or are NaN."""
+    """Whether each reward is in the range or NaN; they must be [`snapped`]."""
     return (rewards == nearest(rewards, reward_range)) | rewards.isnan()
 
 
@@ -39,28 +39,28 @@ def check_numbers(
     accuracy_reward: str,
     failures: SharedFailures,
 ) -> None:
-    """Refuse numbers of a rollout that a method is not defined for, on all ranks alike.
+    """Reject numbers for which a method is not defined, on all ranks.
 
     Args:
-        metrics: by name, `(P, G)` each, of all ranks; infinite where one could not be computed.
-        rewards: `(P, G)`, NaN where a response was not scored.
-        accuracy: `(N,)`, where it is needed.
-        reward_ranges: the rewards for which a method is defined, by what it is called.
+        metrics: by name, `(P, G)` each, over all ranks; infinite if one could not be computed.
+        rewards: `(P, G)`, NaN for responses that were not scored.
+        accuracy: `(N,)`, if it is needed.
+        reward_ranges: the rewards for which a method is defined, by method.
         accuracy_reward: the name of the reward function behind `accuracy`.
-        failures: why a metric could not be computed.
+        failures: the errors of metrics.
 
     Raises:
-        ValueError: a metric is not finite, a reward or an accuracy out of its range; with the first such response.
-        Exception: what a metric raised, here or on another rank.
+        ValueError: a metric is not finite, or a reward or an accuracy is out of range; names the first such response.
+        Exception: the error of a metric, on this or another rank.
     """
     checks = {("metric", name): metric.isfinite() for name, metric in metrics.items()}
     if accuracy is not None:
         checks["accuracy", "[0, 1]"] = in_range(accuracy, "[0, 1]")
-    for who, reward_range in reward_ranges.items():
-        checks["reward", who] = in_range(rewards, reward_range)
+    for method, reward_range in reward_ranges.items():
+        checks["reward", method] = in_range(rewards, reward_range)
     if not checks:
         return
-    passed = torch.stack([check.all() for check in checks.values()]).tolist()  # one wait for all of them
+    passed = torch.stack([check.all() for check in checks.values()]).tolist()  # one transfer for all
     for ((kind, name), check), fine in zip(checks.items(), passed, strict=True):
         if fine:
             continue
@@ -81,15 +81,15 @@ def check_numbers(
         )
 
 
-def used_advantages(advantages: Tensor, rollout: Rollout) -> Tensor:
-    """What an estimator returned, as it is trained on: without a gradient, and 0 for responses that have no reward.
+def checked_advantages(advantages: Tensor, rollout: Rollout) -> Tensor:
+    """The advantages to train on: without a gradient, and 0 for responses without a reward.
 
     Args:
-        advantages: `(P, G)`, or `(P, G, T)` with T at least `rollout.width`.
-        rollout: what they were estimated from.
+        advantages: returned by the estimator, `(P, G)`, or `(P, G, T)` with T at least `rollout.width`.
+        rollout: that they were estimated from.
 
     Raises:
-        ValueError: another shape.
+        ValueError: they have another shape.
     """
     shape, expected = tuple(advantages.shape), tuple(rollout.rewards.shape)
     token_level = len(shape) == 3 and shape[:2] == expected and shape[2] >= rollout.width

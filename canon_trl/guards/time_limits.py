@@ -1,4 +1,4 @@
-"""A limit on how long a function may run."""
+"""Limit how long a function may run."""
 
 import signal
 import threading
@@ -7,59 +7,59 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-AGAIN = 1.0  # seconds after which what caught the interruption is interrupted once more
+AGAIN = 1.0  # seconds until a function that caught the interruption is interrupted again
 
 
 class TimeIsUp(BaseException):
-    """Raised inside the function; no `Exception`, because functions that score answers catch those of all kinds."""
+    """Raised inside the function. Not an `Exception`, since functions that score answers catch every `Exception`."""
 
 
 @contextmanager
 def time_limit(seconds: float | None, name: str) -> Iterator[None]:
-    """Interrupt what runs in this context after so many seconds.
+    """Interrupt the code in this context after a number of seconds.
 
-    It takes a signal in the main thread, sent by a second thread and by a timer of CPU time: the thread wakes what
-    sleeps or waits, the timer what holds the interpreter's lock, such as a regular expression. Both send SIGVTALRM,
-    since SIGALRM is taken by functions that limit their own time (math-verify).
+    A second thread and a timer of CPU time send a signal to the main thread. The thread interrupts code that sleeps or
+    waits, the timer code that holds the interpreter's lock, such as a regular expression. Both send SIGVTALRM, since
+    functions that limit their own time (math-verify) use SIGALRM.
 
     Args:
         seconds: the limit of wall-clock time; `None` for no limit.
-        name: what is limited, for the error.
+        name: of the function, for the error.
 
     Raises:
-        TimeoutError: the time was up, whether or not the function caught the interruption.
-        ValueError: there is a limit and this is not the main thread, where alone signals arrive.
+        TimeoutError: the function took too long, even if it caught the interruption.
+        ValueError: there is a limit, and this is not the main thread; only that one receives signals.
     """
     if seconds is None:
         yield
         return
     main_thread = threading.get_ident()
     if threading.current_thread() is not threading.main_thread():
-        raise ValueError(f"reward_time_limit={seconds} needs training in the main thread, where alone signals arrive")
+        raise ValueError(f"reward_time_limit={seconds} needs training in the main thread, which receives the signals")
     deadline, over, interrupted = time.monotonic() + seconds, threading.Event(), False
 
     def interrupt(*_: Any) -> None:
         nonlocal deadline, interrupted
         if not over.is_set() and time.monotonic() >= deadline:
-            deadline = time.monotonic() + AGAIN / 2  # or the other signal would meet the clearing up after this one
+            deadline = time.monotonic() + AGAIN / 2  # so that the other signal does not interrupt the cleanup
             interrupted = True
             raise TimeIsUp
 
     def wake() -> None:
         wait = seconds
-        while not over.wait(wait):  # again and again, where the function catches everything
+        while not over.wait(wait):  # repeatedly, since the function may catch everything
             signal.pthread_kill(main_thread, signal.SIGVTALRM)
             wait = AGAIN
 
     before = signal.signal(signal.SIGVTALRM, interrupt)
-    signal.setitimer(signal.ITIMER_VIRTUAL, seconds, AGAIN)  # CPU time of all threads: the handler looks at the clock
+    signal.setitimer(signal.ITIMER_VIRTUAL, seconds, AGAIN)  # CPU time of all threads: the handler checks the clock
     waker = threading.Thread(target=wake, daemon=True)
     waker.start()
     try:
         try:
             yield
         finally:
-            over.set()  # where the signal may still come, if the function has ended at the last moment
+            over.set()  # a signal may still arrive if the function ended at the last moment
     except TimeIsUp:
         pass
     finally:
@@ -72,5 +72,5 @@ def time_limit(seconds: float | None, name: str) -> Iterator[None]:
 
 
 def too_slow(name: str, seconds: float) -> TimeoutError:
-    """The error that says which function took longer than its time limit."""
+    """The error for a function that exceeded its time limit."""
     return TimeoutError(f"{name} took longer than reward_time_limit={seconds} seconds")

@@ -1,4 +1,4 @@
-"""Everything that names private members of TRL, one concern a file, put together in `trainer.py`.
+"""The only folder that uses private members of TRL: one concern per file, combined in `trainer.py`.
 
-`members.py` lists what the folder relies on.
+`members.py` lists the members that it relies on.
 """

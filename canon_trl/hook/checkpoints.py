@@ -1,4 +1,4 @@
-"""Which checkpoints can be resumed from: those that are whole, and made with the options of this run."""
+"""Find the checkpoints that a run can resume from: complete ones, made with the options of this run."""
 
 import json
 import re
@@ -17,116 +17,117 @@ from canon_trl.guards.failures import SharedFailures
 from canon_trl.hook.epoch_ends import epoch_had_ended
 from canon_trl.sampling.chunks import atomic_write
 
-logger = get_logger(__name__)  # which speaks on the main process alone: every rank finds the same
+logger = get_logger(__name__)  # logs on the main process only, since every rank finds the same
 
-# Written last into a checkpoint: there where everything else is. It has the options that the checkpoint was made with.
+# The options that a checkpoint was made with. Written last, so that the file marks the checkpoint as complete.
 RUN_OPTIONS = "run_options.json"
 
-# Every rank's part of a rollout in flight, written first: there in all checkpoints of this package's trainers.
+# Each rank's part of the rollout in flight. Written first, so that the file marks checkpoints of this package.
 ROLLOUT_STATE = "rollout_state_{rank}.pt"
 
 
 def options_of_run(args: GRPOConfig, **others: Any) -> dict[str, Any]:
-    """The options that decide what a run learns, in JSON's types, and what else does, by name."""
+    """Everything that decides what a run learns, by name, in JSON's types: options of `args`, and `others`."""
     fields = {name: value for name, value in args.to_dict().items() if decides_what_is_learnt(name)}
     return json.loads(json.dumps(fields | others, default=str))
 
 
 def mark_whole(checkpoint: Path, options: dict[str, Any]) -> None:
-    """Say that everything of the checkpoint has been written, and with which options."""
+    """Mark the checkpoint as complete, and record its options."""
     with atomic_write(checkpoint / RUN_OPTIONS) as file:
         file.write_text(json.dumps(options, indent=1))
 
 
 def is_whole(checkpoint: Path) -> bool:
-    """Whether all of it was written; of another trainer's, whether there is the file that it writes last."""
+    """Whether a checkpoint is complete; one of another trainer counts as complete if its last file exists."""
     if (checkpoint / ROLLOUT_STATE.format(rank=0)).exists():
         return (checkpoint / RUN_OPTIONS).exists()
     return (checkpoint / TRAINER_STATE_NAME).is_file()
 
 
 def checkpoints_of(folder: Path) -> list[Path]:
-    """The checkpoints in an output folder, the last one first."""
+    """The checkpoints in an output folder, latest first."""
     found = [path for path in folder.glob("*/") if re.fullmatch(rf"{PREFIX_CHECKPOINT_DIR}-\d+", path.name)]
     return sorted(found, key=lambda path: int(path.name.split("-")[1]), reverse=True)
 
 
 def changed_options(checkpoint: Path, options: dict[str, Any]) -> list[str]:
-    """What differs from the run that made the checkpoint, in words; nothing where another trainer made it."""
+    """The options that differ from the checkpoint's, in words; none if another trainer made it."""
     if not (checkpoint / RUN_OPTIONS).exists():
         return []
-    there = json.loads((checkpoint / RUN_OPTIONS).read_text())
+    saved = json.loads((checkpoint / RUN_OPTIONS).read_text())
     return [
-        f"{name}={there.get(name)!r} there, {options.get(name)!r} here"
-        for name in sorted(there.keys() | options.keys())
-        if there.get(name) != options.get(name)
+        f"{name}={saved.get(name)!r} in the checkpoint, {options.get(name)!r} now"
+        for name in sorted(saved.keys() | options.keys())
+        if saved.get(name) != options.get(name)
     ]
 
 
 def find_checkpoint(
     asked: str | bool | None, folder: Path, options: dict[str, Any], *, allow_changes: bool
 ) -> str | None:
-    """The checkpoint to resume from, or `None` to begin.
+    """The checkpoint to resume from, or `None` to begin a run.
 
     Args:
-        asked: a checkpoint; `True` for the last one of the output folder that is whole; nothing to begin anew.
+        asked: a checkpoint; `True` for the latest complete one in the output folder; `None` or `False` to begin a run.
         folder: the output folder.
-        options: those of this run, from [`options_of_run`].
-        allow_changes: whether a checkpoint that was made with other options will do.
+        options: of this run, from [`options_of_run`].
+        allow_changes: whether to accept a checkpoint that was made with other options.
 
     Raises:
-        ValueError: the checkpoint is missing, or not whole, or was made with other options; or a run is to begin in a
+        ValueError: the checkpoint is missing or incomplete, or was made with other options; or a run would begin in a
             folder that has checkpoints of another run.
     """
-    there = checkpoints_of(folder)
-    whole = [checkpoint for checkpoint in there if is_whole(checkpoint)]
+    found = checkpoints_of(folder)
+    whole = [checkpoint for checkpoint in found if is_whole(checkpoint)]
     if not asked:
         for checkpoint in whole:
             foreign = not (checkpoint / RUN_OPTIONS).exists()
             if changed := ["it was made by another trainer"] if foreign else changed_options(checkpoint, options):
                 raise ValueError(
                     f"output_dir={str(folder)!r} has {checkpoint.name} of another run ({'; '.join(changed)}); choose "
-                    "another output_dir, or remove what is there"
+                    "another output_dir, or remove it"
                 )
         return None
     if asked is True:
         if not whole:
-            logger.warning("%s has no whole checkpoint to resume from: training begins at step 0", folder)
+            logger.warning("%s has no complete checkpoint to resume from: training begins at step 0", folder)
             return None
         checkpoint = whole[0]
-        if checkpoint != there[0]:
-            logger.warning("%s is not whole, its writing was cut off: resuming from %s", there[0], checkpoint)
+        if checkpoint != found[0]:
+            logger.warning("%s is incomplete: resuming from %s", found[0], checkpoint)
     else:
         checkpoint = Path(asked)
         if not checkpoint.is_dir():
-            raise ValueError(f"resume_from_checkpoint={asked!r} does not exist; {folder} has {names(whole)}")
+            raise ValueError(f"resume_from_checkpoint={asked!r} does not exist; {folder} has {list_names(whole)}")
         if not is_whole(checkpoint):
             raise ValueError(
-                f"resume_from_checkpoint={asked!r} is not whole: its writing was cut off, or it is no checkpoint; "
-                f"{folder} has {names(whole)}"
+                f"resume_from_checkpoint={asked!r} is incomplete, or not a checkpoint; "
+                f"{folder} has {list_names(whole)}"
             )
     if not has_optimizer(checkpoint):
         raise ValueError(
-            f"{checkpoint} has no state of the optimiser and the learning rate to resume from, as with "
-            "save_only_model=True; to begin with its weights, give it as the model, with another output_dir"
+            f"{checkpoint} has no state of the optimiser and the learning rate, as with save_only_model=True; to "
+            "begin with its weights, give it as the model, with another output_dir"
         )
     if changed := changed_options(checkpoint, options):
         if not allow_changes:
             raise ValueError(
-                f"{checkpoint} was made with other options: {'; '.join(changed)}. Resume with the same, or set "
-                "resume_with_changes=True"
+                f"{checkpoint} was made with other options: {'; '.join(changed)}. Resume with the same options, or "
+                "set resume_with_changes=True"
             )
         logger.warning("%s was made with other options: %s", checkpoint, "; ".join(changed))
     return str(checkpoint)
 
 
 def has_optimizer(checkpoint: Path) -> bool:
-    """Whether the optimiser and the learning rate have a state there, without which transformers begins new ones.
+    """Whether a checkpoint has the state of the optimiser and the learning rate.
 
-    Those of transformers are `optimizer*` and `scheduler.pt`; DeepSpeed's are where `latest` says.
+    Without it transformers silently begins new ones. transformers writes `optimizer*` and `scheduler.pt`; DeepSpeed
+    writes a file `latest` that names its folder.
     """
-    own = any(checkpoint.glob("optimizer*")) and (checkpoint / SCHEDULER_NAME).exists()
-    return own or (checkpoint / "latest").exists()
+    of_transformers = any(checkpoint.glob("optimizer*")) and (checkpoint / SCHEDULER_NAME).exists()
+    return of_transformers or (checkpoint / "latest").exists()
 
 
 def find_together(
@@ -137,34 +138,34 @@ def find_together(
     allow_changes: bool,
     failures: SharedFailures,
 ) -> str | None:
-    """As [`find_checkpoint`], on all ranks alike.
+    """[`find_checkpoint`] on all ranks, with the same result.
 
     Raises:
-        ValueError: on every rank; also where they find different ones, because they look into different folders.
+        ValueError: on every rank; also if they find different checkpoints, since they see different folders.
     """
     with failures.shared():
         found = find_checkpoint(asked, folder, options, allow_changes=allow_changes)
     names_found = gather_object([Path(found).name if found is not None else "none"])
     if len(set(names_found)) > 1:
         raise ValueError(
-            f"the ranks find different checkpoints to resume from, in the order of their ranks: {names_found}; "
+            f"the ranks find different checkpoints to resume from, by rank: {names_found}; "
             f"output_dir={str(folder)!r} must be a folder that all of them share"
         )
     return found
 
 
 def passes_and_batches(checkpoint: str, batches_per_step: int) -> tuple[int, int]:
-    """How often a stream had been gone through when the checkpoint was written, and the batches of the pass begun.
+    """How many passes over a stream a checkpoint has completed, and how many batches of the next one.
 
-    transformers takes all steps of the run for one epoch of a stream, whose length it does not know, and notes how
-    far into one pass that is: `passes + steps / max_steps`.
+    transformers does not know the length of a stream, and counts all steps of the run as one epoch. It saves
+    `passes + steps / max_steps` as the epoch.
     """
-    there = TrainerState.load_from_json(str(Path(checkpoint, TRAINER_STATE_NAME)))
-    passes, share = divmod(there.epoch or 0.0, 1)
-    if epoch_had_ended(there):
+    state = TrainerState.load_from_json(str(Path(checkpoint, TRAINER_STATE_NAME)))
+    passes, share = divmod(state.epoch or 0.0, 1)
+    if epoch_had_ended(state):
         return int(passes) + 1, 0
-    return int(passes), round(share * there.max_steps * batches_per_step)
+    return int(passes), round(share * state.max_steps * batches_per_step)
 
 
-def names(checkpoints: list[Path]) -> str:
-    return ", ".join(checkpoint.name for checkpoint in checkpoints) or "no whole checkpoint"
+def list_names(checkpoints: list[Path]) -> str:
+    return ", ".join(checkpoint.name for checkpoint in checkpoints) or "no complete checkpoint"

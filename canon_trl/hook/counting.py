@@ -1,4 +1,4 @@
-"""How many micro-batches and rollouts a run is made of."""
+"""Count the micro-batches and rollouts of a run."""
 
 from typing import Any
 
@@ -8,14 +8,14 @@ from canon_trl.config.run_length import rollouts_in_run
 
 
 class Counting(GRPOTrainer):
-    """Counts the rollouts of a run, which estimators with a schedule read."""
+    """Counts the rollouts of a run for estimators with a schedule."""
 
-    _steps_not_restored = 0  # micro-batches before a resume that `_step` does not count
+    _steps_not_restored = 0  # micro-batches before a resume, not counted in `_step`
     _epoch_length = 0  # in micro-batches
     _rollouts_in_run = 0
 
     def set_initial_training_values(self, args: Any, dataloader: Any) -> tuple:
-        """As transformers', which plans a run here; the number of its rollouts is kept."""
+        """As transformers'; also notes the number of rollouts."""
         values = super().set_initial_training_values(args, dataloader)
         *_, self._epoch_length, steps = values
         self._rollouts_in_run = rollouts_in_run(
@@ -27,12 +27,12 @@ class Counting(GRPOTrainer):
         return values
 
     def _total_rollouts(self) -> int:
-        """Rollouts of the whole run, also before it has begun."""
+        """Rollouts of the whole run, even if it has not begun."""
         if not self._rollouts_in_run:
             self.set_initial_training_values(self.args, self.get_train_dataloader())
         return self._rollouts_in_run
 
     @property
     def _generate_every(self) -> int:
-        """Micro-batches that are trained on from one rollout."""
+        """Micro-batches of training per rollout."""
         return self.args.steps_per_generation * self.num_iterations

@@ -1,29 +1,49 @@
-"""What can be known to be wrong with data, and with where a model comes from, before the model is loaded."""
+"""Checks of data, reward functions and the names of models, before a model is loaded."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from datasets import Dataset, IterableDataset
 from torch import nn
-from transformers import AutoProcessor
+from transformers import AutoProcessor, AutoTokenizer
 from trl import GRPOConfig
 
+from canon_trl.guards.reward_names import check_accuracy_reward, distinct_names, model_id, reward_name
 from canon_trl.publishing.model_card import is_on_hub
 from canon_trl.sampling.prompt_checks import check_columns, check_prompts, fault_of_rows
 
 
-def check_data(train_dataset: Any, eval_dataset: Any, args: GRPOConfig, trl_kwargs: Mapping[str, Any]) -> bool:
-    """Whether prompts are conversations, which need a chat template.
+def check_inputs(
+    model: Any,
+    reward_funcs: Sequence[Any],
+    args: GRPOConfig,
+    train_dataset: Any,
+    eval_dataset: Any,
+    accuracy_reward: str | None,
+    trl_kwargs: Mapping[str, Any],
+) -> None:
+    """Check models, reward functions and data before a model is loaded."""
+    if trl_kwargs.get("environment_factory") is None:  # which may bring a reward
+        check_accuracy_reward(accuracy_reward, distinct_names([reward_name(each) for each in reward_funcs]))
+    check_model_name(model, "model")
+    for function in reward_funcs:
+        check_model_name(function, "reward_funcs")
+    if check_data(train_dataset, eval_dataset, args, trl_kwargs) and not trl_kwargs.get("rollout_func"):
+        check_chat_templates(model, reward_funcs, args, trl_kwargs)
 
-    All rows of a dataset are looked at. A stream is read from its beginning, as many rows as its first rollout takes.
+
+def check_data(train_dataset: Any, eval_dataset: Any, args: GRPOConfig, trl_kwargs: Mapping[str, Any]) -> bool:
+    """Check the prompts, and return whether any of them is a conversation, which needs a chat template.
+
+    A dataset is checked in full, a stream only as far as its first rollout reads.
 
     Raises:
-        TypeError: something that is no dataset.
-        ValueError: a dataset without prompts, or with wrong ones, or fewer than a rollout takes.
+        TypeError: an argument is not a dataset.
+        ValueError: a dataset has no prompts, invalid ones, or fewer than a rollout needs.
     """
-    owned = trl_kwargs.get("environment_factory") is not None  # then an environment may bring the prompts
-    if owned and train_dataset is None:
+    has_environment = trl_kwargs.get("environment_factory") is not None  # which may bring the prompts
+    if has_environment and train_dataset is None:
         return False
     conversational = False
     for name, dataset in named_datasets(train_dataset, eval_dataset):
@@ -38,14 +58,14 @@ def check_data(train_dataset: Any, eval_dataset: Any, args: GRPOConfig, trl_kwar
             if error := fault_of_rows(rows, name):
                 raise error
             conversational = conversational or any(isinstance(row["prompt"], list) for row in rows)
-        elif columns and not owned:
+        elif columns and not has_environment:
             raise ValueError(f"{name} has no column 'prompt'; its columns are {columns}")
         check_size(dataset, len(rows), needed, args, name)
     return conversational
 
 
 def named_datasets(train_dataset: Any, eval_dataset: Any) -> Iterator[tuple[str, Dataset | IterableDataset]]:
-    """The datasets by the names of the arguments that they came in."""
+    """The datasets, each with the name of its argument."""
     if train_dataset is None:
         raise ValueError("`train_dataset` is required, and it is None")
     if isinstance(train_dataset, dict):
@@ -64,51 +84,57 @@ def named_datasets(train_dataset: Any, eval_dataset: Any) -> Iterator[tuple[str,
 
 
 def check_size(dataset: Dataset | IterableDataset, seen: int, needed: int, args: GRPOConfig, name: str) -> None:
-    """TRL draws whole rollouts from a dataset: with fewer prompts than one takes it would train for 0 steps."""
+    """Reject a dataset with fewer prompts than a rollout needs: TRL would train for 0 steps on it."""
     size = len(dataset) if isinstance(dataset, Dataset) else seen
     if name == "train_dataset" and size < needed:
         raise ValueError(
-            f"train_dataset has {size} prompts, fewer than the {needed} of a rollout "
-            f"(generation_batch_size={args.generation_batch_size} / num_generations={args.num_generations}), so there "
-            "would be no training step"
+            f"train_dataset has {size} prompts, but a rollout needs {needed} "
+            f"(generation_batch_size={args.generation_batch_size} / num_generations={args.num_generations})"
         )
     if size == 0:
         raise ValueError(f"{name} is empty")
 
 
 def check_model_name(name: Any, field: str) -> None:
-    """A path that leads nowhere, which the Hub would take for a malformed name."""
+    """Reject the path of a folder that does not exist: the Hub would only say that the name is malformed."""
     if isinstance(name, str) and not Path(name).exists() and not is_on_hub(name):
         raise ValueError(f"{field}={name!r}: there is no such folder, and a model on the Hub is named as 'owner/name'")
 
 
-def check_model_names(model: Any, reward_funcs: Any) -> None:
-    check_model_name(model, "model")
-    for function in reward_funcs if isinstance(reward_funcs, list) else [reward_funcs]:
-        check_model_name(function, "reward_funcs")
+def check_chat_templates(
+    model: Any, reward_funcs: Sequence[Any], args: GRPOConfig, trl_kwargs: Mapping[str, Any]
+) -> None:
+    """Reject conversations where the tokenizer of the policy or of a reward model has no chat template.
+
+    Raises:
+        ValueError: names the tokenizer.
+    """
+    given = as_list(trl_kwargs.get("reward_processing_classes")) or [None] * len(reward_funcs)
+    needing = [("the model", AutoProcessor, model, trl_kwargs.get("processing_class"))]
+    needing += [
+        (f"the reward model {reward_name(function)!r}", AutoTokenizer, function, tokenizer)
+        for function, tokenizer in zip(reward_funcs, given, strict=False)  # TRL checks that there is one for each
+        if isinstance(function, str | nn.Module)
+    ]
+    for owner, loader, source, tokenizer in needing:
+        tokenizer = tokenizer if tokenizer is not None else load_tokenizer(loader, source, args)
+        if tokenizer is not None and getattr(tokenizer, "chat_template", "") is None:
+            raise ValueError(
+                f"the prompts are conversations, and the tokenizer of {owner} has no chat template; give it one, such "
+                "as tokenizer.chat_template = \"{{ messages[-1]['content'] }}\" for plain text, or make the prompts "
+                "text"
+            )
 
 
-def named_processing_class(model: Any, args: GRPOConfig) -> Any:
-    """What comes with a model that is only named; `None` where nobody can tell before TRL has loaded both."""
-    if not isinstance(model, str):
-        return None
-    revision = (args.model_init_kwargs or {}).get("revision")
+def load_tokenizer(loader: Any, model: Any, args: GRPOConfig) -> Any:
+    """The tokenizer or processor that TRL will load for a model; `None` where TRL alone can find it."""
+    revision = (args.model_init_kwargs or {}).get("revision") if isinstance(model, str) else None
     try:
-        return AutoProcessor.from_pretrained(model, revision=revision, trust_remote_code=False)
-    except (OSError, ValueError):  # an adapter without a tokenizer of its own, or code that is not run here
+        return loader.from_pretrained(model_id(model), revision=revision, trust_remote_code=False)
+    except (OSError, ValueError):  # an adapter without a tokenizer, or a tokenizer that needs remote code
         return None
 
 
-def check_chat_template(processing_class: Any, whose: str) -> None:
-    """Conversations need one; a class that has no such attribute does without."""
-    if processing_class is not None and getattr(processing_class, "chat_template", "") is None:
-        raise ValueError(
-            f"the prompts are conversations, and {whose} has no chat template; give the tokenizer one, such as "
-            "tokenizer.chat_template = \"{{ messages[-1]['content'] }}\" for plain text, or make the prompts text"
-        )
-
-
-def check_reward_templates(reward_funcs: list[Any], processing_classes: list[Any], names: list[str]) -> None:
-    for function, processing_class, name in zip(reward_funcs, processing_classes, names, strict=True):
-        if isinstance(function, nn.Module):
-            check_chat_template(processing_class, f"the tokenizer of the reward model {name!r}")
+def as_list(value: Any) -> list[Any]:
+    """A new list of the values of an argument that takes one value, a list or `None`."""
+    return list(value) if isinstance(value, list) else [] if value is None else [value]

@@ -1,4 +1,4 @@
-"""The checkpoint written when a job is asked to end (`enable_jit_checkpoint`), where a run can resume."""
+"""The checkpoint that is written when a job is asked to end (`enable_jit_checkpoint`), where a run can resume."""
 
 from typing import Any
 
@@ -8,10 +8,10 @@ from transformers.trainer_jit_checkpoint import JITCheckpointCallback
 
 
 class CheckpointAtStepBegin(JITCheckpointCallback):
-    """As transformers', but on all ranks at the same step, and where nothing lies between two steps.
+    """As transformers', but only at the beginning of a step, the same one on all ranks.
 
-    transformers also writes it before the optimiser's step, when its gradients are lost, and between a step and its
-    log entry. Not before an epoch's first step either, when drawing its data's order has moved the random state.
+    transformers also writes it before the optimiser's step, which loses the gradients, and between a step and its log
+    entry. The first step of an epoch is left out, since drawing the order of the data has changed the random state.
     """
 
     def __init__(self) -> None:
@@ -40,7 +40,7 @@ class CheckpointAtStepBegin(JITCheckpointCallback):
 
 
 def write_at_step_begin(trainer: Trainer) -> None:
-    """Let this callback take the place of transformers'."""
+    """Replace transformers' callback."""
     given: Any = trainer.pop_callback(JITCheckpointCallback)
     callback = CheckpointAtStepBegin()
     callback.trainer, callback.jit_manager = trainer, given.jit_manager

@@ -1,4 +1,4 @@
-"""The knobs that controllers steer: what each is called, and where its value lies."""
+"""The knobs that controllers steer: their names, and where TRL or a method stores their values."""
 
 import math
 from collections.abc import Sequence
@@ -9,7 +9,7 @@ from canon_trl.method import Method
 
 
 class Knob(Protocol):
-    """A number that may change during a run."""
+    """A number that a controller may change during a run."""
 
     value: float
 
@@ -31,10 +31,10 @@ class Attribute:
 
 
 class Option:
-    """An option of a method, which every call of it reads.
+    """An option of a method, read at every call.
 
     Args:
-        method: this trainer's own, whose options change.
+        method: owned by this trainer, since its options change.
         name: of the option.
     """
 
@@ -48,32 +48,32 @@ class Option:
 
     @value.setter
     def value(self, value: float) -> None:
-        self._method.with_options({self._name: value}, where=f"{self._method.name}.")  # refuses what is out of bounds
+        self._method.with_options({self._name: value}, where=f"{self._method.name}.")  # checks the bounds
         self._method.options[self._name] = value
 
 
 def make_knob(name: str, trainer: Any, methods: Sequence[Method]) -> Knob:
-    """The knob of a name that `check_controllers` has let pass.
+    """Make the knob of a name that `check_controllers` has accepted.
 
     Args:
         name: `"temperature"`, `"entropy_coef"`, `"epsilon_high"` or `"<method>.<option>"`.
         trainer: a [`~trl.GRPOTrainer`].
-        methods: the active ones, this trainer's own.
+        methods: the active ones, owned by this trainer.
     """
     if name == "temperature":
         return Temperature(trainer)
     if name == "entropy_coef":
-        trainer._entropy_bonus_enabled = True  # also where it starts at 0, for which TRL would leave the bonus out
+        trainer._entropy_bonus_enabled = True  # at 0, TRL would leave the bonus out
         return Attribute(trainer, name)
     if name == "epsilon_high":
         return Attribute(trainer, name)
-    of, option = name.rsplit(".", 1)
-    (method,) = (method for method in methods if method.name == of)
+    owner, option = name.rsplit(".", 1)
+    (method,) = (method for method in methods if method.name == owner)
     return Option(method, option)
 
 
-def checked(value: Any, controller: str) -> float:
-    """What a controller returned, if it is a finite number."""
+def checked_value(value: Any, controller: str) -> float:
+    """The value that a controller returned; raises ValueError if it is not a finite number."""
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
         raise ValueError(f"the controller of {controller!r} returned {value!r}; it must return a finite number")
     return float(value)

@@ -1,4 +1,4 @@
-"""What is logged about a rollout and about the loss."""
+"""Log numbers of the rollout and of the loss."""
 
 import math
 
@@ -9,7 +9,7 @@ from trl.trainer.utils import nanstd
 
 from canon_trl.advantages import dr_grpo_advantage
 from canon_trl.advantages.groups import has_spread
-from canon_trl.guards.collapse import EXPECTED
+from canon_trl.guards.collapse import EXPECTED_SHARES
 from canon_trl.rollout import Rollout
 
 
@@ -17,25 +17,25 @@ class Logs(GRPOTrainer):
     """Fills TRL's metrics and its completions table."""
 
     def rollout_statistics(self, rollout: Rollout, advantages: Tensor) -> dict[str, Tensor | float]:
-        """Numbers to log of every rollout, averaged over a logging step; override to add more.
+        """Numbers to log for every rollout, averaged between log entries; override to add more.
 
         Args:
             rollout: the rollout, the same on every rank.
-            advantages: `(P, G)`, the advantages used; of a token-level estimator their mean over each response.
+            advantages: `(P, G)`, the advantages used; with a token-level estimator, their mean over each response.
 
         Returns:
-            By name, as 0-d tensors or floats; NaN where a number is undefined. The same names at every rollout.
+            0-d tensors or floats by name; NaN if a number is undefined. The names must be the same at every rollout.
         """
         centred = dr_grpo_advantage(rollout.rewards)
         spread, scored = has_spread(rollout.rewards, rollout.valid), rollout.valid.any(dim=1)
         relative = advantages.abs().sum() / centred.abs().sum()
         return {
             "advantage/relative_to_dr_grpo": relative.masked_fill(~spread.any(), torch.nan),
-            "groups/frac_no_spread": 1 - spread.sum() / scored.sum(),  # of the groups with a scored response
+            "groups/frac_no_spread": 1 - spread.sum() / scored.sum(),  # among the groups with a scored response
         }
 
     def _reward_statistics(self, rewards: Tensor) -> dict[str, Tensor]:
-        """In place of TRL's own, for which a function of weight 0 makes a response a scored one."""
+        """Replaces TRL's numbers, which count a response as scored even if only a function of weight 0 scored it."""
         found = {"reward": rewards.nanmean(), "reward_std": nanstd(rewards.flatten())}
         if rewards.shape[1] > 1:
             spread = nanstd(rewards, dim=1)
@@ -51,20 +51,20 @@ class Logs(GRPOTrainer):
 
         Args:
             rollout: the rollout.
-            advantages: `(P, G)`, those used.
-            drawn: `(M, F)`, the rewards of all responses that were sampled for it.
+            advantages: `(P, G)`, the advantages used.
+            drawn: `(M, F)`, the rewards of all responses that were sampled for the rollout.
         """
         mode = "train" if self.model.training else "eval"
         own = self._reward_statistics(rollout.rewards)
         statistics = self.rollout_statistics(rollout, advantages) | own
         if mode == "train":
-            for name, value in self._sampled.statistics.items():
+            for name, value in self._batch_source.statistics.items():
                 self._metrics[mode][f"dynamic_sampling/{name}"].append(value)
         values = torch.stack([torch.as_tensor(v, device=advantages.device).float() for v in statistics.values()])
         bounds = [drawn.nan_to_num(nan=math.inf).amin(dim=0), drawn.nan_to_num(nan=-math.inf).amax(dim=0)]
-        watched = self._watched(rollout)
+        watched = self._collapse_means(rollout)
         parts = [advantages.isfinite().all().float().unsqueeze(0), *bounds, *watched.values(), values]
-        finite, *numbers = torch.cat([part.float() for part in parts]).tolist()  # one wait for all of them
+        finite, *numbers = torch.cat([part.float() for part in parts]).tolist()  # one transfer for all
         functions = len(self.reward_func_names)
         lowest, highest, numbers = numbers[:functions], numbers[functions : 2 * functions], numbers[2 * functions :]
         means, numbers = dict(zip(watched, numbers, strict=False)), numbers[len(watched) :]
@@ -84,7 +84,7 @@ class Logs(GRPOTrainer):
                 self._metrics[mode][name].pop()
             self._metrics[mode][name].append(value)
 
-        # TRL has tabulated its own advantages; put those that are used in their place.
+        # Replace TRL's own advantages in the table by those used.
         table = self._logs["advantages"]
         for _ in range(min(advantages.numel(), len(table))):
             table.pop()
@@ -92,12 +92,12 @@ class Logs(GRPOTrainer):
         for column, entries in self.completion_columns(rollout).items():
             self._logs["extra"][column].extend(entries.flatten().tolist())
 
-    def _watched(self, rollout: Rollout) -> dict[str, Tensor]:
-        """What tells that a policy collapses under its own rewards: means over the responses, `(1,)` each, by name."""
+    def _collapse_means(self, rollout: Rollout) -> dict[str, Tensor]:
+        """Means over responses that show whether a policy collapses under its own rewards, `(1,)` each, by name."""
         if not self._policy_rewards:
             return {}
         means = {"length": rollout.lengths.float().mean()}
-        means |= {name: metric.mean() for name, metric in rollout.metrics.items() if name in EXPECTED}
+        means |= {name: metric.mean() for name, metric in rollout.metrics.items() if name in EXPECTED_SHARES}
         return {name: mean.unsqueeze(0) for name, mean in means.items()}
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
@@ -105,6 +105,6 @@ class Logs(GRPOTrainer):
         super().log(logs, start_time)
 
     def _collect_statistics(self) -> None:
-        """Bring what the stages of the loss have noted to the host, all at once. Every rank must call."""
-        for name, value in self._noted.take():
+        """Move what the stages of the loss have logged into TRL's metrics. Every rank must call."""
+        for name, value in self._stage_log.take():
             self._metrics["train"][name].append(value)

@@ -1,4 +1,4 @@
-"""What TRL divides its loss by, for what is added to the loss."""
+"""The divisor of TRL's loss, for terms that are added to the loss."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -7,21 +7,21 @@ from torch import Tensor
 
 
 def aggregate(values: Tensor, mask: Tensor, trainer: Any, inputs: Mapping[str, Any]) -> Tensor:
-    """The values of the tokens of a micro-batch as one number, as TRL's loss type aggregates them.
+    """Aggregate values per token to one number, as TRL's loss type does.
 
-        aggregate(x) = -TRL_loss(advantages=x)     on-policy, to the last bit
+        aggregate(x) = -TRL_loss(advantages=x)     on-policy, bit for bit
 
     Args:
         values: `(B, T)`.
         mask: `(B, T)`, true on the tokens that are trained on.
-        trainer: whose `loss_type`, `max_completion_length` and accumulation are read.
+        trainer: supplies `loss_type`, `max_completion_length` and the accumulation.
         inputs: of the micro-batch.
 
     Returns:
         0-d, for TRL to add up over the micro-batches of an optimiser step.
 
     Raises:
-        ValueError: the loss type is none of those for which this holds.
+        ValueError: this equation does not hold for the loss type.
     """
     accumulated = trainer.current_gradient_accumulation_steps
     kept = values.masked_fill(~mask, 0.0)

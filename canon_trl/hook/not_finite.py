@@ -1,4 +1,4 @@
-"""Numbers that are not finite: stopped where they are first seen, on all ranks alike."""
+"""Stop a run on all ranks as soon as a number is not finite."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -14,12 +14,12 @@ class NotFinite(GRPOTrainer):
     """Checks weights, loss and gradients."""
 
     def _check_weights(self) -> None:
-        """Before a rollout is sampled from them; the weights that are not trained do not change."""
+        """Check the trained weights before a rollout is sampled; the others do not change."""
         trained = [local_part(weight) for weight in self.model.parameters() if weight.requires_grad]
         self._raise_unless(all_finite(trained, self.accelerator.device), "the rollout is not sampled", {})
 
     def _check_loss(self, loss: Tensor, inputs: dict[str, Any], log_probs: Tensor) -> None:
-        """Before it is differentiated. A loss that sums over tokens is finite if its terms are."""
+        """Check the loss before its backward pass."""
         tensors = {
             "the policy's log-probabilities": log_probs,
             "the log-probabilities of the rollout": inputs.get("old_per_token_logps"),
@@ -29,9 +29,9 @@ class NotFinite(GRPOTrainer):
         self._raise_unless(loss.detach().isfinite(), "the loss is not finite", tensors)
 
     def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:
-        """transformers calls this between clipping and the optimiser's step."""
+        """Check the norm, between clipping and the optimiser's step."""
         norm = plain_number(super()._get_grad_norm(model, grad_norm))
-        if norm is not None and self.accelerator.scaler is None:  # which skips such steps
+        if norm is not None and self.accelerator.scaler is None:  # a scaler skips such steps
             gradients = {f"the gradient of {name}": p.grad for name, p in self.model.named_parameters()}
             finite = torch.as_tensor(norm, device=self.accelerator.device).isfinite()
             self._raise_unless(finite, f"the norm of the gradients is {norm}", gradients)

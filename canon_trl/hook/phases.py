@@ -1,4 +1,4 @@
-"""What the trainer is doing while TRL calls back: making a rollout, computing a loss, or neither."""
+"""What the trainer is doing when TRL calls an overridden method: making a rollout, computing a loss, or neither."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -9,9 +9,9 @@ from trl import GRPOTrainer
 
 
 class Phase:
-    """Neither a rollout nor a loss is under way: TRL's methods are called as they are.
+    """Neither a rollout nor a loss is under way: TRL's methods run unchanged.
 
-    Each phase overrides what it looks at. A method is handed the TRL method that it replaces, and its arguments.
+    A phase overrides the methods that it needs. Each receives the TRL method that it wraps, and its arguments.
     """
 
     def generate(self, generate: Callable[..., tuple], prompts: list) -> tuple:
@@ -24,17 +24,17 @@ class Phase:
         return calculate(inputs, *args)
 
 
-ELSEWHERE = Phase()
+IDLE = Phase()
 
 
 class Phases(GRPOTrainer):
-    """Hands what TRL calls back to the phase that the trainer is in."""
+    """Passes TRL's calls to the current phase."""
 
-    _phase: Phase = ELSEWHERE
+    _phase: Phase = IDLE
 
     @contextmanager
-    def _during(self, phase: Phase) -> Iterator[None]:
-        """Be in this phase; an error, or an evaluation in between, leaves no parts of another batch behind."""
+    def _in_phase(self, phase: Phase) -> Iterator[None]:
+        """Enter a phase. The previous one returns even after an error, and an evaluation may run in between."""
         before, self._phase = self._phase, phase
         try:
             yield

@@ -1,4 +1,4 @@
-"""Policy rewards in TRL: reward functions that also read the policy's own numbers."""
+"""Policy rewards in TRL: reward functions that also read the policy's log-probabilities and entropies."""
 
 from collections.abc import Mapping, Sequence
 from functools import partial
@@ -10,27 +10,27 @@ from torch import Tensor
 from trl import GRPOConfig
 
 from canon_trl.hook.data_checks import named_datasets
-from canon_trl.hook.rollout_parts import Making
+from canon_trl.hook.rollout_parts import RolloutPhase
 from canon_trl.hook.scoring import Scoring
 from canon_trl.method import Method, check_readable
 from canon_trl.metrics import METRICS, TOKEN_INPUTS, ResponseMetric
 from canon_trl.policy_rewards import STAGE, PolicyReward
 
-# What TRL hands reward functions besides the columns of the dataset.
+# What TRL passes to reward functions in addition to the columns of the dataset.
 FROM_TRL = ("prompts", "completions", "completion_ids", "trainer_state", "log_extra", "log_metric")
 
-# The metric that tells of a collapse, by what a policy reward reads. Every rollout then carries it.
-TELLS_COLLAPSE = {"entropies": "entropy", "log_probs": "surprisal"}
+# The metric that shows a collapse, by what a policy reward reads. Every rollout then carries it.
+COLLAPSE_METRICS = {"entropies": "entropy", "log_probs": "surprisal"}
 
 
 class PolicyRewards(Scoring):
-    """Adds policy rewards to TRL's reward functions, so that TRL calls, gathers, logs and tabulates them alike."""
+    """Adds policy rewards to TRL's reward functions, so that TRL calls, gathers, logs and tabulates them too."""
 
     reward_weights: Tensor
     _policy_rewards: Sequence[PolicyReward] = ()
 
     def _add_policy_rewards(self, rewards: Sequence[PolicyReward]) -> None:
-        if self.reward_funcs[:1] == [unscored]:
+        if self.reward_funcs[:1] == [score_nothing]:
             for each in (self.reward_funcs, self.reward_func_names, self.reward_processing_classes):
                 del each[0]
             self.reward_weights = self.reward_weights[1:]
@@ -41,43 +41,43 @@ class PolicyRewards(Scoring):
         self._weigh_policy_rewards()
 
     def _weigh_policy_rewards(self) -> None:
-        """Let their weights follow those of the given functions, which a callback may have set anew."""
+        """Append their weights to those of the given functions, which a callback may have changed."""
         if self._policy_rewards:
             given = len(self.reward_funcs) - len(self._policy_rewards)
             own = torch.tensor([reward.weight for reward in self._policy_rewards])
             self.reward_weights = torch.cat([self.reward_weights[:given], own])
 
     def _policy_reward(self, method: Method, **inputs: Any) -> Tensor:
-        """The rewards of this rank's responses; called by TRL as any reward function is."""
-        making = cast(Making, self._phase)
-        mask = making.model_mask(self._width(making), self.accelerator.device)
-        readable = inputs | self._token_values(making) | {"mask": mask}
+        """The rewards of this rank's responses, as a reward function that TRL calls."""
+        phase = cast(RolloutPhase, self._phase)
+        mask = phase.model_mask(self._width(phase), self.accelerator.device)
+        readable = inputs | self._token_values(phase) | {"mask": mask}
         check_readable(method, readable, field=STAGE.field)
         return method(SimpleNamespace(**readable))
 
 
-def unscored(completions: list, **kwargs: Any) -> list[None]:
-    """Stands in where only policy rewards are wanted: TRL builds no trainer without a reward function."""
+def score_nothing(completions: list, **kwargs: Any) -> list[None]:
+    """A placeholder if there are only policy rewards: TRL requires a reward function."""
     return [None] * len(completions)
 
 
 def token_inputs_of(rewards: Sequence[PolicyReward]) -> list[str]:
-    """Those of `entropies` and `log_probs` that policy rewards read."""
+    """Which of `entropies` and `log_probs` policy rewards read."""
     read = {name for reward in rewards for name in reward.method.reads}
-    return [name for name in TELLS_COLLAPSE if name in read]
+    return [name for name in COLLAPSE_METRICS if name in read]
 
 
-def telling_metrics(rewards: Sequence[PolicyReward]) -> dict[str, ResponseMetric]:
-    """The response metrics that tell of a collapse under these rewards, by name."""
-    return {TELLS_COLLAPSE[name]: METRICS[TELLS_COLLAPSE[name]] for name in token_inputs_of(rewards)}
+def collapse_metrics(rewards: Sequence[PolicyReward]) -> dict[str, ResponseMetric]:
+    """The response metrics that show a collapse under these rewards, by name."""
+    return {COLLAPSE_METRICS[name]: METRICS[COLLAPSE_METRICS[name]] for name in token_inputs_of(rewards)}
 
 
 def check_policy_rewards(
     rewards: Sequence[PolicyReward], train_dataset: Any, eval_dataset: Any, trl_kwargs: Mapping[str, Any]
 ) -> None:
-    """Refuse a policy reward that reads what neither the trainer nor a column supplies.
+    """Reject a policy reward that reads what neither the trainer nor a column supplies.
 
-    The columns of a stream, and those that a rollout_func or an environment brings, are known once they are there.
+    The columns of a stream, a rollout_func or an environment are not known yet.
     """
     if trl_kwargs.get("rollout_func") or trl_kwargs.get("environment_factory"):
         return
@@ -89,28 +89,28 @@ def check_policy_rewards(
 
 
 def check_recorded(rewards: Sequence[PolicyReward], *, records: bool) -> None:
-    """Refuse dynamic sampling by rewards that would be known too late.
+    """Reject dynamic sampling by rewards that are computed too late.
 
     Raises:
-        ValueError: they read what is not recorded while responses are generated.
+        ValueError: they read values that are not recorded during generation.
     """
     if not records and (read := token_inputs_of(rewards)):
         raise ValueError(
             f"dynamic_sampling=True with a policy_reward that reads {read}: groups are chosen by their rewards before "
-            "any response is scored, so these must be recorded while generating, which cannot be done with vLLM, "
+            "the scoring pass, so these values must be recorded during generation, which is impossible with vLLM, "
             "tools, environments, a rollout_func or entropy_source='forward'"
         )
 
 
-def check_alone(args: GRPOConfig, *, needs_accuracy: bool) -> None:
-    """Refuse what policy rewards cannot do without a reward function next to them."""
+def check_without_reward_funcs(args: GRPOConfig, *, needs_accuracy: bool) -> None:
+    """Reject options that need a reward function in addition to policy rewards."""
     if args.reward_weights:
         raise ValueError(
-            f"reward_weights={args.reward_weights!r} would be ignored: there are no reward functions, and a policy "
-            "reward has its weight among its options"
+            f"reward_weights={args.reward_weights!r} would be ignored: there are no reward functions, and the weight "
+            "of a policy reward is one of its options"
         )
     if needs_accuracy:
         raise ValueError(
-            "the schedule of mu reads the accuracy, which no reward function measures; give one, with weight 0 if it "
-            "is to change nothing else"
+            "the schedule of mu reads the accuracy, which no reward function measures; add one, with weight 0 if it "
+            "should change nothing else"
         )

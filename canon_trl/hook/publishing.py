@@ -37,40 +37,41 @@ class Publishing(TokenInputs, Resampling):
     _estimator: Method
 
     def method_options(self) -> dict[str, Any]:
-        """The options of the method, as the model card lists them; `None` hides one."""
+        """The options of the method for the model card; those that are `None` are hidden."""
         return own_options(self.args)
 
     def create_model_card(
         self, model_name: str | None = None, dataset_name: str | None = None, tags: str | list[str] | None = None
     ) -> None:
-        """Write `README.md`: TRL's card, and the method with its options, curves, results and citations.
+        """Write `README.md`: TRL's card, with the method, its options, curves, results and citations.
 
-        Beside it `metrics.csv`, `metrics.json` and `curves.png` are written; during training, where that would be at
-        every checkpoint, only if checkpoints are pushed.
+        Also writes `metrics.csv`, `metrics.json` and `curves.png`. During training, which writes a card at every
+        checkpoint, it does so only if checkpoints are pushed.
 
         Args:
             model_name: default the name of the output folder.
-            dataset_name: a name on the Hub, or words that say what was trained on.
-            tags: in addition to those of the method.
+            dataset_name: a name on the Hub, or a description of the data.
+            tags: to add to those of the method.
         """
         if not self.is_world_process_zero():
             return
         folder, history = Path(self.args.output_dir), self.state.log_history
-        beside = self._combined_with()
+        combined = self._combined_with()
         on_hub = dataset_name if dataset_name is not None and is_on_hub(dataset_name) else None
         tags = [tags] if isinstance(tags, str) else tags or []
-        super().create_model_card(model_name or folder.name, on_hub, [*tags, *beside])
+        super().create_model_card(model_name or folder.name, on_hub, [*tags, *combined])
         given = len(self.reward_func_names) - len(self._policy_rewards)
-        # A policy reward is not an accuracy; where there is nothing else, nothing is logged by this name.
+        # A policy reward is not an accuracy; without another reward, nothing is logged under this name.
         accuracy = self.reward_func_names[self._accuracy_index] if given else "accuracy"
         curves = bool(history) and (self.args.push_to_hub or not self.is_in_train)
         if curves:
             save_history(history, folder, accuracy_reward=accuracy)
-        options = self.method_options() | beside
+        options = self.method_options() | combined
         options |= {"reward_funcs": self.reward_func_names}
         model = self.accelerator.unwrap_model(self.model)
-        papers = {each.name: each.paper for each in (*self._stages, *self._makers.values()) if each.name in beside}
-        papers |= {name: paper_of(type(chosen)) for name, chosen in self._sampled.options.items()}
+        methods = [*self._stages, *self._controller_methods.values()]
+        papers = {each.name: each.paper for each in methods if each.name in combined}
+        papers |= {name: paper_of(type(chosen)) for name, chosen in self._batch_source.options.items()}
         papers |= {reward.name: reward.method.paper for reward in self._policy_rewards}
         if not self._paper:  # a sum of several methods
             papers |= self._estimator.papers
@@ -88,15 +89,15 @@ class Publishing(TokenInputs, Resampling):
         complete_card(folder / "README.md", facts)
 
     def _combined_with(self) -> dict[str, dict[str, Any]]:
-        """What the method is combined with, by name, with its options."""
+        """The methods that this one is combined with, by name, with their options."""
         rewards = {each.name: {"weight": each.weight} | each.method.all_options for each in self._policy_rewards}
-        methods = [*self._stages, *self._makers.values()]
-        stages = {each.name: self._options_at_first(each) for each in methods if each.name not in self._tag_names}
-        return rewards | stages | {name: asdict(options) for name, options in self._sampled.options.items()}
+        methods = [*self._stages, *self._controller_methods.values()]
+        stages = {each.name: self._configured_options(each) for each in methods if each.name not in self._tag_names}
+        return rewards | stages | {name: asdict(options) for name, options in self._batch_source.options.items()}
 
     def push_to_hub(self, *args: Any, **kwargs: Any) -> Any:
-        """As `transformers.Trainer.push_to_hub`; an upload that fails loses nothing and says how it is repeated."""
-        if not self.args.push_to_hub:  # the repository is still to be made, which may fail as well
+        """As `transformers.Trainer.push_to_hub`; if it fails, the files stay, and the error says how to repeat it."""
+        if not self.args.push_to_hub:  # then transformers first creates the repository, which may fail
             self.save_model(_internal_call=True)
             self.create_model_card(dataset_name=kwargs.get("dataset_name"))
         options = self.args
@@ -112,7 +113,7 @@ class Publishing(TokenInputs, Resampling):
             return super().push_to_hub(*args, **kwargs)
 
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
-        """Once it is whole; transformers asks before, when a checkpoint on the Hub would not do to resume from."""
+        """Upload a complete checkpoint: transformers already calls this before `run_options.json` exists."""
         if Path(checkpoint_folder, RUN_OPTIONS).exists():
             self._warn_of_failed_pushes()
             super()._push_from_checkpoint(checkpoint_folder)
@@ -122,10 +123,10 @@ class Publishing(TokenInputs, Resampling):
         self._warn_of_failed_pushes()
 
     def _warn_of_failed_pushes(self) -> None:
-        """Warn of uploads in the background that failed, which transformers forgets without a word."""
+        """Warn of failed uploads in the background, which transformers ignores."""
         push = getattr(self, "push_in_progress", None)
         for job in push.jobs if push is not None else []:
             if job.done() and job.exception() is not None:
-                logger.warning("a checkpoint was not uploaded, training continues: %s", job.exception())
+                logger.warning("a checkpoint was not uploaded; training continues: %s", job.exception())
         if push is not None:
             push.jobs = [job for job in push.jobs if not job.done()]

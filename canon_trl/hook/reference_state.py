@@ -1,4 +1,4 @@
-"""The weights of a reference model that follows the policy, which a checkpoint must have as well."""
+"""Save and restore the weights of a reference model that follows the policy (`sync_ref_model=True`)."""
 
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
@@ -11,13 +11,13 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, distribute_tensor
 
-logger = get_logger(__name__)  # which speaks on the main process alone: every rank finds the same
+logger = get_logger(__name__)  # logs on the main process only, since every rank finds the same
 
 REFERENCE = "reference.safetensors"
 
 
 def check_reference(accelerator: Accelerator) -> None:
-    """Refuse a sharding under which a rank holds no parameter whole and can gather none by its name."""
+    """Reject FSDP1, under which no rank can gather a parameter by its name."""
     plugin = getattr(accelerator.state, "fsdp_plugin", None)
     if plugin is not None and plugin.fsdp_version == 1:
         raise ValueError(
@@ -27,17 +27,17 @@ def check_reference(accelerator: Accelerator) -> None:
 
 
 def check_saved_reference(checkpoint: Path, *, allow_changes: bool) -> None:
-    """Refuse a checkpoint without it, unless the initial reference model will do."""
+    """Reject a checkpoint without the reference model, unless the initial one is acceptable."""
     if (checkpoint / REFERENCE).exists():
         return
     message = f"{checkpoint} has no {REFERENCE}, from which sync_ref_model=True would restore the reference model"
     if not allow_changes:
         raise ValueError(f"{message}; to continue with the initial one, set resume_with_changes=True")
-    logger.warning("%s: it is the initial one", message)
+    logger.warning("%s: using the initial one", message)
 
 
 def save_reference(model: nn.Module, checkpoint: Path, *, writes: bool) -> None:
-    """Write the weights to a file of the checkpoint; called on all ranks; one of them `writes`."""
+    """Write the weights to the checkpoint. Every rank must call; one of them `writes`."""
     weights = {}
     for name, parameter in model.named_parameters():
         with gathered(parameter):
@@ -50,20 +50,20 @@ def save_reference(model: nn.Module, checkpoint: Path, *, writes: bool) -> None:
 
 @torch.no_grad()
 def load_reference(model: nn.Module, checkpoint: Path) -> None:
-    """Put the weights that were saved, if any were, into the model, on any number of ranks."""
+    """Load the saved weights, if any, into the model, on any number of ranks."""
     if not (checkpoint / REFERENCE).exists():
         return
     with safe_open(checkpoint / REFERENCE, framework="pt") as file:
         for name, parameter in model.named_parameters():
-            kept = file.get_tensor(name)
+            saved = file.get_tensor(name)
             with gathered(parameter, changed=True):
                 if isinstance(parameter, DTensor):
-                    kept = distribute_tensor(kept.to(parameter.device), parameter.device_mesh, parameter.placements)
-                parameter.copy_(kept)
+                    saved = distribute_tensor(saved.to(parameter.device), parameter.device_mesh, parameter.placements)
+                parameter.copy_(saved)
 
 
 def gathered(parameter: Tensor, *, changed: bool = False) -> AbstractContextManager:
-    """Where the whole of a parameter is at hand that DeepSpeed's ZeRO-3 shards; `changed` puts back what was done."""
+    """Gather a parameter that ZeRO-3 shards; `changed` writes changes back to the shards."""
     if not hasattr(parameter, "ds_id"):
         return nullcontext()
     import deepspeed  # type: ignore[import-untyped]

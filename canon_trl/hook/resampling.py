@@ -1,36 +1,36 @@
-"""Which responses a rollout is made of: those that TRL samples, or groups that dynamic sampling has kept."""
+"""Choose the responses of a rollout: those that TRL samples, or groups that dynamic sampling has kept."""
 
 from collections.abc import Mapping
 from typing import Any
 
 from canon_trl.hook.generation_recorder import NoRecorder
 from canon_trl.hook.policy_rewards import PolicyRewards
-from canon_trl.hook.rollout_parts import Making, Replaying, Sampling, StopAfterRewards
+from canon_trl.hook.rollout_parts import ReplayPhase, RolloutPhase, SamplingPhase, StopAfterRewards
 from canon_trl.sampling import DynamicSampling
 from canon_trl.sampling.group_collector import GroupCollector, SampledBatch, SampledResponse
 
 
-class AsSampled:
-    """A rollout is made of whatever TRL samples, for the rows that it was given.
+class SampledBatches:
+    """A rollout consists of the responses that TRL samples for its rows.
 
     Attributes:
-        statistics: numbers to log of the last rollout, by name.
-        options: of dynamic sampling, by name; none.
+        statistics: numbers of the last rollout to log, by name.
+        options: of dynamic sampling; empty.
     """
 
     statistics: Mapping[str, float] = {}
     options: Mapping[str, DynamicSampling] = {}
 
-    def begin(self, trainer: "Resampling", rows: list[dict[str, Any]]) -> tuple[list[dict[str, Any]], Making]:
-        """The rows of a rollout, and the phase in which it is made. Every rank must call."""
+    def begin(self, trainer: "Resampling", rows: list[dict[str, Any]]) -> tuple[list[dict[str, Any]], RolloutPhase]:
+        """The rows of a rollout, and the phase that makes it. Every rank must call."""
         trainer._check_rows(rows)
-        return rows, trainer._making(trainer._recorder())
+        return rows, trainer._rollout_phase(trainer._recorder())
 
     def restart(self) -> None:
-        """Be as before the first rollout."""
+        """Return to the state before the first rollout."""
 
     def release(self) -> None:
-        """Close what is open, once training has ended."""
+        """Release resources after training."""
 
     def state_dict(self) -> dict[str, Any] | None:
         return None
@@ -39,8 +39,8 @@ class AsSampled:
         pass
 
 
-class Collected(AsSampled):
-    """A rollout is made of the groups that a [`GroupCollector`] has kept of several rounds."""
+class CollectedBatches(SampledBatches):
+    """A rollout consists of the groups that a [`GroupCollector`] has kept from several rounds."""
 
     def __init__(self, collector: GroupCollector) -> None:
         self.collector = collector
@@ -50,12 +50,12 @@ class Collected(AsSampled):
     def statistics(self) -> Mapping[str, float]:  # type: ignore[override]
         return self.collector.statistics
 
-    def begin(self, trainer: "Resampling", rows: list[dict[str, Any]]) -> tuple[list[dict[str, Any]], Making]:
+    def begin(self, trainer: "Resampling", rows: list[dict[str, Any]]) -> tuple[list[dict[str, Any]], RolloutPhase]:
         batch = self.collector.collect(rows, trainer._sample_batch, reward_weights=trainer.reward_weights)
         columns = {column for response in batch.responses for column in response.columns}
-        for column in columns:  # a round or a rank may have none of it
+        for column in columns:  # a round or a rank may lack some columns
             trainer._pending_extra_logs[column].extend(r.columns.get(column) for r in batch.responses)
-        return [response.row for response in batch.responses], trainer._replaying(batch)
+        return [response.row for response in batch.responses], trainer._replay_phase(batch)
 
     def restart(self) -> None:
         self.collector.prompts.restart()
@@ -71,29 +71,29 @@ class Collected(AsSampled):
             self.collector.prompts.load_state_dict(state)
 
 
-AS_SAMPLED = AsSampled()
+AS_SAMPLED = SampledBatches()
 
 
 class Resampling(PolicyRewards):
-    """Begins rollouts, and samples rounds of responses for dynamic sampling."""
+    """Begins rollouts, and samples rounds for dynamic sampling."""
 
-    _sampled = AS_SAMPLED  # in training
+    _batch_source = AS_SAMPLED  # in training
 
-    def _begin_rollout(self, rows: list[dict[str, Any]]) -> tuple[list[dict[str, Any]], Making]:
-        return (self._sampled if self.model.training else AS_SAMPLED).begin(self, rows)
+    def _begin_rollout(self, rows: list[dict[str, Any]]) -> tuple[list[dict[str, Any]], RolloutPhase]:
+        return (self._batch_source if self.model.training else AS_SAMPLED).begin(self, rows)
 
-    def _making(self, recorder: NoRecorder) -> Making:
-        return Making(self.model, recorder, scores=bool(self._scored_inputs))
+    def _rollout_phase(self, recorder: NoRecorder) -> RolloutPhase:
+        return RolloutPhase(self.model, recorder, scores=bool(self._scored_inputs))
 
-    def _replaying(self, batch: SampledBatch) -> Making:
-        return Replaying(self.model, batch, scores=bool(self._scored_inputs))
+    def _replay_phase(self, batch: SampledBatch) -> RolloutPhase:
+        return ReplayPhase(self.model, batch, scores=bool(self._scored_inputs))
 
     def _sample_batch(self, inputs: list[dict[str, Any]]) -> SampledBatch:
-        """Generate and reward a response to each row, and go no further."""
+        """Generate and reward a response to each row, without scoring it."""
         self._check_rows(inputs)
-        parts = Sampling(self.model, self._recorder())
+        parts = SamplingPhase(self.model, self._recorder())
         try:
-            with self._during(parts):
+            with self._in_phase(parts):
                 super()._generate_and_score_completions(inputs)
         except StopAfterRewards:
             pass

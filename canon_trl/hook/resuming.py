@@ -1,4 +1,4 @@
-"""Checkpoints that hold the rollout in flight and the order of the prompts, and runs that resume from them."""
+"""Save the rollout in flight and the order of the prompts in checkpoints, and resume from them."""
 
 import logging
 import math
@@ -27,32 +27,32 @@ from canon_trl.hook.checkpoints import (
     passes_and_batches,
 )
 from canon_trl.hook.loss import Losses
-from canon_trl.hook.noted import Noted
 from canon_trl.hook.reference_state import check_saved_reference, load_reference, save_reference
 from canon_trl.hook.rollout_files import load_rollout, rollout_file, warn_of_missing_random_states
 from canon_trl.hook.rollout_parts import plain
+from canon_trl.hook.stage_log import StageLog
 
 logger = logging.getLogger(__name__)
 
-# The completions table: `_logs` holds texts and columns by name; images are not saved.
+# The completions table in `_logs`: lists of text, and columns by name; images are not saved.
 TABLE_TEXTS = ("prompt", "completion")
 TABLE_COLUMNS = ("rewards", "extra")
 
 
 class Resuming(Losses):
-    """Saves and restores what TRL forgets, so that a resumed run continues as if it had never stopped."""
+    """Saves and restores what TRL does not, so that a resumed run continues as if it had never stopped."""
 
     _has_trained = False
-    _loss_to_log: tuple[float, int] | None = None  # summed before a resume, and since which step
+    _loss_to_log: tuple[float, int] | None = None  # the loss summed before a resume, and since which step
 
     def _get_train_sampler(self, dataset: Any = None) -> Any:
         self._prompt_sampler = super()._get_train_sampler(dataset)
         return self._prompt_sampler
 
     def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> TrainOutput:
-        """As TRL's, but `True` resumes from the last checkpoint that is whole, and begins where there is none.
+        """As TRL's, but `True` resumes from the latest complete checkpoint, and begins a run if there is none.
 
-        Every call is a run of its own, which has nothing but the weights of the one before it.
+        Every call is a separate run, which takes over only the weights of the previous one.
         """
         found = find_together(
             resume_from_checkpoint,
@@ -64,41 +64,41 @@ class Resuming(Losses):
         if found is not None and self.args.sync_ref_model:
             check_saved_reference(Path(found), allow_changes=self._resume_with_changes)
         if self._has_trained:
-            self._forget_the_last_run()
+            self._reset_for_another_run()
         self._has_trained = True
         try:
             return super().train(found, *args, **kwargs)
         finally:
-            self._sampled.release()
+            self._batch_source.release()
 
-    def _forget_the_last_run(self) -> None:
-        """What TRL and this trainer carry from one rollout or optimiser step to the next, as it was at first."""
-        self._step = self._steps_not_restored = 0  # so that a rollout is made first of all
+    def _reset_for_another_run(self) -> None:
+        """Reset what TRL and this trainer carry from one rollout or optimiser step to the next."""
+        self._step = self._steps_not_restored = 0  # so that training begins with a rollout
         self._current_train_step_time = 0.0
         self.entropy_coef, self._last_world_entropy = self.args.entropy_coef, math.inf  # of TRL's entropy bonus
         self._entropy_window_stats = None
         self._last_loaded_step = -1  # the optimiser step whose weights vLLM has
-        for noted in (*self._metrics.values(), *self._logs.values(), self._pending_extra_logs, self._pending_metrics):
-            noted.clear()
+        for logged in (*self._metrics.values(), *self._logs.values(), self._pending_extra_logs, self._pending_metrics):
+            logged.clear()
         self._constant_rewards = ConstantRewards(self.reward_func_names)
         self._collapse = Collapse()
         self._step_tokens = {}
-        self._noted = Noted(self.accelerator)
-        self._sampled.restart()
-        self._left_out.restart()
+        self._stage_log = StageLog(self.accelerator)
+        self._batch_source.restart()
+        self._weighting.restart()
         self.optimizer = self._given_optimizer
 
     def _init_training_state(
         self, max_steps: int, steps_per_epoch: int, epochs: int, checkpoint: str | None, trial: Any
     ) -> tuple[int, int]:
-        """The epoch to begin in, and the batches of it that have been trained on."""
+        """The epoch to begin in, and the number of its batches that have been trained on."""
         begun = super()._init_training_state(max_steps, steps_per_epoch, epochs, checkpoint, trial)
         if checkpoint is None:
             return begun
-        for callback in self.callback_handler.callbacks:  # transformers can save the state of none that is new to it
+        for callback in self.callback_handler.callbacks:  # transformers fails on a callback that the checkpoint lacks
             if isinstance(callback, ExportableState):
                 self.state.stateful_callbacks.setdefault(type(callback).__name__, callback.state())
-        if self.state.global_step >= max_steps:  # from where transformers would train one step more
+        if self.state.global_step >= max_steps:  # transformers would train one more step
             return epochs, 0
         if not isinstance(self.train_dataset, IterableDataset) or self.args.ignore_data_skip:
             return begun
@@ -117,7 +117,7 @@ class Resuming(Losses):
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         run_folder = self._get_output_dir(trial=trial)
         checkpoint = Path(run_folder, f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}")
-        # Older checkpoints stay until this one is whole.
+        # Older checkpoints stay until this one is complete.
         kept, self.args.save_total_limit = self.args.save_total_limit, None
         try:
             if self.args.should_save:
@@ -131,7 +131,7 @@ class Resuming(Losses):
             super()._save_checkpoint(model, trial)
         except Exception as error:  # on a full disk OSError, RuntimeError of torch, or SafetensorError
             error.add_note(
-                f"{checkpoint} is not whole and will not be resumed from; earlier checkpoints are as they were"
+                f"{checkpoint} is incomplete, so no run will resume from it; earlier checkpoints are unchanged"
             )
             raise
         finally:
@@ -162,29 +162,29 @@ class Resuming(Losses):
         """Called once on resume, right before the first training step."""
         if checkpoint is not None:
             warn_of_missing_random_states(checkpoint, self.accelerator)
-        torn = f"a random state of {checkpoint} cannot be read; resume from an earlier checkpoint"
-        with self._failures.shared(torn):  # perhaps on one rank only
+        unreadable = f"a random state of {checkpoint} cannot be read; resume from an earlier checkpoint"
+        with self._failures.shared(unreadable):  # the file may be damaged on one rank only
             super()._load_rng_state(checkpoint)
         if self._loss_to_log is not None:
             summed, self._globalstep_last_logged = self._loss_to_log
             self._tr_loss += summed
-            self._total_loss_scalar -= summed  # what `train` reports is of its own steps
+            self._total_loss_scalar -= summed  # `train` reports the loss of its own steps
             self._loss_to_log = None
 
     def _rollout_state(self) -> dict[str, Any]:
-        """Tensors, numbers and text only, so that it can be loaded without running code from the file."""
+        """The rollout in flight as tensors, numbers and text, so that loading it runs no code from the file."""
         self._collect_statistics()
         texts: dict[str, list] = {}
         columns: dict[str, dict[str, list]] = {}
-        if self.log_completions and self.accelerator.is_main_process:  # nobody else reads the table
+        if self.log_completions and self.accelerator.is_main_process:  # only this process reads the table
             texts = {name: [strip_images_from_messages(text) for text in self._logs[name]] for name in TABLE_TEXTS}
             texts["advantages"] = list(self._logs["advantages"])
             columns = {name: dict(self._logs[name]) for name in TABLE_COLUMNS}
         return {
-            "sampling": self._sampling(),
+            "sampling": self._layout(),
             "step": self._step,
             "width": self._rollout_width,
-            "fresh_prompts": plain(self._sampled.state_dict()),
+            "fresh_prompts": plain(self._batch_source.state_dict()),
             "steering": self._steering_state(),
             "in_flight": self._buffered_inputs if self._step % self._generate_every else None,
             "metrics": dict(self._metrics["train"]),
@@ -196,8 +196,8 @@ class Resuming(Losses):
             "table_columns": plain(columns),
         }
 
-    def _sampling(self) -> dict[str, int | str]:
-        """What the parts of a rollout in flight depend on."""
+    def _layout(self) -> dict[str, int | str]:
+        """The options that decide how a rollout is divided into files and micro-batches."""
         return {
             "num_processes": self.accelerator.num_processes,
             "per_device_train_batch_size": self.args.per_device_train_batch_size,
@@ -215,35 +215,35 @@ class Resuming(Losses):
         self._loss_to_log = None
         if state is None or missing:
             logger.warning(
-                "%s is missing for the ranks %s, as in a checkpoint of another trainer or of fewer processes: a "
-                "rollout in flight is sampled anew",
+                "%s is missing for the ranks %s, as in a checkpoint of another trainer or of fewer processes: the "
+                "rollout in flight is sampled again",
                 ROLLOUT_STATE,
                 missing,
             )
             return
-        here = self._sampling()
-        if {name: state["sampling"].get(name) for name in here} != here:
+        layout = self._layout()
+        if {name: state["sampling"].get(name) for name in layout} != layout:
             logger.warning(
-                "the checkpoint was written with %s and is resumed with %s: a rollout in flight is sampled anew",
+                "the checkpoint was written with %s and is resumed with %s: the rollout in flight is sampled again",
                 state["sampling"],
-                here,
+                layout,
             )
             return
-        lacking = self._read_of_rollout - set((state["in_flight"] or [self._read_of_rollout])[0])
+        lacking = self._required_inputs - set((state["in_flight"] or [self._required_inputs])[0])
         if lacking:
-            logger.warning("the rollout in flight has no %s, which is read now: it is sampled anew", sorted(lacking))
+            logger.warning("the rollout in flight lacks %s, which this run reads: sampling it again", sorted(lacking))
             return
         self._rollout_width = state["width"]
         self._step, self._steps_not_restored = state["step"], 0
-        if "steering" in state:  # which checkpoints of 0.1 lack
+        if "steering" in state:  # missing in checkpoints of 0.1
             self._restore_rollout_entropy(state["steering"])
         self._constant_rewards.in_a_row = state["constant_rollouts"]
-        self._collapse.first = state.get("policy_reward_first", {})  # which checkpoints of 0.1 lack
+        self._collapse.first = state.get("policy_reward_first", {})  # missing in checkpoints of 0.1
         self._buffered_inputs = send_to_device(state["in_flight"], self.accelerator.device)
         self._metrics["train"].update(state["metrics"])
         self._loss_to_log = state["loss_to_log"]
         given, weights = state["reward_weights"]
-        if given == self.args.reward_weights:  # a callback may have changed them since
+        if given == self.args.reward_weights:  # a callback may have changed the weights
             self.reward_weights = torch.tensor(weights)
         for name, rows in state["table"].items():
             self._logs[name].extend(rows)
@@ -252,12 +252,12 @@ class Resuming(Losses):
                 self._logs[name][column].extend(rows)
 
     def _restore_fresh_prompts(self, state: dict[str, Any] | None) -> None:
-        """The main process tells all ranks where they are, so that new ranks agree."""
-        (place,) = broadcast_object_list([state["fresh_prompts"] if state is not None else None])
-        self._sampled.load_state_dict(place)
+        """Restore the position in the fresh prompts, from the main process, since a new rank has no file."""
+        (position,) = broadcast_object_list([state["fresh_prompts"] if state is not None else None])
+        self._batch_source.load_state_dict(position)
 
     def _restore_prompt_order(self) -> None:
-        """TRL's sampler draws one permutation an epoch and forgets on resume how many it has drawn."""
-        if not isinstance(self.train_dataset, IterableDataset):  # a stream is shuffled by its epoch
-            for _ in range(int(self.state.epoch)):  # no checkpoint is written between an epoch's last step and its end
+        """Draw the permutations of past epochs again: TRL's sampler draws one per epoch, and a resume resets it."""
+        if not isinstance(self.train_dataset, IterableDataset):  # a stream is shuffled by epoch
+            for _ in range(int(self.state.epoch)):  # `EpochEnds` delays checkpoints past an epoch's end
                 next(iter(self._prompt_sampler))

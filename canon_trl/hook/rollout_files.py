@@ -1,4 +1,4 @@
-"""The files that each rank has in a checkpoint: all ranks use theirs, or none does."""
+"""The files of each rank in a checkpoint: all ranks use theirs, or none does."""
 
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,7 @@ from accelerate.utils import gather_object
 from canon_trl.guards.failures import SharedFailures
 from canon_trl.hook.checkpoints import ROLLOUT_STATE
 
-logger = get_logger(__name__)  # which speaks on the main process alone: every rank finds the same
+logger = get_logger(__name__)  # logs on the main process only, since every rank finds the same
 
 
 def rollout_file(checkpoint: str | Path, rank: int) -> Path:
@@ -19,23 +19,23 @@ def rollout_file(checkpoint: str | Path, rank: int) -> Path:
 
 
 def load_rollout(checkpoint: str, rank: int, failures: SharedFailures) -> tuple[dict[str, Any] | None, list[int]]:
-    """This rank's part of a rollout in flight, and the ranks that have none; called on all ranks alike.
+    """Load this rank's part of the rollout in flight, and list the ranks without one. Every rank must call.
 
     Raises:
-        Exception: on every rank, what reading a file raised on one: it is torn, or has an object that may run code.
+        Exception: on every rank, if one cannot read its file: it is damaged, or has an object that may run code.
     """
     path, state = rollout_file(checkpoint, rank), None
-    advice = "resume from an earlier checkpoint, or remove the file to have a rollout in flight sampled anew"
+    advice = "resume from an earlier checkpoint, or remove the file to sample the rollout in flight again"
     with failures.shared(f"{path} cannot be read; {advice}"):
         state = torch.load(path, map_location="cpu", weights_only=True) if path.exists() else None
-    missing = [rank for rank, there in enumerate(gather_object([state is not None])) if not there]
+    missing = [rank for rank, found in enumerate(gather_object([state is not None])) if not found]
     return state, missing
 
 
 def warn_of_missing_random_states(checkpoint: str, accelerator: Accelerator) -> None:
-    """Warn of ranks that resume with other random numbers than they would have drawn; called on all ranks."""
+    """Warn of ranks without a saved random state, which will sample other responses. Every rank must call."""
     name = "rng_state.pth" if accelerator.num_processes == 1 else f"rng_state_{accelerator.process_index}.pth"
-    there = gather_object([Path(checkpoint, name).exists()])
-    if not all(there):
-        missing = [rank for rank, found in enumerate(there) if not found]
-        logger.warning("%s has no random state of the ranks %s: they sample other responses", checkpoint, missing)
+    found_on_ranks = gather_object([Path(checkpoint, name).exists()])
+    if not all(found_on_ranks):
+        missing = [rank for rank, found in enumerate(found_on_ranks) if not found]
+        logger.warning("%s has no random state for the ranks %s: they sample other responses", checkpoint, missing)

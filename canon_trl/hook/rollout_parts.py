@@ -1,4 +1,4 @@
-"""What a rollout is made of while TRL makes it, and how it is saved."""
+"""The phases in which TRL makes a rollout, and the values that they record."""
 
 from collections import deque
 from collections.abc import Callable, Mapping
@@ -25,42 +25,46 @@ GENERATED = (
     "tool_images",
 )
 
-
-# Columns of a row that are handed to metrics under other names.
+# Columns of a row that metrics receive under other names.
 RESERVED_COLUMNS = ("prompt", "completion", "completion_ids")
 
 
 class StopAfterRewards(Exception):
-    """Ends a rollout once its responses and their rewards are known."""
+    """Ends a rollout after its responses have been rewarded."""
 
 
 @dataclass
 class ScoringPass:
-    """What one scoring pass over the rollout gave, `(B, T)` each."""
+    """The results of one scoring pass over the rollout, `(B, T)` each.
+
+    Attributes:
+        for_trl: log-probabilities with zeros on masked tokens, as TRL expects.
+        log_probs, entropies: of all tokens.
+    """
 
     for_trl: Tensor
     log_probs: Tensor
     entropies: Tensor
 
 
-class Making(Phase):
-    """A rollout is being made, and what passes by is kept; of this rank's rows unless said otherwise.
+class RolloutPhase(Phase):
+    """TRL makes a rollout. Records values of this rank's rows, unless stated otherwise.
 
     Args:
-        policy: the model whose scoring pass is kept. The reference model's head yields no entropy.
-        recorder: notes token values while responses are generated.
-        scores: whether entropies and log-probabilities of the rollout are read.
+        policy: the model whose scoring pass is recorded. The head of the reference model computes no entropy.
+        recorder: records token values during generation.
+        scores: whether anything reads entropies or log-probabilities of the rollout.
 
     Attributes:
         completion_ids: of each response.
-        tool_mask: 1 on the tokens that the model wrote, per response; `None` where it wrote all.
-        sampling_log_probs: per response, as the sampler reported them; `None` where it reported none.
-        recorded: what the recorder noted of each response, `(T,)` each, by name.
-        rewards_per_func: `(N, F)`, of all ranks, once they are known.
+        tool_mask: 1 on the tokens that the model wrote, per response; `None` if it wrote all.
+        sampling_log_probs: per response, as reported by the sampler; `None` if it reported none.
+        recorded: the records of each response by name, `(T,)` each.
+        rewards_per_func: `(N, F)`, of all ranks; set once they are computed.
         drawn: the same, including responses that dynamic sampling replaced.
-        metric_inputs: what a metric can read besides token values, by name.
-        token_values: those of `entropies` and `log_probs` that are read, `(B, T)` each.
-        passes: over the rollout so far.
+        metric_inputs: what a metric can read in addition to token values, by name.
+        token_values: `entropies` and `log_probs` as far as they are read, `(B, T)` each.
+        passes: the scoring passes over the rollout so far.
     """
 
     def __init__(self, policy: nn.Module, recorder: NoRecorder, *, scores: bool) -> None:
@@ -86,16 +90,16 @@ class Making(Phase):
         with self.recorder:
             generated = generate(prompts)
         self.completion_ids, self.tool_mask, self.sampling_log_probs = generated[1], generated[2], generated[4]
-        self.recorded = self.recorder.of(generated[1])
+        self.recorded = self.recorder.records_of(generated[1])
         return generated
 
     def score(self, score: Callable[..., tuple], model: Any, input_ids: Tensor, *args: Any, **options: Any) -> tuple:
-        # Of the completions of a rollout; not within a rollout_func, which comes before there are any.
+        # A rollout_func may score before there are completions.
         if model is not self.policy or not self.scores or not self.completion_ids:
             return score(model, input_ids, *args, **options)
         attention_mask, width, *rest = args
-        # A completion that is masked as truncated would be scored as empty. Score what was written, and give TRL the
-        # zeros that it expects there.
+        # TRL would score a completion that it masks as truncated as empty. Score all written tokens, and return the
+        # zeros that TRL expects.
         written = self.written_mask(width, input_ids.device)
         trained = attention_mask[:, -width:].bool()
         attention_mask = torch.cat([attention_mask[:, :-width], written.to(attention_mask.dtype)], dim=1)
@@ -109,34 +113,34 @@ class Making(Phase):
         return self.rewarded(calculate(inputs, *args), inputs, *args)
 
     def rewarded(self, rewards: Tensor, inputs: list, prompts: list, completions: list, ids: list) -> Tensor:
-        """Keep the rewards and what they were computed from."""
+        """Record the rewards and their inputs."""
         self.rewards_per_func = self.drawn = rewards
         columns = {key: [row[key] for row in inputs] for key in inputs[0] if key not in RESERVED_COLUMNS}
         self.metric_inputs = columns | {"prompts": prompts, "completions": completions, "completion_ids": ids}
         return rewards
 
     def written_mask(self, width: int, device: torch.device) -> Tensor:
-        """True on every token of the completion, `(B, width)`, also where training masks it as truncated."""
+        """True on every token of the completion, `(B, width)`, even if training masks it as truncated."""
         lengths = torch.tensor([len(ids) for ids in self.completion_ids], device=device)
         return torch.arange(width, device=device) < lengths.unsqueeze(1)
 
     def model_mask(self, width: int, device: torch.device) -> Tensor:
-        """True on the tokens that the model wrote, `(B, width)`: without those of tools and environments."""
+        """True on the tokens that the model wrote, `(B, width)`, and not on those of tools and environments."""
         written = self.written_mask(width, device)
         if self.tool_mask is None:
             return written
         return written & padded([torch.tensor(row, dtype=torch.bool) for row in self.tool_mask], width, device)
 
     def padded_records(self, width: int, device: torch.device) -> dict[str, Tensor]:
-        """What was recorded of the tokens while they were sampled, by name, `(B, width)` each."""
+        """The values recorded during generation, by name, `(B, width)` each."""
         return {name: padded([row[name] for row in self.recorded], width, device) for name in self.recorded[0]}
 
 
-class Sampling(Making):
-    """Responses are generated and rewarded, and nothing further: the rewards raise [`StopAfterRewards`].
+class SamplingPhase(RolloutPhase):
+    """TRL only generates and rewards responses: the rewards raise [`StopAfterRewards`].
 
     Attributes:
-        generated: what the sampler gave, by the names in [`GENERATED`], one entry per response.
+        generated: the parts that `_generate` returned, by the names in [`GENERATED`], with one entry per response.
     """
 
     def __init__(self, policy: nn.Module, recorder: NoRecorder) -> None:
@@ -145,7 +149,7 @@ class Sampling(Making):
 
     def generate(self, generate: Callable[..., tuple], prompts: list) -> tuple:
         generated = super().generate(generate, prompts)
-        # The extra fields of a rollout_func are in the rows by the time that the rewards are known.
+        # TRL copies the extra fields of a rollout_func into the rows before it computes rewards.
         self.generated = dict(zip(GENERATED, generated, strict=True))
         del self.generated["extra_fields"]
         self.generated["tool_images"] = self.generated["tool_images"] or None
@@ -155,15 +159,15 @@ class Sampling(Making):
         if not self.completion_ids:
             return score(model, input_ids, *args, **options)
         nothing = torch.zeros(len(input_ids), args[1], device=input_ids.device)
-        return nothing, nothing, None  # which nobody will read
+        return nothing, nothing, None  # never read, since the rollout ends before
 
     def rewarded(self, rewards: Tensor, *args: Any) -> Tensor:
         super().rewarded(rewards, *args)
         raise StopAfterRewards
 
 
-class Replaying(Making):
-    """A rollout is made of responses that have been sampled and rewarded before."""
+class ReplayPhase(RolloutPhase):
+    """TRL makes a rollout of responses that have already been sampled and rewarded."""
 
     def __init__(self, policy: nn.Module, batch: SampledBatch, *, scores: bool) -> None:
         super().__init__(policy, NoRecorder(), scores=scores)
@@ -193,13 +197,13 @@ class Replaying(Making):
 
 
 def padded(rows: list[Tensor], width: int, device: torch.device) -> Tensor:
-    """Rows of different lengths as one tensor, `(B, width)`, with zeros after each; brought to the device at once."""
+    """Rows of different lengths as one tensor on the device, `(B, width)`, with zeros after each."""
     together = pad_sequence(rows, batch_first=True).to(device)
     return nn.functional.pad(together, (0, width - together.shape[1]))
 
 
 def plain(value: Any) -> Any:
-    """The value in Python's own types, whatever a reward function has put into the completions table."""
+    """Convert a value to Python's own types; reward functions may put anything into the completions table."""
     if isinstance(value, Mapping):
         return {str(key): plain(entry) for key, entry in value.items()}
     if isinstance(value, (list, tuple, deque)):

@@ -1,4 +1,4 @@
-"""What a batch that dynamic sampling could not fill weighs in the loss: each response that is trained on, the same."""
+"""The weight in the loss of a batch that dynamic sampling could not fill: the same for each trained response."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
@@ -6,15 +6,25 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from torch import Tensor
+from trl import GRPOConfig
 
-from canon_trl.config.checks import PER_TOKEN
+from canon_trl.config.checks import PER_TOKEN, one_rollout_a_step
+from canon_trl.config.loss_stages import LossStages
+from canon_trl.hook.token_stages import is_one_number
+from canon_trl.method import Method
+from canon_trl.sampling import DynamicSampling
+from canon_trl.tokens import Tokens
+
+INSTEAD = "set dynamic_sampling_kwargs={'exhausted': 'keep'} or 'error'"
+
+PlaceInStep = Callable[[], tuple[Sequence[Mapping[str, Any]], int]]
 
 
-def scale_for_left_out(trained: Iterable[Tensor], loss_type: str, accelerator: Accelerator) -> Tensor | float:
-    """The factor by which the loss's divisor, a count of places, exceeds that of the places trained on, 0-d.
+def scale_up(trained: Iterable[Tensor], loss_type: str, accelerator: Accelerator) -> Tensor | float:
+    """The ratio of all responses to the trained ones, by which the loss's divisor is too large, 0-d.
 
     Args:
-        trained: which responses are, `(B,)` bool per micro-batch of the optimiser step.
+        trained: which responses are trained on, `(B,)` bool per micro-batch of the optimiser step.
         loss_type: TRL's.
         accelerator: gathers over the ranks.
     """
@@ -23,34 +33,31 @@ def scale_for_left_out(trained: Iterable[Tensor], loss_type: str, accelerator: A
     places = torch.stack(list(trained))
     if loss_type == "bnpo":  # a mean over the tokens of each micro-batch
         places = places.any(dim=1)
-    everyones = accelerator.gather(places.float().mean().unsqueeze(0)).mean()
-    return torch.where(everyones > 0, 1 / everyones, 0.0)
+    share = accelerator.gather(places.float().mean().unsqueeze(0)).mean()
+    return torch.where(share > 0, 1 / share, 0.0)
 
 
-PlaceInStep = Callable[[], tuple[Sequence[Mapping[str, Any]], int]]
-
-
-class NoneLeftOut:
-    """All places of every batch are trained on."""
+class FullBatches:
+    """Every response of every batch is trained on."""
 
     def factor(self, place_in_step: PlaceInStep) -> Tensor | float:
-        """What the loss of a micro-batch in training is multiplied by.
+        """The factor for the loss of a micro-batch in training.
 
         Args:
-            place_in_step: gives the rollout's micro-batches of the optimiser step, and which of them it is.
+            place_in_step: returns the rollout's micro-batches of the optimiser step, and the index of the current one.
         """
         return 1.0
 
     def scaled(self, loss: Tensor, parameters: Iterable[Tensor]) -> Tensor:
-        """The loss to log of a micro-batch, after its backward pass."""
+        """The loss of a micro-batch to log, after its backward pass."""
         return loss
 
     def restart(self) -> None:
-        """Be as before the first micro-batch."""
+        """Return to the state before the first micro-batch."""
 
 
-class LeftOut(NoneLeftOut):
-    """Makes up for the places left out of optimiser steps whose micro-batches come from one rollout.
+class ShrunkenBatches(FullBatches):
+    """Scales the loss of shrunken batches, where the micro-batches of an optimiser step come from one rollout.
 
     Args:
         loss_type: TRL's.
@@ -66,13 +73,13 @@ class LeftOut(NoneLeftOut):
         if "trained" not in step_batch[position]:
             return 1.0
         trained = [inputs["trained"] for inputs in step_batch]
-        return scale_for_left_out(trained, self._loss_type, self._accelerator)
+        return scale_up(trained, self._loss_type, self._accelerator)
 
 
-class ShrunkenSteps(LeftOut):
-    """Makes up for them where optimiser steps take micro-batches of several rollouts: scales the gradients.
+class ShrunkenSteps(ShrunkenBatches):
+    """Scales the gradients of optimiser steps that take micro-batches of several rollouts.
 
-    The factor of [`scale_for_left_out`] is that of the whole step, and known after its last rollout.
+    The factor holds for the whole step, and is known only after its last rollout.
     """
 
     def __init__(self, loss_type: str, accelerator: Accelerator) -> None:
@@ -93,7 +100,7 @@ class ShrunkenSteps(LeftOut):
         return 1.0
 
     def scaled(self, loss: Tensor, parameters: Iterable[Tensor]) -> Tensor:
-        """The same; the gradients of the step's last micro-batch are scaled."""
+        """The loss to log; scales the gradients at the last micro-batch of the step."""
         if not self._accelerator.sync_gradients:
             self._loss = self._loss + loss
             return loss
@@ -101,8 +108,57 @@ class ShrunkenSteps(LeftOut):
         self.restart()
         if not shrunken:
             return loss
-        factor = float(scale_for_left_out(trained, self._loss_type, self._accelerator))
+        factor = float(scale_up(trained, self._loss_type, self._accelerator))
         for parameter in parameters:
             if parameter.grad is not None:
                 parameter.grad.mul_(factor)
         return factor * (before + loss) - before
+
+
+def scales_gradients(args: GRPOConfig) -> bool:
+    """Whether `exhausted="shrink"` scales the gradients of a whole optimiser step."""
+    return args.loss_type not in PER_TOKEN and not one_rollout_a_step(args)
+
+
+def make_weighting(args: GRPOConfig, accelerator: Accelerator, *, routing_loss: bool) -> ShrunkenBatches:
+    """The weighting of batches under `exhausted="shrink"`.
+
+    Raises:
+        ValueError: the model adds a `routing_loss`, whose gradients would be scaled too.
+    """
+    if not scales_gradients(args):
+        return ShrunkenBatches(args.loss_type, accelerator)
+    if routing_loss:
+        raise ValueError(
+            f"gradient_accumulation_steps={args.gradient_accumulation_steps} takes micro-batches of several rollouts "
+            f"of steps_per_generation={args.steps_per_generation}, whose gradients are scaled together with those of "
+            "the router's auxiliary loss; make the latter a multiple of the former, or " + INSTEAD
+        )
+    return ShrunkenSteps(args.loss_type, accelerator)
+
+
+def check_terms_can_shrink(stages: LossStages, options: DynamicSampling | None, args: GRPOConfig) -> None:
+    """Reject terms of one number where `exhausted="shrink"` scales gradients.
+
+    Calls each term on example tokens. Terms that fail on them are checked at the first micro-batch.
+    """
+    if options is None or options.exhausted != "shrink" or not scales_gradients(args):
+        return
+    for method in stages.added:
+        if returns_one_number(method):
+            raise unshrinkable(stages.prefix(method))
+
+
+def returns_one_number(method: Method) -> bool:
+    """Whether a term returns one number for example tokens; false if it fails on them."""
+    try:
+        return is_one_number(method(Tokens.example()))
+    except Exception:  # a user's function may need the device or the vocabulary of the run
+        return False
+
+
+def unshrinkable(term: str) -> ValueError:
+    return ValueError(
+        f"{term} is one number per micro-batch, from which no response can be left out when an optimiser step takes "
+        f"several rollouts; {INSTEAD}"
+    )

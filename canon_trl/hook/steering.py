@@ -1,4 +1,4 @@
-"""Controllers at work: what they receive, when they move their knobs, and how both survive a checkpoint."""
+"""Run the controllers: measure, move their knobs, and save and restore both."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -13,57 +13,57 @@ from canon_trl.config.controllers import by_knob
 from canon_trl.config.loss_stages import LossStages
 from canon_trl.controllers.protocol import Controller, Run, make_controller
 from canon_trl.hook.counting import Counting
-from canon_trl.hook.knobs import Knob, checked, make_knob
+from canon_trl.hook.knobs import Knob, checked_value, make_knob
 from canon_trl.hook.measured import MeanEntropy, Measured
 from canon_trl.hook.rollout_parts import plain
 from canon_trl.method import Method
 
-logger = get_logger(__name__)  # which speaks on the main process alone: every rank finds the same
+logger = get_logger(__name__)  # logs on the main process only, since every rank finds the same
 
 
 class Steering(Counting):
-    """Moves knobs between rollouts and optimiser steps, on every rank alike."""
+    """Moves knobs between rollouts and optimiser steps, to the same values on all ranks."""
 
     _stages = LossStages()
     _measured: Measured
     _rollout_entropy: MeanEntropy
-    _measures = False  # whether anything reads what is measured
-    _makers: Mapping[str, Method] = {}  # of controllers, by the knob
+    _measures = False  # whether anything reads the measured numbers
+    _controller_methods: Mapping[str, Method] = {}  # which make the controllers, by knob
     _knobs: Mapping[str, Knob] = {}
-    _configured: Mapping[str, float] = {}  # values of the knobs
+    _configured_values: Mapping[str, float] = {}  # of the knobs
     _controllers: dict[str, Controller]
 
     def _prepare_steering(self, controllers: Sequence[Method]) -> None:
-        """Find the knobs, as soon as TRL has made the trainer.
+        """Find the knobs, once TRL has made the trainer.
 
         Args:
-            controllers: what makes them.
+            controllers: the methods that make the controllers.
         """
-        self._makers = by_knob(controllers)
+        self._controller_methods = by_knob(controllers)
         self._measures = bool(controllers) or self._stages.read("measured")
-        self._knobs = {name: make_knob(name, self, [*self._stages]) for name in self._makers}
-        self._configured = {name: knob.value for name, knob in self._knobs.items()}
+        self._knobs = {name: make_knob(name, self, [*self._stages]) for name in self._controller_methods}
+        self._configured_values = {name: knob.value for name, knob in self._knobs.items()}
         self._measured, self._rollout_entropy = Measured(self.accelerator), MeanEntropy(self.accelerator)
 
     def set_initial_training_values(self, args: Any, dataloader: Any) -> tuple:
-        """As transformers', which plans a run here; controllers begin anew."""
+        """As transformers'; also resets the knobs and makes new controllers."""
         values = super().set_initial_training_values(args, dataloader)
         self._measured, self._rollout_entropy = Measured(self.accelerator), MeanEntropy(self.accelerator)
         self._controllers = {}
-        for name, maker in self._makers.items():
-            self._knobs[name].value = self._configured[name]
+        for name, method in self._controller_methods.items():
+            self._knobs[name].value = self._configured_values[name]
             run = Run(
-                start=self._configured[name],
+                start=self._configured_values[name],
                 temperature=self.args.temperature,
                 vocab_size=self.model.config.get_text_config().vocab_size,
                 total_steps=self._rollouts_in_run if name == "temperature" else values[-1],
             )
-            self._controllers[name] = make_controller(maker, run)
+            self._controllers[name] = make_controller(method, run)
         return values
 
-    def _options_at_first(self, method: Method) -> dict[str, Any]:
-        """The options of a method as they were chosen, whatever controllers have made of them since."""
-        first = self._configured
+    def _configured_options(self, method: Method) -> dict[str, Any]:
+        """The options of a method as configured, before any controller changed them."""
+        first = self._configured_values
         return {name: first.get(f"{method.name}.{name}", value) for name, value in method.all_options.items()}
 
     def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
@@ -78,13 +78,13 @@ class Steering(Counting):
         return loss
 
     def _measure_entropy(self, entropies: Tensor, mask: Tensor) -> None:
-        """Note a micro-batch that is trained on: its entropies `(B, T)`, and which tokens count."""
+        """Add the entropies of a micro-batch, `(B, T)`, on the tokens of the mask."""
         if self._measures:
             self._measured.add(entropies, mask)
             self._rollout_entropy.add(entropies, mask)
 
     def _end_step(self) -> None:
-        """The optimiser is about to step; nothing reads a knob until the next micro-batch."""
+        """Move the knobs before the optimiser steps; nothing reads them until the next micro-batch."""
         self._measured.close(self._metrics["train"])
         for name, knob in self._knobs.items():
             self._metrics["train"][f"controller/{name}"].append(knob.value)
@@ -92,16 +92,16 @@ class Steering(Counting):
             self._move(name, self._measured.numbers)
 
     def _end_rollout(self) -> None:
-        """The last micro-batch of the rollout has been scored, the next rollout has not been sampled."""
+        """Move the temperature between the last micro-batch of a rollout and the sampling of the next one."""
         entropy = self._rollout_entropy.take()
-        if entropy is not None:  # else no token was trained on
+        if entropy is not None:  # None if no token was trained on
             self._move("temperature", self._measured.numbers | {"entropy": entropy})
 
     def _move(self, name: str, measured: Mapping[str, float]) -> None:
-        self._knobs[name].value = checked(self._controllers[name].update(measured), name)
+        self._knobs[name].value = checked_value(self._controllers[name].update(measured), name)
 
     def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:
-        """As transformers', at the temperature of the config."""
+        """As transformers', but at the configured temperature."""
         with self._configured_temperature():
             return super().evaluation_loop(*args, **kwargs)
 
@@ -111,14 +111,14 @@ class Steering(Counting):
         if knob is None:
             yield
             return
-        now, knob.value = knob.value, self._configured["temperature"]
+        now, knob.value = knob.value, self._configured_values["temperature"]
         try:
             yield
         finally:
             knob.value = now
 
     def _steering_state(self) -> dict[str, Any]:
-        """What a checkpoint needs, in plain numbers and text."""
+        """The state for a checkpoint, in plain numbers and text."""
         return {
             "measured": dict(self._measured.numbers),
             "rollout_entropy": self._rollout_entropy.totals.tolist(),  # of this rank
@@ -127,11 +127,11 @@ class Steering(Counting):
         }
 
     def _restore_steering(self, state: Mapping[str, Any] | None) -> None:
-        """Before anything is sampled; the main process tells all, so that ranks that were not there before agree."""
+        """Restore controllers and knobs before sampling, from the main process, since a new rank has no file."""
         (state,) = broadcast_object_list([state])
         if state is None:
             if self._measures:
-                logger.warning("the checkpoint has nothing of controllers or of what they read: they begin anew")
+                logger.warning("the checkpoint has no state of controllers or of their measurements: they start over")
             return
         self._measured.numbers = dict(state["measured"])
         for name, controller in self._controllers.items():
@@ -140,6 +140,6 @@ class Steering(Counting):
                 self._knobs[name].value = state["knobs"][name]
 
     def _restore_rollout_entropy(self, state: Mapping[str, Any]) -> None:
-        """This rank's part, where the rollout in flight is restored."""
+        """Restore this rank's part, together with the rollout in flight."""
         totals = self._rollout_entropy.totals
         totals.copy_(torch.tensor(state["rollout_entropy"], dtype=totals.dtype))

@@ -1,4 +1,4 @@
-"""Where TRL keeps the temperature, so that all of it can change between two rollouts."""
+"""Change the temperature between rollouts in every place where TRL stores it."""
 
 from types import CellType
 from typing import Any
@@ -11,17 +11,16 @@ from torch import nn
 class Temperature:
     """The temperature of sampling and of the scores.
 
-    The sampler reads it from vLLM's settings, or from a `GenerationConfig` and the arguments that this was made of.
-    From release 1.15 on the scores read it from a variable that the fused head of the policy, and the one of the
-    reference, closed over when the trainer was made. To write that variable gives the scores of a trainer that was
-    made with this temperature, bit for bit. The variables are looked up when the trainer has been made: later the
-    model is wrapped, by then they are known.
+    The sampler reads it from vLLM's settings, or from a `GenerationConfig` and the arguments that made it. Since
+    release 1.15 the scores read it from a variable that the fused heads of the policy and the reference closed over.
+    Writing that variable gives, bit for bit, the scores of a trainer made with this temperature. The variables are
+    looked up right after the trainer is made, before the model is wrapped.
 
     Args:
         trainer: a [`~trl.GRPOTrainer`].
 
     Raises:
-        RuntimeError: a fused head keeps the temperature elsewhere.
+        RuntimeError: a fused head stores the temperature elsewhere.
     """
 
     def __init__(self, trainer: Any) -> None:
@@ -53,17 +52,17 @@ class Temperature:
 
 
 def find_cell(model: nn.Module, name: str, temperature: float) -> CellType:
-    """The variable that the forward of a model with a fused head reads its temperature from.
+    """Find the variable from which the forward method of a model with a fused head reads its temperature.
 
-    Mixed precision wraps the forward, and keeps the one with the head as `_original_forward`.
+    Mixed precision wraps this method, and stores the original as `_original_forward`.
 
     Args:
         model: without the wrappers of distributed training.
-        name: of the model, for the message.
+        name: of the model, for the error.
         temperature: what the variable must hold.
 
     Raises:
-        RuntimeError: there is no such variable, or it holds something else.
+        RuntimeError: there is no such variable, or it has another value.
     """
     module = model.get_base_model() if isinstance(model, PeftModel) else model
     for attribute in ("forward", "_original_forward"):
@@ -75,7 +74,7 @@ def find_cell(model: nn.Module, name: str, temperature: float) -> CellType:
             if cell.cell_contents == temperature:
                 return cell
     raise RuntimeError(
-        f"the {name}, a {type(module).__name__}, keeps the temperature {temperature} of its scores where a controller "
-        f"cannot reach it (TRL {trl.__version__}); train without a controller of the temperature, or with the release "
-        "of TRL that canon_trl is tested with"
+        f"the {name}, a {type(module).__name__}, stores the temperature {temperature} of its scores where a "
+        f"controller cannot reach it (TRL {trl.__version__}); train without a controller of the temperature, or with "
+        "the release of TRL that canon_trl is tested with"
     )

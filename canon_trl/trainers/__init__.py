@@ -1,4 +1,4 @@
-"""Trainers: the hook into TRL and what is built on it."""
+"""Trainers: the hook into TRL and the trainers built on it."""
 
 from canon_trl.hook.trainer import PluggableGRPOTrainer
 from canon_trl.trainers.astar_po import AStarPOTrainer

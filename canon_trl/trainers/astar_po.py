@@ -17,11 +17,11 @@ from canon_trl.sampling.prompt_checks import check_prompts
 
 class AStarPOTrainer(PluggableGRPOTrainer):
     """
-    Trainer for A*-PO: one response a prompt, regressed onto the optimal advantage r - V*.
+    Trainer for A*-PO: one response per prompt, regressed onto the optimal advantage r - V*.
 
-    V* is the value of a prompt under the best policy near the reference model, estimated beforehand from what the
-    reference earned on it; `examples/estimate_values.py` samples that. Generation, rewards, the reference model (with
-    PEFT the adapters switched off), distribution and logging are those of [`~trl.GRPOTrainer`].
+    V* is the value of a prompt under the best policy near the reference model, estimated in advance from the reference
+    model's rewards, which `examples/estimate_values.py` samples. Generation, rewards, the reference model (with PEFT
+    the policy without adapters), distribution and logging are those of [`~trl.GRPOTrainer`].
 
     Example:
 
@@ -45,7 +45,7 @@ class AStarPOTrainer(PluggableGRPOTrainer):
 
     Raises:
         TypeError: `args` is not an `AStarPOConfig`, or a dataset is a stream.
-        ValueError: a prompt has no optimal value, or options do not go together; before any model is loaded.
+        ValueError: before any model is loaded, if a prompt has no optimal value or options conflict.
     """
 
     _tag_names = ["trl", "canon_trl", "astar_po"]
@@ -66,10 +66,10 @@ class AStarPOTrainer(PluggableGRPOTrainer):
         for name, dataset in named_datasets(train_dataset, eval_dataset):
             if not isinstance(dataset, Dataset):
                 raise TypeError(
-                    f"{name} is a {type(dataset).__name__}; A*-PO needs a Dataset, whose every prompt has a V*"
+                    f"{name} is a {type(dataset).__name__}; A*-PO needs a Dataset with a V* for every prompt"
                 )
             if "prompt" in dataset.column_names:
-                check_prompts(dataset, name)  # by their rows here, before any is left out
+                check_prompts(dataset, name)  # before rows are filtered out, so that row numbers match
         train_dataset = with_values(train_dataset, args, "train_dataset", filtered=args.filter_all_incorrect)
         if isinstance(eval_dataset, dict):
             eval_dataset = {
@@ -92,7 +92,7 @@ class AStarPOTrainer(PluggableGRPOTrainer):
         )
 
     def method_options(self) -> dict[str, Any]:
-        return super().method_options() | {"beta": None}  # which is beta2
+        return super().method_options() | {"beta": None}  # listed as beta2
 
     def rollout_statistics(self, rollout: Rollout, advantages: Tensor) -> dict[str, Tensor | float]:
         return {
@@ -108,7 +108,7 @@ def with_values(dataset: Dataset, args: AStarPOConfig, name: str, *, filtered: b
 
 
 def value_of_prompt(v_star: list[float]) -> list[float]:
-    """The optimal value of the prompt, as a response metric: the same for all responses to it."""
+    """The optimal value of the prompt, as a response metric, equal for all its responses."""
     return v_star
 
 

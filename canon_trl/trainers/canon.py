@@ -20,7 +20,7 @@ from canon_trl.rollout import Rollout
 
 class CANONTrainer(PluggableGRPOTrainer):
     """
-    Trainer for CANON, conditional advantage estimation, and for any other advantage estimator: everything else is
+    Trainer for CANON, conditional advantage estimation, and for any other advantage estimator, on top of
     [`~trl.GRPOTrainer`].
 
     Example:
@@ -42,17 +42,17 @@ class CANONTrainer(PluggableGRPOTrainer):
     Args:
         model, reward_funcs, args, train_dataset, eval_dataset, **trl_kwargs: as for [`~trl.GRPOTrainer`], with a
             [`CANONConfig`] as `args`.
-        advantage_estimator: a function in place of the one that `args.advantage_estimator` names. Its positional
-            parameters name fields of a [`~canon_trl.rollout.Rollout`], or `rollout` for the whole; it returns `(P, G)`
-            or `(P, G, T)`. Options are bound to it with `functools.partial`.
-        policy_reward, token_advantage, policy_loss, loss_term, controller: in place of the fields of `args` of these
-            names: a function, a mapping of it to its options or, but for the policy loss, several. With a policy
-            reward, `reward_funcs` may be left out.
-        canon_metric: a metric in place of the one that `args.canon_metric` names, see `canon_trl.metrics`.
+        advantage_estimator: a function that replaces the one named by `args.advantage_estimator`. Its positional
+            parameters name fields of a [`~canon_trl.rollout.Rollout`], or `rollout` for all of it; it returns `(P, G)`
+            or `(P, G, T)`. Bind options to it with `functools.partial`.
+        policy_reward, token_advantage, policy_loss, loss_term, controller: replace the fields of `args` with these
+            names: a function, a mapping from it to its options, or several of these (except for the policy loss).
+            With a policy reward, `reward_funcs` may be omitted.
+        canon_metric: a metric that replaces the one named by `args.canon_metric`, see `canon_trl.metrics`.
 
     Raises:
         TypeError: `args` is not a `CANONConfig`.
-        ValueError: options that do not go together; before any model is loaded.
+        ValueError: before any model is loaded, if options conflict.
     """
 
     _tag_names = ["trl", "canon_trl", "canon"]
@@ -80,7 +80,7 @@ class CANONTrainer(PluggableGRPOTrainer):
             name = model if isinstance(model, str) else model.config._name_or_path
             args = CANONConfig(f"{name.rstrip('/').split('/')[-1]}-CANON")
         if not isinstance(args, CANONConfig):
-            raise TypeError(f"args is a {type(args).__name__}; it must be a CANONConfig, which takes the same fields")
+            raise TypeError(f"args is a {type(args).__name__}; it must be a CANONConfig, which has the same fields")
         self._metric_name: str | None = None
         if advantage_estimator is None and args.advantage_estimator == "canon":
             method = self._canon(args, canon_metric)
@@ -166,7 +166,7 @@ class CANONTrainer(PluggableGRPOTrainer):
 
 
 def chosen(field: str, given: Any, args: CANONConfig) -> Any:
-    """The methods of a stage that are given to the trainer or named by the field of `args`."""
+    """The methods of a stage, from the trainer's argument or the field of `args`."""
     named = getattr(args, field)
     if given is not None and named is not None:
         raise ValueError(f"{field} is given to the trainer and as args.{field}={named!r}; set only one")

@@ -250,13 +250,13 @@ def misspelt(rollout):
             r"train_dataset has no column 'prompt'.*question",
         ),
         ({"eval_dataset": Dataset.from_dict({"q": ["1"]})}, {}, "eval_dataset has no column 'prompt'"),
-        ({"train_dataset": prompts(1)}, {}, "train_dataset has 1 prompts, fewer than the 2 of a rollout"),
+        ({"train_dataset": prompts(1)}, {}, "train_dataset has 1 prompts, but a rollout needs 2"),
         ({"eval_dataset": {"a": Dataset.from_dict({"q": ["1"]})}}, {}, "eval_dataset 'a' has no column 'prompt'"),
         ({"eval_dataset": prompts(4).select([])}, {}, "eval_dataset is empty"),
         (
             {"train_dataset": prompts(1).to_iterable_dataset()},
             {},
-            "train_dataset has 1 prompts, fewer than the 2 of a rollout",
+            "train_dataset has 1 prompts, but a rollout needs 2",
         ),
         (
             {"train_dataset": prompts(4).add_column("prompts", ["a"] * 4).add_column("trainer_state", ["b"] * 4)},

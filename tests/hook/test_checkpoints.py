@@ -50,7 +50,7 @@ def test_the_last_whole_one_is_resumed_with_a_message(folder, whole, caplog):
     cut_off(folder / "checkpoint-3")
     with caplog.at_level(logging.WARNING, logger="canon_trl"):
         resumed = train(folder, resume=True)
-    assert f"checkpoint-3 is not whole, its writing was cut off: resuming from {folder}/checkpoint-2" in caplog.text
+    assert f"checkpoint-3 is incomplete: resuming from {folder}/checkpoint-2" in caplog.text
     assert_same_parameters(parameters(resumed), parameters(whole[1]))
     assert logged(resumed) == logged(whole[1])
 
@@ -60,13 +60,13 @@ def test_where_none_is_whole_training_begins(folder, whole, caplog):
         cut_off(folder / f"checkpoint-{step}")
     with caplog.at_level(logging.WARNING, logger="canon_trl"):
         begun = train(folder, resume=True)
-    assert "no whole checkpoint to resume from: training begins at step 0" in caplog.text
+    assert "no complete checkpoint to resume from: training begins at step 0" in caplog.text
     assert_same_parameters(parameters(begun), parameters(whole[1]))
 
 
 def test_one_that_is_named_must_be_whole(folder):
     cut_off(folder / "checkpoint-3")
-    message = "checkpoint-3' is not whole: its writing was cut off, or it is no checkpoint; .* has checkpoint-2, chec"
+    message = "checkpoint-3' is incomplete, or not a checkpoint; .* has checkpoint-2, chec"
     with pytest.raises(ValueError, match=message):
         train(folder, resume=str(folder / "checkpoint-3"))
     with pytest.raises(ValueError, match=r"checkpoint-9' does not exist; .* has checkpoint-2, checkpoint-1"):
@@ -76,16 +76,22 @@ def test_one_that_is_named_must_be_whole(folder):
 @pytest.mark.parametrize(
     ("options", "named"),
     [
-        ({"canon_mu": 0.5}, "canon_mu=1.0 there, 0.5 here"),
-        ({"learning_rate": 0.5}, "learning_rate=0.001 there, 0.5 here"),
-        ({"advantage_estimator": "grpo"}, "advantage_estimator='canon' there, 'grpo' here"),
-        ({"trainer_options": {"reward_funcs": length_reward}}, "reward_functions=['accuracy'] there, ['length_reward"),
-        ({"trainer_options": {"train_dataset": prompts(32)}}, "prompts=64 there, 32 here"),
-        ({"trainer_options": {"canon_metric": lambda mask: mask.sum(1)}}, "metrics=['entropy'] there, ['<lambda>']"),
+        ({"canon_mu": 0.5}, "canon_mu=1.0 in the checkpoint, 0.5 now"),
+        ({"learning_rate": 0.5}, "learning_rate=0.001 in the checkpoint, 0.5 now"),
+        ({"advantage_estimator": "grpo"}, "advantage_estimator='canon' in the checkpoint, 'grpo' now"),
+        (
+            {"trainer_options": {"reward_funcs": length_reward}},
+            "reward_functions=['accuracy'] in the checkpoint, ['length_",
+        ),
+        ({"trainer_options": {"train_dataset": prompts(32)}}, "prompts=64 in the checkpoint, 32 now"),
+        (
+            {"trainer_options": {"canon_metric": lambda mask: mask.sum(1)}},
+            "metrics=['entropy'] in the checkpoint, ['<lambda>']",
+        ),
     ],
 )
 def test_other_options_are_named_and_refused(folder, options, named):
-    message = re.escape(named) + r".*\. Resume with the same, or set resume_with_changes=True"
+    message = re.escape(named) + r".*\. Resume with the same options, or set resume_with_changes=True"
     with pytest.raises(ValueError, match=message):
         train(folder, resume=True, **options)
 
@@ -93,7 +99,7 @@ def test_other_options_are_named_and_refused(folder, options, named):
 def test_other_options_are_resumed_where_it_is_asked_for(folder, caplog):
     with caplog.at_level(logging.WARNING, logger="canon_trl"):
         resumed = train(folder, resume=str(folder / "checkpoint-1"), resume_with_changes=True, canon_mu=0.5)
-    assert "was made with other options: canon_mu=1.0 there, 0.5 here" in caplog.text
+    assert "was made with other options: canon_mu=1.0 in the checkpoint, 0.5 now" in caplog.text
     assert [entry["canon/mu"] for entry in logged(resumed)] == [1.0, 0.5, 0.5]
 
 
@@ -104,7 +110,7 @@ def test_what_does_not_decide_what_is_learnt_may_differ(folder, whole):
 
 
 def test_a_folder_with_another_run_is_refused(folder, whole):
-    message = "has checkpoint-3 of another run .canon_mu=1.0 there, 0.5 here.; choose another output_dir, or remove"
+    message = "has checkpoint-3 of another run .canon_mu=1.0 in the checkpoint, 0.5 now.; choose another output_dir"
     with pytest.raises(ValueError, match=message):
         train(folder, canon_mu=0.5)
     assert_same_parameters(parameters(train(folder)), parameters(whole[1]))  # the same run again
@@ -191,7 +197,7 @@ def test_a_full_disk_ends_training_and_leaves_what_was_whole(tmp_path, whole, na
         train(tmp_path)
     if name != ".run_options.json.partial":  # written after everything else
         assert caught.value.__notes__ == [
-            f"{tmp_path}/checkpoint-2 is not whole and will not be resumed from; earlier checkpoints are as they were"
+            f"{tmp_path}/checkpoint-2 is incomplete, so no run will resume from it; earlier checkpoints are unchanged"
         ]
     shutil.rmtree(tmp_path / "checkpoint-2")  # room is made
     resumed = train(tmp_path, resume=True)
@@ -208,7 +214,7 @@ def test_a_disk_that_is_full_for_the_weights_is_told_as_well(tmp_path):
             train(tmp_path, max_steps=1)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, ends)
-    assert "checkpoint-1 is not whole" in caught.value.__notes__[0]
+    assert "checkpoint-1 is incomplete" in caught.value.__notes__[0]
 
 
 def test_a_checkpoint_is_pushed_once_it_is_whole(tmp_path, caplog):
@@ -226,7 +232,7 @@ def test_a_checkpoint_is_pushed_once_it_is_whole(tmp_path, caplog):
     with caplog.at_level(logging.WARNING, logger="canon_trl"):
         trainer.train()
     assert Pushes.whole == [True, True, True]
-    assert "a checkpoint was not uploaded, training continues" in caplog.text
+    assert "a checkpoint was not uploaded; training continues" in caplog.text
 
 
 def test_weights_alone_are_nothing_to_resume_from(tmp_path):
@@ -252,14 +258,14 @@ def test_a_reference_that_follows_the_policy_must_be_there(tmp_path, caplog):
         train(tmp_path, resume=str(tmp_path / "checkpoint-2"), **options)
     with caplog.at_level(logging.WARNING, logger="canon_trl"):
         train(tmp_path, resume=str(tmp_path / "checkpoint-2"), resume_with_changes=True, **options)
-    assert "sync_ref_model=True would restore the reference model: it is the initial one" in caplog.text
+    assert "sync_ref_model=True would restore the reference model: using the initial one" in caplog.text
 
 
 def test_a_random_state_that_is_missing_is_told(folder, caplog):
     (folder / "checkpoint-2" / "rng_state.pth").unlink()
     with caplog.at_level(logging.WARNING, logger="canon_trl"):
         train(folder, resume=str(folder / "checkpoint-2"))
-    assert "checkpoint-2 has no random state of the ranks [0]: they sample other responses" in caplog.text
+    assert "checkpoint-2 has no random state for the ranks [0]: they sample other responses" in caplog.text
 
 
 def test_a_job_that_is_told_to_end_leaves_a_checkpoint_to_go_on_from(tmp_path):

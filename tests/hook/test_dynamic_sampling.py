@@ -79,10 +79,10 @@ def test_groups_without_spread_are_replaced(tmp_path, options):
     # Rejected responses are scored by no pass.
     assert calls["without_grad"] == (1 if options else 0)
     entry = logged(trainer)[0]
-    counts = {name: entry[f"dynamic_sampling/{name}"] for name in trainer._sampled.statistics}
+    counts = {name: entry[f"dynamic_sampling/{name}"] for name in trainer._batch_source.statistics}
     assert counts["rounds"] >= 2
     assert counts["prompts_kept"] == 6
-    assert counts["prompts_drawn"] == 6 + trainer._sampled.collector.prompts.drawn
+    assert counts["prompts_drawn"] == 6 + trainer._batch_source.collector.prompts.drawn
     assert counts["prompts_drawn"] == sum(
         counts[f"prompts_{what}"] for what in ("kept", "surplus", "no_spread", "outside_band")
     )
@@ -317,7 +317,7 @@ def test_three_rounds_by_hand(tmp_path):
     )
     rollouts = keep_rollouts(trainer)
     trainer.train()
-    counts = {name: logged(trainer)[0][f"dynamic_sampling/{name}"] for name in trainer._sampled.statistics}
+    counts = {name: logged(trainer)[0][f"dynamic_sampling/{name}"] for name in trainer._batch_source.statistics}
     top = top_rewards(rounds)
     assert rollouts[0].rewards.amax(dim=1).tolist() == [*(top[0][i] for i in (0, 2, 3, 5, 7)), *top[2][1:3], top[2][4]]
     # in a group that is marked 1, 1/2, 1/2, 1/2 of its largest, in the others three times 1/2 and None
@@ -412,7 +412,7 @@ def test_resume(tmp_path, options):
     trainers = assert_resumes(
         make_trainer, tmp_path, trainer_options=trainer_options, dynamic_sampling=True, **options
     )
-    assert len({trainer._sampled.collector.prompts.drawn for trainer in trainers}) == 1
+    assert len({trainer._batch_source.collector.prompts.drawn for trainer in trainers}) == 1
 
 
 @pytest.mark.parametrize(
@@ -438,7 +438,7 @@ def test_a_streamed_dataset(tmp_path):
     rollouts = keep_rollouts(trainer)
     trainer.train()
     assert [rollout.rewards.tolist() for rollout in rollouts] == [[[0.0, 1.0, 0.0, 1.0]] * 2] * 3
-    assert trainer._sampled.collector.prompts.drawn > 0
+    assert trainer._batch_source.collector.prompts.drawn > 0
 
 
 def test_tool_masks_and_extra_fields_come_along(tmp_path):

@@ -73,7 +73,7 @@ def test_scores_that_keep_the_temperature_elsewhere_are_refused(name, tmp_path):
     trainer = make_trainer(tmp_path, beta=0.1)
     getattr(trainer, name).forward = lambda **inputs: None
     told = {"model": "policy", "ref_model": "reference model"}[name]
-    with pytest.raises(RuntimeError, match=rf"the {told}, a Qwen\w+, keeps the temperature 1\.0 .* cannot reach"):
+    with pytest.raises(RuntimeError, match=rf"the {told}, a Qwen\w+, stores the temperature 1\.0 .* cannot reach"):
         Temperature(trainer)
 
 

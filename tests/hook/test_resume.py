@@ -117,7 +117,7 @@ def test_the_table_is_saved_only_where_it_is_written(tmp_path):
 def test_another_batch_is_resumed_with_a_warning(tmp_path, caplog):
     train(tmp_path, steps=3, num_iterations=2)
     train(tmp_path, steps=3, num_iterations=3, resume_with_changes=True, resume=str(tmp_path / "checkpoint-1"))
-    assert "a rollout in flight is sampled anew" in caplog.text
+    assert "the rollout in flight is sampled again" in caplog.text
 
 
 def test_rollouts_are_counted_on_where_one_is_sampled_anew(tmp_path):
@@ -134,7 +134,7 @@ def test_a_checkpoint_of_another_trainer_is_resumed_with_a_warning(tmp_path, cap
     train(tmp_path, steps=3, num_iterations=2)
     (tmp_path / "checkpoint-1" / "rollout_state_0.pt").unlink()
     train(tmp_path, steps=3, num_iterations=2, resume=str(tmp_path / "checkpoint-1"))
-    assert "a rollout in flight is sampled anew" in caplog.text
+    assert "the rollout in flight is sampled again" in caplog.text
 
 
 def test_only_the_model_is_saved_if_so_asked(tmp_path):

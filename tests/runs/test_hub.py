@@ -165,7 +165,7 @@ def test_a_rejected_upload_loses_nothing_and_the_printed_command_repeats_it(hub,
         done = train(hub, folder, *flags, fails=True)
     finally:
         hub.status = 200
-    assert "a checkpoint was not uploaded, training continues: " in done.stderr
+    assert "a checkpoint was not uploaded; training continues: " in done.stderr
     assert hub.of("models/me/rejected") == {}
     history = json.loads((folder / "metrics.json").read_text())
     assert [entry["step"] for entry in history if "loss" in entry] == [1, 2]

@@ -37,7 +37,7 @@ def test_a_run_killed_during(tmp_path, whole, point, caplog):
     restarted = make_trainer(tmp_path, **OPTIONS)
     with caplog.at_level(logging.WARNING, logger="canon_trl"):
         restarted.train(resume_from_checkpoint=True)
-    assert ("checkpoint-3 is not whole" in caplog.text) == bool(cut_off)
+    assert ("checkpoint-3 is incomplete" in caplog.text) == bool(cut_off)
     assert_same_parameters(parameters(restarted), parameters(whole))
     assert logged(restarted) == logged(whole)
     assert [path.name for path in checkpoints_of(tmp_path)] == ["checkpoint-4", "checkpoint-3"]
