@@ -66,8 +66,6 @@ def check_data(train_dataset: Any, eval_dataset: Any, args: GRPOConfig, trl_kwar
 
 def named_datasets(train_dataset: Any, eval_dataset: Any) -> Iterator[tuple[str, Dataset | IterableDataset]]:
     """The datasets, each with the name of its argument."""
-    if train_dataset is None:
-        raise ValueError("`train_dataset` is required, and it is None")
     if isinstance(train_dataset, dict):
         raise TypeError(
             f"train_dataset is a {type(train_dataset).__name__} with the splits {[*train_dataset]}; it must be one of "

@@ -11,6 +11,7 @@ from datasets import Dataset
 from observe import keep_outputs, keep_rollouts
 from teaching import MIXED, fixed_responses, graded
 from toy import (
+    NO_MODEL,
     OPTIONS,
     TASK,
     logged,
@@ -170,6 +171,26 @@ def test_an_entropy_bonus_is_refused_beside_shrink_whatever_the_config(tmp_path,
     with pytest.raises(ValueError, match=rf"{message}: .* cannot leave places out; set dynamic_sampling_kwargs"):
         make("shrink")
     make("keep")
+
+
+def wide_only(mask):
+    """One number, but not for the example tokens."""
+    if mask.shape[1] == 6:
+        raise IndexError("too narrow")
+    return mask.sum() * 0.0
+
+
+def test_a_term_of_one_number_is_rejected_where_shrink_scales_gradients(tmp_path):
+    """Before a model is loaded, or at the first micro-batch if the term fails on example tokens."""
+    options = {"dynamic_sampling": True, "gradient_accumulation_steps": 2, "steps_per_generation": 1}
+    message = "loss_term/{} is one number per micro-batch, .*; set dynamic_sampling_kwargs"
+    with pytest.raises(ValueError, match=message.format("ter")):
+        make_trainer(tmp_path, model=NO_MODEL, loss_term="ter", loss_type="grpo", **options)
+    with pytest.raises(OSError):  # no model: nothing else is wrong
+        make_trainer(tmp_path, model=NO_MODEL, loss_term="ter", loss_type="dapo", **options)
+    trainer = make_trainer(tmp_path, trainer_options={"loss_term": wide_only}, loss_type="grpo", **options)
+    with pytest.raises(ValueError, match=message.format("wide_only")):
+        trainer.train()
 
 
 def test_gradients_of_several_rollouts_are_not_to_be_had_from_deepspeed(tmp_path):
