@@ -91,9 +91,9 @@ class Resampling(PolicyRewards):
     def _sample_batch(self, inputs: list[dict[str, Any]]) -> SampledBatch:
         """Generate and reward a response to each row, without scoring it."""
         self._check_rows(inputs)
-        parts = SamplingPhase(self.model, self._recorder())
+        phase = SamplingPhase(self.model, self._recorder())
         try:
-            with self._in_phase(parts):
+            with self._in_phase(phase):
                 super()._generate_and_score_completions(inputs)
         except StopAfterRewards:
             pass
@@ -103,11 +103,11 @@ class Resampling(PolicyRewards):
             [
                 SampledResponse(
                     row,
-                    {name: None if part is None else part[index] for name, part in parts.generated.items()},
-                    parts.recorded[index],
+                    {name: None if part is None else part[index] for name, part in phase.generated.items()},
+                    phase.recorded[index],
                     {name: values[index] for name, values in columns.items()},
                 )
                 for index, row in enumerate(inputs)
             ],
-            parts.rewards_per_func,
+            phase.rewards_per_func,
         )

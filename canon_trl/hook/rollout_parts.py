@@ -2,7 +2,6 @@
 
 from collections import deque
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -33,20 +32,6 @@ class StopAfterRewards(Exception):
     """Ends a rollout after its responses have been rewarded."""
 
 
-@dataclass
-class ScoringPass:
-    """The results of one scoring pass over the rollout, `(B, T)` each.
-
-    Attributes:
-        for_trl: log-probabilities with zeros on masked tokens, as TRL expects.
-        log_probs, entropies: of all tokens.
-    """
-
-    for_trl: Tensor
-    log_probs: Tensor
-    entropies: Tensor
-
-
 class RolloutPhase(Phase):
     """TRL makes a rollout. Records values of this rank's rows, unless stated otherwise.
 
@@ -64,7 +49,7 @@ class RolloutPhase(Phase):
         drawn: the same, including responses that dynamic sampling replaced.
         metric_inputs: what a metric can read in addition to token values, by name.
         token_values: `entropies` and `log_probs` as far as they are read, `(B, T)` each.
-        passes: the scoring passes over the rollout so far.
+        passes: `entropies` and `log_probs` of each scoring pass so far, `(B, T)` each.
     """
 
     def __init__(self, policy: nn.Module, recorder: NoRecorder, *, scores: bool) -> None:
@@ -79,7 +64,7 @@ class RolloutPhase(Phase):
         self.drawn: Tensor
         self.metric_inputs: dict[str, Any] = {}
         self.token_values: dict[str, Tensor] = {}
-        self.passes: list[ScoringPass] = []
+        self.passes: list[dict[str, Tensor]] = []
 
     @property
     def trained(self) -> Tensor | None:
@@ -106,7 +91,7 @@ class RolloutPhase(Phase):
         options |= {"compute_entropy": True}
         log_probs, entropies, aux_loss = score(model, input_ids, attention_mask, width, *rest, **options)
         for_trl = log_probs.masked_fill(~trained, 0.0)
-        self.passes.append(ScoringPass(for_trl, log_probs, entropies))
+        self.passes.append({"entropies": entropies, "log_probs": log_probs})
         return for_trl, entropies, aux_loss
 
     def reward(self, calculate: Callable[..., Tensor], inputs: list, *args: Any) -> Tensor:

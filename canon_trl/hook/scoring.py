@@ -54,8 +54,7 @@ class Scoring(Phases):
             return values
         recorded = any(phase.recorded)
         if phase.passes and (self._trl_scores or not recorded):
-            scored = phase.passes[0]  # the policy's; the second is of the reference, with the adapters off
-            return {"entropies": scored.entropies, "log_probs": scored.log_probs} | values
+            return phase.passes[0] | values  # a second pass would be of the reference, with the adapters off
         if recorded:
             return phase.padded_records(self._width(phase), self.accelerator.device) | values
         return values  # in a round of dynamic sampling, the kept groups are scored later
