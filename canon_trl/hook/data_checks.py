@@ -6,7 +6,7 @@ from typing import Any
 
 from datasets import Dataset, IterableDataset
 from torch import nn
-from transformers import AutoProcessor, AutoTokenizer
+from transformers import AutoProcessor
 from trl import GRPOConfig
 
 from canon_trl.guards.reward_names import check_accuracy_reward, distinct_names, model_id, reward_name
@@ -108,15 +108,15 @@ def check_chat_templates(
         ValueError: names the tokenizer.
     """
     given = as_list(trl_kwargs.get("reward_processing_classes")) or [None] * len(reward_funcs)
-    needing = [("the model", AutoProcessor, model, trl_kwargs.get("processing_class"))]
-    needing += [
-        (f"the reward model {reward_name(function)!r}", AutoTokenizer, function, tokenizer)
+    readers = [("the model", model, trl_kwargs.get("processing_class"))]
+    readers += [
+        (f"the reward model {reward_name(function)!r}", function, tokenizer)
         for function, tokenizer in zip(reward_funcs, given, strict=False)  # TRL checks that there is one for each
         if isinstance(function, str | nn.Module)
     ]
-    for owner, loader, source, tokenizer in needing:
-        tokenizer = tokenizer if tokenizer is not None else load_tokenizer(loader, source, args)
-        if tokenizer is not None and getattr(tokenizer, "chat_template", "") is None:
+    for owner, reader, tokenizer in readers:
+        tokenizer = tokenizer if tokenizer is not None else load_tokenizer(reader, args)
+        if tokenizer is not None and tokenizer.chat_template is None:
             raise ValueError(
                 f"the prompts are conversations, and the tokenizer of {owner} has no chat template; give it one, such "
                 "as tokenizer.chat_template = \"{{ messages[-1]['content'] }}\" for plain text, or make the prompts "
@@ -124,11 +124,11 @@ def check_chat_templates(
             )
 
 
-def load_tokenizer(loader: Any, model: Any, args: GRPOConfig) -> Any:
-    """The tokenizer or processor that TRL will load for a model; `None` where TRL alone can find it."""
+def load_tokenizer(model: Any, args: GRPOConfig) -> Any:
+    """The tokenizer or processor of a model; `None` if only TRL can find it, after loading the model."""
     revision = (args.model_init_kwargs or {}).get("revision") if isinstance(model, str) else None
     try:
-        return loader.from_pretrained(model_id(model), revision=revision, trust_remote_code=False)
+        return AutoProcessor.from_pretrained(model_id(model), revision=revision, trust_remote_code=False)
     except (OSError, ValueError):  # an adapter without a tokenizer, or a tokenizer that needs remote code
         return None
 

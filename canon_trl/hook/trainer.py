@@ -163,7 +163,7 @@ class PluggableGRPOTrainer(Publishing, Resuming, Logs, NotFinite, WholeGroups, R
     ) -> None:
         """Find the response metrics, and which token values they and the policy rewards read."""
         declared = get_metrics(self._estimator.required_metrics) | dict(given)
-        self._response_metrics = collapse_metrics(policy_rewards) | declared
+        self._response_metrics = {**collapse_metrics(policy_rewards), **declared}
         read = set().union(*(token_inputs(metric) for metric in declared.values() if metric is not None))
         self._scored_inputs = frozenset(read & {"entropies", "log_probs"}).union(token_inputs_of(policy_rewards))
 

@@ -188,7 +188,7 @@ def test_what_does_not_go_together_is_refused(tmp_path, stages, options, message
 
 
 def test_what_a_method_returns_is_checked(tmp_path):
-    with pytest.raises(ValueError, match=r"short returned \(8,\); it must return a tensor of \(8, "):
+    with pytest.raises(ValueError, match=r"short returned \(8,\); it must return a tensor of shape \(8, "):
         trained(tmp_path, [Method("short", lambda rewards: rewards)])
 
 
