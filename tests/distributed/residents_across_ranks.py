@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from distributed.stages_across_ranks import fixed_responses
+from observe import keep_tokens
 from residents import FIRST
 from toy import leave, logged, make_trainer, parameters, prompts
 
@@ -52,8 +53,28 @@ def run(folder: Path, field: str, ranks: int, resume: str | None = None) -> dict
     return {"parameters": parameters(trainer), "log": logged(trainer)}
 
 
+def deal(folder: Path) -> list[torch.Tensor]:
+    """Train on two rollouts of eight groups; return the responses in each micro-batch of two groups on this rank."""
+    trainer = make_trainer(
+        folder,
+        trainer_options={
+            "train_dataset": prompts(24),
+            "reward_funcs": right_or_wrong,
+            "rollout_func": fixed_responses,
+        },
+        per_device_train_batch_size=8,
+        steps_per_generation=2,
+        max_steps=4,
+        policy_loss=FIRST["policy_loss"],
+    )
+    seen = keep_tokens(trainer)
+    trainer.train()
+    return [tokens.response for tokens in seen]
+
+
 def main(folder: Path) -> None:
     torch.set_num_threads(1)
+    torch.save(deal(folder / "dealt"), folder / f"dealt_{torch.distributed.get_rank()}.pt")
     for field in FIRST:
         whole = run(folder / field, field, ranks=2)
         resumed = run(folder / field, field, ranks=2, resume=str(folder / field / "checkpoint-1"))

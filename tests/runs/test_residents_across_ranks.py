@@ -31,3 +31,11 @@ def test_two_ranks_end_like_one(two_ranks, tmp_path, field):
         assert_same_parameters(rank["whole"]["parameters"], kept[0]["whole"]["parameters"])
         assert_same_parameters(rank["resumed"]["parameters"], rank["whole"]["parameters"])
         assert rank["resumed"]["log"] == rank["whole"]["log"]
+
+
+def test_whole_groups_lie_in_one_micro_batch_of_one_rank(two_ranks):
+    ranks = [torch.load(two_ranks / f"dealt_{rank}.pt") for rank in (0, 1)]
+    for rollout in (slice(0, 2), slice(2, 4)):
+        groups = torch.cat([torch.cat(dealt[rollout]) for dealt in ranks]).view(-1, 4)
+        assert torch.equal(groups, groups[:, :1] + torch.arange(4))
+        assert sorted(groups[:, 0].tolist()) == list(range(0, 32, 4))
