@@ -391,7 +391,7 @@ SAMPLING = [
         (
             "batch.drawn = torch.cat([sampled.rewards_per_func for sampled in rounds])",
             "batch.drawn = batch.rewards_per_func",
-            "test_dynamic_sampling.py::test_the_count_of_constant_rewards_sees_what_was_replaced",
+            "test_dynamic_sampling.py::test_replaced_groups_count_towards_constant_rewards",
         ),
     ),
     *mutations(
@@ -531,7 +531,7 @@ HOOK = [
         (
             "(self._steps_not_restored + self._step) // self._generate_every",
             "self._step // self._generate_every",
-            "test_resume.py::test_rollouts_are_counted_on_where_one_is_sampled_anew",
+            "test_resume.py::test_counting_continues_when_a_rollout_is_sampled_again",
         ),
         (
             "seed=self.args.seed, step=step",
@@ -541,12 +541,12 @@ HOOK = [
         (
             "snapped(phase.drawn[",
             "snapped(rewards_per_func[",
-            "test_dynamic_sampling.py::test_schedules_read_the_accuracy_of_all_that_was_drawn",
+            "test_dynamic_sampling.py::test_schedules_read_the_accuracy_of_all_drawn_groups",
         ),
         (
             'output["advantages"].masked_fill(~mask, 0.0).sum(dim=1)',
             'output["advantages"].sum(dim=1)',
-            "test_hook.py::test_token_level_advantages_are_logged_over_the_tokens_of_the_model",
+            "test_hook.py::test_token_level_advantages_are_averaged_over_the_models_tokens",
         ),
         (
             "rollout.valid.flatten()",
@@ -574,7 +574,7 @@ HOOK = [
         (
             "self.drawn = self.batch.drawn",
             "self.drawn = self.batch.rewards_per_func",
-            "test_dynamic_sampling.py::test_schedules_read_the_accuracy_of_all_that_was_drawn",
+            "test_dynamic_sampling.py::test_schedules_read_the_accuracy_of_all_drawn_groups",
         ),
     ),
     *mutations(
@@ -587,14 +587,14 @@ HOOK = [
         (
             "log_probs.clamp(min=torch.finfo(log_probs.dtype).min)",
             "log_probs",
-            "test_metrics.py::test_a_token_that_the_model_rules_out_has_no_part_in_the_entropy",
+            "test_metrics.py::test_a_token_with_probability_0_adds_nothing_to_the_entropy",
         ),
         (
             "-(finite.exp() * finite)",
             "(finite.exp() * finite)",
             "test_metrics.py::test_entropy_and_surprisal_agree_with_a_scoring_pass",
         ),
-        ("[written].all())", "[written].any())", "test_metrics.py::test_what_was_recorded_must_be_what_was_written"),
+        ("[written].all())", "[written].any())", "test_metrics.py::test_recorded_tokens_must_match_the_completions"),
         (
             "self._log_probs[: len(steps) - 1]",
             "self._log_probs[1 : len(steps)]",
@@ -606,12 +606,12 @@ HOOK = [
         (
             'inputs["advantages"] = token_advantages(inputs)',
             'inputs["advantages"] = inputs["advantages"]',
-            "test_hook.py::test_what_stands_on_padding_is_never_read",
+            "test_hook.py::test_advantages_on_padding_are_never_read",
         ),
         (
             "value = term / self.current_gradient_accumulation_steps",
             "value = term",
-            "test_loss_stages.py::test_a_term_of_one_number_is_divided_by_the_accumulation",
+            "test_loss_stages.py::test_a_scalar_term_is_divided_by_the_accumulation_steps",
         ),
         (
             "loss = stages.whole(phase.tokens) / accumulated",
@@ -626,16 +626,16 @@ HOOK = [
         (
             "return loss + own if",
             "return loss - own if",
-            "test_loss_stages.py::test_a_term_of_one_number_is_divided_by_the_accumulation",
+            "test_loss_stages.py::test_a_scalar_term_is_divided_by_the_accumulation_steps",
         ),
     ),
     *mutations(
         "hook/normaliser.py",
-        ("values.masked_fill(~mask, 0.0)", "values", "test_loss_stages.py::test_a_term_has_the_divisor_of_the_loss"),
+        ("values.masked_fill(~mask, 0.0)", "values", "test_seams.py::test_a_term_has_the_divisor_of_the_loss"),
         (
             "(len(kept) * trainer.max_completion_length)",
             "kept.numel()",
-            "test_loss_stages.py::test_a_term_has_the_divisor_of_the_loss",
+            "test_seams.py::test_a_term_has_the_divisor_of_the_loss",
         ),
     ),
     *mutations(
@@ -656,12 +656,12 @@ HOOK = [
         (
             "masked_fill(returned.bool(), 0.0)",
             "masked_fill(~returned.bool(), 0.0)",
-            "test_loss_stages.py::test_shapes_weights_and_masks_act_one_after_the_other",
+            "test_loss_stages.py::test_shapes_weights_and_masks_apply_in_order",
         ),
         (
             "tokens.advantages * returned if",
             "tokens.advantages + returned if",
-            "test_loss_stages.py::test_shapes_weights_and_masks_act_one_after_the_other",
+            "test_loss_stages.py::test_shapes_weights_and_masks_apply_in_order",
         ),
         (
             "method(tokens), tokens).detach()",
@@ -674,7 +674,7 @@ HOOK = [
         (
             "sums[:, 0] / sums[:, 1]",
             "sums[:, 1] / sums[:, 0]",
-            "test_loss_stages.py::test_an_advantage_that_changes_nothing_leaves_every_bit",
+            "test_loss_stages.py::test_a_token_advantage_without_effect_changes_no_bit",
         ),
     ),
     *mutations(
@@ -682,13 +682,17 @@ HOOK = [
         (
             "entries[before.get(name, 0) :]",
             "entries",
-            "test_measured.py::test_numbers_of_the_log_are_means_over_the_step",
+            "test_measured.py::test_logged_numbers_are_means_over_the_step",
         ),
-        ("self.totals.zero_()", "self.totals", "test_measured.py::test_entropy_weighs_tokens_alike"),
+        (
+            "self.totals.zero_()",
+            "self.totals",
+            "test_measured.py::test_every_token_has_the_same_weight_in_the_entropy",
+        ),
         (
             ".masked_fill(~mask, 0.0).sum(dtype=torch.float64)",
             ".sum(dtype=torch.float64)",
-            "test_measured.py::test_what_stands_off_the_mask_never_counts",
+            "test_measured.py::test_masked_tokens_never_count",
         ),
     ),
     *mutations(
@@ -696,12 +700,12 @@ HOOK = [
         (
             "torch.where(share > 0, 1 / share, 0.0)",
             "torch.where(share > 0, share, 0.0)",
-            "test_shrunken_batches.py::test_a_shrunken_batch_is_trained_on_like_one_of_that_size",
+            "test_shrunken_batches.py::test_a_shrunken_batch_trains_like_a_full_one_of_that_size",
         ),
         (
             "places = places.any(dim=1)",
             "places = places.all(dim=1)",
-            "test_shrunken_batches.py::test_a_shrunken_batch_is_trained_on_like_one_of_that_size",
+            "test_shrunken_batches.py::test_a_shrunken_batch_trains_like_a_full_one_of_that_size",
         ),
         (
             "parameter.grad.mul_(factor)",
@@ -722,6 +726,11 @@ HOOK = [
             "test_hook.py::test_log_and_completions_table",
         ),
         (
+            "            table.pop()",
+            "            table",
+            "test_hook.py::test_a_small_evaluation_has_its_own_completions_table",
+        ),
+        (
             "advantages.abs().sum() / centred.abs().sum()",
             "advantages.sum() / centred.abs().sum()",
             "test_hook.py::test_log_and_completions_table",
@@ -737,7 +746,7 @@ HOOK = [
         (
             "self._knobs[name].value = self._configured_values[name]",
             "pass",
-            "test_knobs.py::test_a_second_run_begins_anew",
+            "test_knobs.py::test_a_second_run_starts_over",
         ),
         (
             'self._knobs[name].value = state["knobs"][name]',
@@ -769,16 +778,11 @@ HOOK = [
         ),
     ),
     *mutations(
-        "hook/logs.py",
-        ("            table.pop()", "            table", "test_hook.py::test_log_and_completions_table"),
-        survives="the table holds one rollout, whose rows push TRL's out; only a smaller evaluation would show both",
-    ),
-    *mutations(
         "hook/counting.py",
         (
             "self.args.steps_per_generation * self.num_iterations",
             "self.args.steps_per_generation",
-            "test_hook.py::test_the_rollout_counts_rollouts",
+            "test_hook.py::test_rollouts_are_numbered",
         ),
     ),
 ]

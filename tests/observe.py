@@ -59,6 +59,17 @@ def keep_outputs(trainer):
     return outputs
 
 
+def on_generate(trainer, observe):
+    """Call `observe` with the generation config whenever transformers is about to sample."""
+    generate = trainer.model.generate
+
+    def observe_and_generate(*args, generation_config, **kwargs):
+        observe(generation_config)
+        return generate(*args, generation_config=generation_config, **kwargs)
+
+    trainer.model.generate = observe_and_generate
+
+
 def completions_table(trainer, step=None):
     """Read the completions table that `log_completions=True` writes at a step, by default the last one.
 

@@ -1,11 +1,11 @@
-"""What GRPOTrainer accepts beside functions and datasets in memory still works under the hook."""
+"""Reward models, streams, environments and adapters, which GRPOTrainer accepts, still work under the hook."""
 
 from importlib.resources import files
 
 import pytest
 import torch
 import yaml
-from observe import keep_rollouts
+from observe import completions_table, keep_rollouts
 from peft import LoraConfig
 from toy import TASK, logged, make_trainer, prompts
 from transformers import AutoTokenizer, Qwen3Config, Qwen3ForSequenceClassification, TrainerCallback
@@ -30,7 +30,7 @@ def reward_model(tmp_path):
     return str(folder)
 
 
-def test_reward_model_beside_a_function(tmp_path, reward_model):
+def test_a_reward_model_together_with_a_function(tmp_path, reward_model):
     trainer = make_trainer(
         tmp_path,
         trainer_options={"reward_funcs": [reward_model, TASK.reward]},
@@ -47,13 +47,13 @@ def test_reward_model_beside_a_function(tmp_path, reward_model):
     assert float(rollout.accuracy) == correct.mean().item()
 
 
-def test_an_unknown_accuracy_reward_beside_a_reward_model(tmp_path, reward_model):
+def test_an_unknown_accuracy_reward_with_a_reward_model(tmp_path, reward_model):
     with pytest.raises(ValueError, match=r"accuracy_reward='no' must be one of the reward functions \['judge'\]"):
         make_trainer(tmp_path, trainer_options={"reward_funcs": reward_model}, accuracy_reward="no")
 
 
 def test_streamed_prompts(tmp_path):
-    """And they can be resumed like those in memory."""
+    """A run on a stream also resumes."""
     options = {"trainer_options": {"train_dataset": prompts(64).to_iterable_dataset()}, "num_iterations": 2}
     whole = make_trainer(tmp_path, max_steps=4, save_strategy="steps", save_steps=1, **options)
     whole.train()
@@ -110,13 +110,14 @@ def test_environment_that_owns_the_reward(tmp_path):
             "processing_class": tokenizer,
             "environment_factory": Counter,
         },
+        log_completions=True,
         max_steps=1,
     )
     rollouts = keep_rollouts(trainer)
     trainer.train()
     assert rollouts[0].reward_names == ("Counter",)
     want = canon_advantage(rollouts[0].rewards, rollouts[0].metrics["entropy"])
-    assert list(trainer._logs["advantages"]) == want.flatten().tolist()
+    assert completions_table(trainer)["advantage"] == want.flatten().tolist()
 
 
 def test_lora(tmp_path):
@@ -130,7 +131,7 @@ def test_lora(tmp_path):
 
 
 def gradient(folder, **options):
-    """Of the first step, which is on policy: every ratio is 1."""
+    """The gradient of the first step, which is on policy: every ratio is 1."""
     trainer = make_trainer(folder, max_steps=1, max_grad_norm=0.0, **options)
     gradients = []
 
@@ -145,11 +146,11 @@ def gradient(folder, **options):
 
 
 def test_cispo_on_policy_is_the_policy_gradient(tmp_path):
-    """Its cap is one of the ratio, not of what it exceeds 1 by: with 0.28 the gradient would be 0.28 of this."""
+    """Its cap bounds the ratio, not the excess over 1: with 0.28 the gradient would be 0.28 times this one."""
     want = gradient(tmp_path, loss_type="dapo")  # divides by the same count
     assert want.abs().max() > 0
     torch.testing.assert_close(gradient(tmp_path, loss_type="cispo"), want, rtol=1e-4, atol=1e-7)
-    capped = gradient(tmp_path, loss_type="cispo", epsilon_high=0.28)  # whoever says so means it
+    capped = gradient(tmp_path, loss_type="cispo", epsilon_high=0.28)  # an explicit value is kept
     torch.testing.assert_close(capped, 0.28 * want, rtol=1e-4, atol=1e-7)
 
 
@@ -173,7 +174,7 @@ def test_cispo_on_policy_is_the_policy_gradient(tmp_path):
     ids=str,
 )
 @pytest.mark.parametrize("source", ["python", "yaml"])
-def test_the_upper_clip_is_that_of_the_loss(tmp_path, options, want, source):
+def test_the_default_upper_clip_depends_on_the_loss(tmp_path, options, want, source):
     options = {"output_dir": str(tmp_path), "bf16": False, "use_cpu": True, "report_to": []} | options
     if source == "python":
         made = CANONConfig(**options)
@@ -185,7 +186,7 @@ def test_the_upper_clip_is_that_of_the_loss(tmp_path, options, want, source):
 
 
 @pytest.mark.parametrize(("given", "bound"), [({}, 0.28), ({"epsilon_high": None}, 0.2), ({"epsilon_high": 0.3}, 0.3)])
-def test_a_gate_clips_where_the_loss_does(tmp_path, given, bound):
+def test_clip_cov_clips_where_the_loss_does(tmp_path, given, bound):
     trainer = make_trainer(tmp_path, policy_loss="clip_cov", num_iterations=2, max_steps=1, **given)
     seen = []
     trainer.on_tokens(seen.append)

@@ -1,4 +1,4 @@
-"""A*-PO: its loss in value and gradient, the datasets it reads, and what its trainer does with them."""
+"""A*-PO: the value and gradient of its loss, the datasets that it reads, and its trainer."""
 
 import logging
 
@@ -55,13 +55,13 @@ def test_both_layouts(columns):
     assert valued["v_star"][:] == optimal_value(torch.tensor(REWARDS, dtype=torch.float64), beta=0.5).tolist()
     assert valued["pass_rate"][:] == [0.5, 0.0, 1.0]
     assert with_optimal_values(dataset, beta1=0.5, filter_all_incorrect=True)["prompt"][:] == ["a", "c"]
-    # another beta takes the place of what an earlier one left
+    # the values of another beta replace the earlier ones
     again = with_optimal_values(valued, beta1=0.0, filter_all_incorrect=False)
     assert again["v_star"][:] == [0.5, 0.0, 1.0]
 
 
 def test_a_penalty_is_not_a_prompt_without_rewards():
-    """Left out are prompts whose rewards are all 0, where V* is 0; below 0 it is another number."""
+    """Prompts whose rewards are all 0 have V* = 0 and are left out; penalties give another V*."""
     rewards = [[0.0, 0.0], [-1.0, 0.0], [-1.0, -1.0], [None, 0.0], [0.5, -0.5]]
     dataset = Dataset.from_dict({"prompt": list("abcde"), "rewards": rewards})
     kept = with_optimal_values(dataset, beta1=0.0, filter_all_incorrect=True)
@@ -119,10 +119,10 @@ def test_config(options, message):
         AStarPOConfig("out", **(OWN | options))
 
 
-def test_what_is_not_for_astar_po():
+def test_astar_po_rejects_other_configs_and_datasets():
     with pytest.raises(TypeError, match="args is a CANONConfig; it must be an AStarPOConfig"):
         AStarPOTrainer("m", TASK.reward, CANONConfig("out", **OPTIONS), prompts())
-    splits = DatasetDict(train=valued_prompts(8), test=valued_prompts(8))
+    splits = DatasetDict(train=prompts_with_rewards(8), test=prompts_with_rewards(8))
     with pytest.raises(TypeError, match=r"a DatasetDict with the splits \['train', 'test'\]; it must be one of them"):
         AStarPOTrainer("m", TASK.reward, AStarPOConfig("out", **OWN), splits)
     with pytest.raises(TypeError, match=r"train_dataset is a IterableDataset; A\*-PO needs a Dataset"):
@@ -130,27 +130,27 @@ def test_what_is_not_for_astar_po():
 
 
 @pytest.mark.parametrize("options", [{"per_device_train_batch_size": 3}, {"gradient_accumulation_steps": 3}], ids=str)
-def test_odd_batches(options):
+def test_batches_of_odd_sizes(options):
     assert AStarPOConfig("out", **(OWN | {"per_device_train_batch_size": 1} | options)).num_generations == 1
 
 
 # Training
 
 
-def valued_prompts(size=64):
+def prompts_with_rewards(size=64):
     """Prompts with rewards of four responses each, all of them solved at least once."""
     data = prompts(size)
     return data.add_column("rewards", [[1.0] + [float(row % step == 0) for step in (2, 3, 5)] for row in range(size)])
 
 
 def make(folder, trainer_options=None, **options):
-    arguments = {"reward_funcs": TASK.reward, "train_dataset": valued_prompts()} | (trainer_options or {})
+    arguments = {"reward_funcs": TASK.reward, "train_dataset": prompts_with_rewards()} | (trainer_options or {})
     return AStarPOTrainer(str(TASK.model_path), args=AStarPOConfig(str(folder), **(OWN | options)), **arguments)
 
 
 @pytest.mark.parametrize("parts", [1, 2])
 def test_the_loss_of_a_step(tmp_path, parts):
-    """One response a prompt; the loss and its gradient are those of the formula on independent log-probabilities."""
+    """With one response per prompt, loss and gradient follow the formula on independently scored log-probabilities."""
     trainer = make(
         tmp_path,
         beta2=0.5,
@@ -173,7 +173,7 @@ def test_the_loss_of_a_step(tmp_path, parts):
     rollout, output = rollouts[0], outputs[0]
     assert rollout.rewards.shape == (8, 1)
     texts = trainer.processing_class.batch_decode(output["prompt_ids"], skip_special_tokens=True)
-    assert len(set(texts)) == 8, "one response a prompt"
+    assert len(set(texts)) == 8, "one response per prompt"
     values = dict(zip(trainer.train_dataset["prompt"], trainer.train_dataset["v_star"], strict=True))
     want = rollout.rewards.flatten() - torch.tensor([values[text] for text in texts])
     torch.testing.assert_close(output["advantages"], want)
@@ -238,18 +238,18 @@ def test_lora_takes_the_model_without_adapters_as_reference(tmp_path):
 def test_a_mixture_of_experts_keeps_its_routing_loss(tmp_path):
     experts = save_mixture_of_experts(tmp_path / "experts")
     config = AStarPOConfig(str(tmp_path), **(OWN | {"max_steps": 1, "learning_rate": 0.0}))
-    trainer = AStarPOTrainer(str(experts), TASK.reward, config, valued_prompts())
+    trainer = AStarPOTrainer(str(experts), TASK.reward, config, prompts_with_rewards())
     outputs = keep_outputs(trainer)
     trainer.train()
     entry = logged(trainer)[0]
-    regression = outputs[0]["advantages"].pow(2).mean().item()  # the policy is the reference still
+    regression = outputs[0]["advantages"].pow(2).mean().item()  # the policy still equals the reference
     assert entry["aux_loss"] > 0.5
     assert entry["loss"] == pytest.approx(regression + trainer.router_aux_loss_coef * entry["aux_loss"], rel=1e-4)
     assert trainer.router_aux_loss_coef == 0.5
 
 
 def test_evaluation(tmp_path):
-    trainer = make(tmp_path, trainer_options={"eval_dataset": valued_prompts(16)})
+    trainer = make(tmp_path, trainer_options={"eval_dataset": prompts_with_rewards(16)})
     scores = trainer.evaluate()
     assert scores["eval_astar_po/v_star"] > 0
     assert scores["eval_loss"] == pytest.approx(scores["eval_astar_po/advantage_rms"] ** 2, rel=0.05)
@@ -258,7 +258,7 @@ def test_evaluation(tmp_path):
 
 
 def test_several_evaluation_sets(tmp_path):
-    sets = {"first": valued_prompts(16), "second": valued_prompts(8)}
+    sets = {"first": prompts_with_rewards(16), "second": prompts_with_rewards(8)}
     scores = make(tmp_path, trainer_options={"eval_dataset": sets}).evaluate()
     assert scores.keys() >= {"eval_first_loss", "eval_second_loss", "eval_astar_po/v_star"}
     with pytest.raises(ValueError, match="eval_dataset 'second' has neither a column 'rewards'"):

@@ -9,7 +9,7 @@ from canon_trl import CANONTrainer
 
 
 def with_prompt(prompt, row=3, rows=8):
-    """Sound conversations, and in one row this prompt."""
+    """Valid conversations, with this prompt in one row."""
     sound = [{"role": "user", "content": "1 + 1?"}]
     return Dataset.from_list([{"prompt": prompt if i == row else sound, "answer": "2"} for i in range(rows)])
 
@@ -46,7 +46,7 @@ def with_prompt(prompt, row=3, rows=8):
     ],
 )
 @pytest.mark.parametrize("name", ["train_dataset", "eval_dataset"])
-def test_a_prompt_that_is_none_is_named(name, data, message):
+def test_the_error_names_an_unusable_prompt(name, data, message):
     with pytest.raises(ValueError, match=f"{name}: {message}"):
         build({name: data})
     several = {"fine": prompts(4), "other": data}
@@ -56,7 +56,7 @@ def test_a_prompt_that_is_none_is_named(name, data, message):
 
 
 def test_rows_that_are_not_selected_may_be_wrong():
-    with pytest.raises(OSError):  # of the model that does not exist
+    with pytest.raises(OSError):  # because the model does not exist
         build({"train_dataset": Dataset.from_dict({"prompt": ["a", None, "b"]}).select([0, 2])})
 
 
@@ -67,7 +67,7 @@ def test_a_message_that_calls_tools_needs_no_content():
         build({"train_dataset": data})
 
 
-def test_what_a_transform_makes_of_the_rows_is_seen():
+def test_rows_are_checked_after_their_transform():
     raw = Dataset.from_dict({"question": ["1?", "2?", "3?"]})
     made = raw.with_transform(lambda rows: {"prompt": rows["question"], "prompts": rows["question"]})
     with pytest.raises(ValueError, match=r"train_dataset has the columns \['prompts'\]"):
@@ -75,7 +75,7 @@ def test_what_a_transform_makes_of_the_rows_is_seen():
 
 
 def rows_until_wrong(place, wrong):
-    """A stream of prompts of which one is wrong."""
+    """A stream of prompts, one of which is wrong."""
 
     def rows():
         for index, row in enumerate(prompts(16)):
@@ -85,14 +85,14 @@ def rows_until_wrong(place, wrong):
 
 
 @pytest.mark.parametrize(("wrong", "fault"), [(None, "is None"), ([], "is an empty conversation")])
-def test_a_wrong_prompt_of_a_stream_is_named_as_it_comes(tmp_path, wrong, fault):
+def test_a_wrong_prompt_in_a_stream_is_named_when_it_comes(tmp_path, wrong, fault):
     with pytest.raises(ValueError, match=f"train_dataset: the prompt {fault}; .*'answer'"):
-        build({"train_dataset": rows_until_wrong(1, wrong)})  # among the first rollout's
+        build({"train_dataset": rows_until_wrong(1, wrong)})  # in the first rollout
     stream = rows_until_wrong(5, wrong)
     trainer = make_trainer(tmp_path, trainer_options={"train_dataset": stream}, max_steps=8, shuffle_dataset=False)
     with pytest.raises(ValueError, match=f"train_dataset: the prompt {fault}; .*'answer'"):
         trainer.train()
-    assert trainer.state.global_step == 2  # with two prompts a step
+    assert trainer.state.global_step == 2  # with two prompts per step
     trainer = make_trainer(tmp_path, trainer_options={"eval_dataset": rows_until_wrong(5, wrong)})
     with pytest.raises(ValueError, match=f"eval_dataset: the prompt {fault}"):
         trainer.evaluate()
@@ -122,18 +122,18 @@ def test_a_wrong_prompt_among_those_that_dynamic_sampling_draws(tmp_path):
         ("trl-lib/DeepMath-103K", "train_dataset is a str; it must be a Dataset or an IterableDataset"),
     ],
 )
-def test_what_is_no_dataset(data, message):
+def test_train_dataset_must_be_a_dataset(data, message):
     with pytest.raises(TypeError, match=message):
         build({"train_dataset": data})
 
 
 @pytest.mark.parametrize("data", ["a name", {"a": [{"prompt": "1?"}]}, {"a": DatasetDict(b=prompts(4))}])
-def test_what_is_no_held_out_dataset(data):
+def test_eval_dataset_must_be_a_dataset(data):
     with pytest.raises(TypeError, match=r"eval_dataset.* is a (str|list|DatasetDict); it must be a Dataset"):
         build({"eval_dataset": data})
 
 
-def test_the_splits_of_a_dataset_may_be_held_out(tmp_path):
+def test_several_splits_may_be_held_out(tmp_path):
     held_out = DatasetDict(first=prompts(4), second=prompts(8))
     scores = make_trainer(tmp_path, trainer_options={"eval_dataset": held_out}).evaluate()
     assert {"eval_first_loss", "eval_second_loss"} <= scores.keys()
@@ -145,7 +145,7 @@ CONVERSATIONS = with_prompt([{"role": "user", "content": "2 + 2?"}])
 @pytest.mark.parametrize("name", ["train_dataset", "eval_dataset"])
 @pytest.mark.parametrize("given", [True, False], ids=["tokenizer given", "tokenizer named"])
 def test_conversations_need_a_chat_template(tmp_path, name, given):
-    """Told before the weights are read: there are none."""
+    """The error comes before the weights are read, which do not exist."""
     tokenizer = AutoTokenizer.from_pretrained(TASK.model_path)
     tokenizer.save_pretrained(tmp_path / "model")
     base_model().config.save_pretrained(tmp_path / "model")

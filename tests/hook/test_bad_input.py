@@ -196,7 +196,7 @@ def test_options_of_trl_are_left_to_trl(options):
     assert {name: getattr(made, name) for name in options} == options
 
 
-def test_stop_strings_lack_a_tokenizer():
+def test_stop_strings_need_a_tokenizer():
     with pytest.raises(ValueError, match=r"stop_strings=\['3'\], for which transformers needs a tokenizer"):
         config(generation_kwargs={"stop_strings": ["3"]})
 
@@ -230,7 +230,7 @@ def test_preset_overrides():
     ("size", "message"),
     [(2, "leaves a half of one response"), (3, "leaves a half of one response"), (5, "is odd"), (4, None), (6, None)],
 )
-def test_tiny_and_odd_groups_are_warned_about(size, message, caplog):
+def test_small_and_odd_groups_give_a_warning(size, message, caplog):
     with caplog.at_level(logging.WARNING):
         config(num_generations=size, per_device_train_batch_size=size, per_device_eval_batch_size=size)
     assert (message in caplog.text) if message else (caplog.text == "")
@@ -298,12 +298,12 @@ def test_trainer(trainer_options, options, message):
         build(trainer_options, **options)
 
 
-def test_a_config_of_trl_is_refused():
+def test_the_trainer_rejects_a_config_of_trl():
     with pytest.raises(TypeError, match="args is a GRPOConfig; it must be a CANONConfig"):
         CANONTrainer(NO_MODEL, TASK.reward, GRPOConfig("out", bf16=False), prompts(8))
 
 
-def test_the_model_comes_last():
+def test_the_model_is_loaded_last():
     with pytest.raises(OSError):
         build()
 
@@ -335,7 +335,7 @@ def test_metric_function(tmp_path, metric, message):
 
 
 def test_an_error_leaves_no_half_written_checkpoint(tmp_path):
-    """A metric that breaks in the second rollout: the checkpoint of the first one is whole, and no other is there."""
+    """When a metric fails in the second rollout, the only checkpoint is the complete one of the first."""
     calls = []
 
     def breaks_later(completions):
@@ -369,7 +369,7 @@ def test_estimator_function(tmp_path, estimator, message):
         trainer.train()
 
 
-def test_a_metric_that_was_not_declared(tmp_path):
+def test_reading_an_undeclared_metric_names_the_decorator(tmp_path):
     trainer = make_trainer(
         tmp_path, trainer_options={"advantage_estimator": lambda rollout: rollout.metrics["entropy"]}
     )
@@ -386,11 +386,11 @@ def test_accuracy_schedules_need_a_reward_in_the_unit_interval(tmp_path):
     trainer = make_trainer(tmp_path, trainer_options=trainer_options, canon_mu_schedule="inter_to_intra")
     with pytest.raises(ValueError, match=r"reward 'above_one' gave .*; name a reward function in"):
         trainer.train()
-    make_trainer(tmp_path, trainer_options=trainer_options, canon_mu=0.5).train()  # nobody reads the accuracy
+    make_trainer(tmp_path, trainer_options=trainer_options, canon_mu=0.5).train()  # nothing reads the accuracy
 
 
 def test_too_many_cosine_cycles_for_the_dataset(tmp_path):
-    """Without max_steps the dataset decides how many rollouts there are; the first one finds out, not the last."""
+    """Without max_steps the dataset sets the number of rollouts; the error comes at the first rollout already."""
     trainer = make_trainer(
         tmp_path,
         trainer_options={"train_dataset": prompts(8)},
@@ -419,7 +419,7 @@ def test_too_many_cosine_cycles_for_the_dataset(tmp_path):
         ("w_reinforce", 2.0, r"rewards in {0, 1}, but .* is 2.0 for completion 2"),
     ],
 )
-def test_rewards_for_which_a_method_is_not_defined(tmp_path, estimator, reward, message):
+def test_rewards_outside_the_range_of_a_method(tmp_path, estimator, reward, message):
     def rewards(completions, **kwargs):
         return [reward if index == 2 else None if index == 3 else 1.0 for index, _ in enumerate(completions)]
 
@@ -428,7 +428,7 @@ def test_rewards_for_which_a_method_is_not_defined(tmp_path, estimator, reward, 
         trainer.train()
 
 
-def test_the_range_holds_for_bound_options(tmp_path):
+def test_the_range_applies_with_bound_options(tmp_path):
     estimator = partial(ESTIMATORS["a_grae"], attenuation=0.5)
     trainer_options = {"reward_funcs": above_one, "advantage_estimator": estimator}
     with pytest.raises(ValueError, match=r"defined for rewards in \[0, 1\]"):
@@ -440,7 +440,7 @@ def from_the_reference(log_probs, ref_log_probs, mask):
 
 
 class Gate:
-    """What a policy loss was in 0.1."""
+    """A policy loss as 0.1 defined it."""
 
     clips_ratios = False
 
@@ -459,7 +459,7 @@ class Gate:
         ({"policy_loss": Gate()}, r"has select and advantages, as in 0\.1; now it is a function of the tokens"),
     ],
 )
-def test_what_is_gone_names_its_successor(stage, message):
+def test_errors_for_removed_options_name_the_successor(stage, message):
     shared = {"advantage_estimator": ESTIMATORS["dr_grpo"], "metrics": {}}
     with pytest.raises(TypeError, match=message):
         PluggableGRPOTrainer(NO_MODEL, TASK.reward, GRPOConfig("out", **OPTIONS), prompts(8), **shared, **stage)
@@ -485,7 +485,7 @@ def test_what_is_gone_names_its_successor(stage, message):
         ),
     ],
 )
-def test_the_hook_itself_refuses_what_it_cannot_honour(options, loss_options, message):
+def test_the_hook_rejects_options_that_it_would_ignore(options, loss_options, message):
     args = GRPOConfig("out", **(OPTIONS | options))
     shared = {
         "advantage_estimator": ESTIMATORS["dr_grpo"],
@@ -494,7 +494,7 @@ def test_the_hook_itself_refuses_what_it_cannot_honour(options, loss_options, me
         PluggableGRPOTrainer(NO_MODEL, TASK.reward, args, prompts(8), **shared, **loss_options)
 
 
-def test_astar_po_refuses_options_of_the_sampler_as_well():
+def test_astar_po_rejects_sampling_options_too():
     with pytest.raises(ValueError, match=r"generation_kwargs has temperature=0.5, which the field"):
         AStarPOConfig("out", generation_kwargs={"temperature": 0.5}, per_device_train_batch_size=4, bf16=False)
 
@@ -508,7 +508,7 @@ def test_astar_po_refuses_options_of_the_sampler_as_well():
         ({"steps_per_generation": 2}, False),
     ],
 )
-def test_kl_cov_with_one_update_a_rollout_is_warned_about(options, warned, caplog):
+def test_kl_cov_with_one_update_per_rollout_gives_a_warning(options, warned, caplog):
     with caplog.at_level(logging.WARNING):
         config(policy_loss="kl_cov", **options)
     assert ("policy_loss='kl_cov' with one update per rollout is the plain policy gradient" in caplog.text) is warned

@@ -1,4 +1,4 @@
-"""Which checkpoint a run is resumed from, and which it refuses."""
+"""The checkpoints that a run resumes from, and those that it rejects."""
 
 import logging
 import os
@@ -42,11 +42,11 @@ def folder(whole, tmp_path):
 
 
 def cut_off(checkpoint):
-    """As if it had been killed before the last file."""
+    """Leave it as if the run had been killed before the last file."""
     (checkpoint / RUN_OPTIONS).unlink()
 
 
-def test_the_last_whole_one_is_resumed_with_a_message(folder, whole, caplog):
+def test_the_last_complete_checkpoint_is_resumed_with_a_message(folder, whole, caplog):
     cut_off(folder / "checkpoint-3")
     with caplog.at_level(logging.WARNING, logger="canon_trl"):
         resumed = train(folder, resume=True)
@@ -55,7 +55,7 @@ def test_the_last_whole_one_is_resumed_with_a_message(folder, whole, caplog):
     assert logged(resumed) == logged(whole[1])
 
 
-def test_where_none_is_whole_training_begins(folder, whole, caplog):
+def test_without_a_complete_checkpoint_training_starts_over(folder, whole, caplog):
     for step in (1, 2, 3):
         cut_off(folder / f"checkpoint-{step}")
     with caplog.at_level(logging.WARNING, logger="canon_trl"):
@@ -64,7 +64,7 @@ def test_where_none_is_whole_training_begins(folder, whole, caplog):
     assert_same_parameters(parameters(begun), parameters(whole[1]))
 
 
-def test_one_that_is_named_must_be_whole(folder):
+def test_a_named_checkpoint_must_be_complete(folder):
     cut_off(folder / "checkpoint-3")
     message = "checkpoint-3' is incomplete, or not a checkpoint; .* has checkpoint-2, chec"
     with pytest.raises(ValueError, match=message):
@@ -90,42 +90,42 @@ def test_one_that_is_named_must_be_whole(folder):
         ),
     ],
 )
-def test_other_options_are_named_and_refused(folder, options, named):
+def test_changed_options_are_named_and_rejected(folder, options, named):
     message = re.escape(named) + r".*\. Resume with the same options, or set resume_with_changes=True"
     with pytest.raises(ValueError, match=message):
         train(folder, resume=True, **options)
 
 
-def test_other_options_are_resumed_where_it_is_asked_for(folder, caplog):
+def test_changed_options_are_accepted_on_request(folder, caplog):
     with caplog.at_level(logging.WARNING, logger="canon_trl"):
         resumed = train(folder, resume=str(folder / "checkpoint-1"), resume_with_changes=True, canon_mu=0.5)
     assert "was made with other options: canon_mu=1.0 in the checkpoint, 0.5 now" in caplog.text
     assert [entry["canon/mu"] for entry in logged(resumed)] == [1.0, 0.5, 0.5]
 
 
-def test_what_does_not_decide_what_is_learnt_may_differ(folder, whole):
+def test_options_that_do_not_affect_learning_may_change(folder, whole):
     shown = {"logging_steps": 1, "report_to": ["tensorboard"], "save_total_limit": 5, "reward_time_limit": 60.0}
     resumed = train(folder, resume=str(folder / "checkpoint-1"), log_completions=True, **shown)
     assert_same_parameters(parameters(resumed), parameters(whole[1]))
 
 
-def test_a_folder_with_another_run_is_refused(folder, whole):
+def test_a_folder_with_another_run_is_rejected(folder, whole):
     message = "has checkpoint-3 of another run .canon_mu=1.0 in the checkpoint, 0.5 now.; choose another output_dir"
     with pytest.raises(ValueError, match=message):
         train(folder, canon_mu=0.5)
     assert_same_parameters(parameters(train(folder)), parameters(whole[1]))  # the same run again
 
 
-def test_a_folder_with_a_run_of_another_trainer_is_refused(folder):
-    """Else a restart after a kill would take the other run's last checkpoint for its own."""
+def test_a_folder_with_a_run_of_another_trainer_is_rejected(folder):
+    """Otherwise a restart after a kill would resume from the other run's last checkpoint."""
     for name in (RUN_OPTIONS, ROLLOUT_STATE.format(rank=0)):
         (folder / "checkpoint-3" / name).unlink()
     with pytest.raises(ValueError, match=r"has checkpoint-3 of another run .it was made by another trainer.; choose"):
         train(folder)
 
 
-def test_a_run_that_is_killed_while_it_repeats_another_leaves_no_half_checkpoint_that_is_whole(folder):
-    """The mark of the checkpoint that was there goes before anything of it is overwritten."""
+def test_a_killed_repetition_leaves_no_partial_checkpoint_marked_complete(folder):
+    """An older checkpoint loses its mark of completeness before any of its files is overwritten."""
     trainer, seen = make_trainer(folder, **SAVING), []
     save = trainer.save_model
     trainer.save_model = lambda to, *args, **kwargs: (seen.append(is_whole(Path(to))), save(to, *args, **kwargs))
@@ -149,7 +149,7 @@ def test_a_checkpoint_of_trls_own_trainer_is_resumed(tmp_path, caplog):
     assert [entry["step"] for entry in logged(resumed)] == [1, 2, 3, 4]
 
 
-def test_old_checkpoints_go_when_the_new_one_is_whole(tmp_path):
+def test_old_checkpoints_are_deleted_once_the_new_one_is_complete(tmp_path):
     trainer = make_trainer(tmp_path, **SAVING, save_total_limit=1)
     seen, save = [], trainer.save_model
 
@@ -164,8 +164,8 @@ def test_old_checkpoints_go_when_the_new_one_is_whole(tmp_path):
     assert trainer.args.save_total_limit == 1
 
 
-def test_the_best_checkpoint_stays_and_is_loaded_in_the_end(tmp_path):
-    """Its evaluation, the first, is the best: the reward falls from call to call."""
+def test_the_best_checkpoint_is_kept_and_loaded_at_the_end(tmp_path):
+    """The first evaluation is the best, as the reward falls with every call."""
     calls = count()
 
     def falls(completions, **kwargs):
@@ -189,8 +189,8 @@ def test_the_best_checkpoint_stays_and_is_loaded_in_the_end(tmp_path):
 @pytest.mark.parametrize(
     "name", ["rollout_state_0.pt", "optimizer.pt", "trainer_state.json", ".run_options.json.partial"]
 )
-def test_a_full_disk_ends_training_and_leaves_what_was_whole(tmp_path, whole, name):
-    """Everything that is written to this file fails as on a full disk."""
+def test_a_full_disk_ends_training_and_keeps_complete_checkpoints(tmp_path, whole, name):
+    """Every write to this file fails as on a full disk."""
     (tmp_path / "checkpoint-2").mkdir()
     (tmp_path / "checkpoint-2" / name).symlink_to("/dev/full")
     with pytest.raises((OSError, RuntimeError)) as caught:
@@ -199,14 +199,14 @@ def test_a_full_disk_ends_training_and_leaves_what_was_whole(tmp_path, whole, na
         assert caught.value.__notes__ == [
             f"{tmp_path}/checkpoint-2 is incomplete, so no run will resume from it; earlier checkpoints are unchanged"
         ]
-    shutil.rmtree(tmp_path / "checkpoint-2")  # room is made
+    shutil.rmtree(tmp_path / "checkpoint-2")  # to make room
     resumed = train(tmp_path, resume=True)
     assert_same_parameters(parameters(resumed), parameters(whole[1]))
     assert logged(resumed) == logged(whole[1])
 
 
-def test_a_disk_that_is_full_for_the_weights_is_told_as_well(tmp_path):
-    """safetensors has an error of its own."""
+def test_a_disk_too_full_for_the_weights_gives_the_same_error(tmp_path):
+    """safetensors raises a different error."""
     ends = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (2**20, ends[1]))  # the weights take 1.7 MB
     try:
@@ -217,8 +217,8 @@ def test_a_disk_that_is_full_for_the_weights_is_told_as_well(tmp_path):
     assert "checkpoint-1 is incomplete" in caught.value.__notes__[0]
 
 
-def test_a_checkpoint_is_pushed_once_it_is_whole(tmp_path, caplog):
-    """Nothing can be uploaded here, which is told and stops nothing."""
+def test_a_checkpoint_is_pushed_once_it_is_complete(tmp_path, caplog):
+    """The upload fails here, which gives a warning and does not stop training."""
 
     class Pushes(TrainerCallback):
         whole = []
@@ -235,7 +235,7 @@ def test_a_checkpoint_is_pushed_once_it_is_whole(tmp_path, caplog):
     assert "a checkpoint was not uploaded; training continues" in caplog.text
 
 
-def test_weights_alone_are_nothing_to_resume_from(tmp_path):
+def test_weights_alone_cannot_be_resumed(tmp_path):
     train(tmp_path, save_only_model=True)
     with pytest.raises(
         ValueError, match=r"checkpoint-3 has no state of the optimiser and .* as with save_only_model=T"
@@ -244,13 +244,13 @@ def test_weights_alone_are_nothing_to_resume_from(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["optimizer.pt", "scheduler.pt"])
-def test_an_optimiser_that_is_missing_is_not_begun_anew(folder, name):
+def test_a_missing_optimiser_state_is_an_error(folder, name):
     (folder / "checkpoint-3" / name).unlink()
     with pytest.raises(ValueError, match="checkpoint-3 has no state of the optimiser and the learning rate"):
         train(folder, resume=True)
 
 
-def test_a_reference_that_follows_the_policy_must_be_there(tmp_path, caplog):
+def test_a_missing_synced_reference_is_an_error(tmp_path, caplog):
     options = {"beta": 0.1, "sync_ref_model": True, "ref_model_sync_steps": 1}
     train(tmp_path, **options)
     (tmp_path / "checkpoint-2" / "reference.safetensors").unlink()
@@ -261,29 +261,29 @@ def test_a_reference_that_follows_the_policy_must_be_there(tmp_path, caplog):
     assert "sync_ref_model=True would restore the reference model: using the initial one" in caplog.text
 
 
-def test_a_random_state_that_is_missing_is_told(folder, caplog):
+def test_a_missing_random_state_gives_a_warning(folder, caplog):
     (folder / "checkpoint-2" / "rng_state.pth").unlink()
     with caplog.at_level(logging.WARNING, logger="canon_trl"):
         train(folder, resume=str(folder / "checkpoint-2"))
     assert "checkpoint-2 has no random state for the ranks [0]: they sample other responses" in caplog.text
 
 
-def test_a_job_that_is_told_to_end_leaves_a_checkpoint_to_go_on_from(tmp_path):
-    """SIGTERM while a rollout is scored: what transformers writes three seconds later, before the optimiser's step."""
+def test_a_terminated_job_leaves_a_checkpoint_that_can_be_resumed(tmp_path):
+    """After SIGTERM during scoring, transformers writes it three seconds later, before the optimiser steps."""
     calls = []
 
-    def told_to_end(completions, **kwargs):
+    def sends_sigterm(completions, **kwargs):
         calls.append(len(completions))
-        if len(calls) == 2 and tmp_path.name == "told":
+        if len(calls) == 2 and tmp_path.name == "stopped":
             os.kill(os.getpid(), signal.SIGTERM)
             time.sleep(4)
         return length_reward(completions)
 
     options = {"max_steps": 5, "enable_jit_checkpoint": True, "save_strategy": "no", "logging_steps": 2}
-    options |= {"gradient_accumulation_steps": 2, "trainer_options": {"reward_funcs": told_to_end}}
+    options |= {"gradient_accumulation_steps": 2, "trainer_options": {"reward_funcs": sends_sigterm}}
     whole = train(tmp_path / "whole", **options)
     calls.clear()
-    tmp_path = tmp_path / "told"
+    tmp_path = tmp_path / "stopped"
     train(tmp_path, **options)
     assert [path.name for path in checkpoints_of(tmp_path)] == ["checkpoint-2"]
     resumed = train(tmp_path, resume=True, **options)

@@ -1,7 +1,7 @@
-"""Every method with every method of every other stage: trained for two steps, or refused with a reason.
+"""Every method with every method of every other stage: trained for two steps, or rejected with a reason.
 
-What is combined is read from the dicts of the stages, so that a new method comes along by its line there. Runs are as
-few as cover every pair of methods that is not refused.
+The methods come from the dicts of the stages, so a new one is included by its line there. A few runs cover every pair
+of methods that is not rejected.
 """
 
 import math
@@ -32,7 +32,7 @@ STAGES = {
     "loss_term": LOSS_TERMS,
     "controller": CONTROLLERS,
 }
-# Options with which a method acts on two groups of four short responses; without an entry, its defaults.
+# Options with which a method takes effect on two groups of four short responses, where its defaults do not.
 OPTIONS: dict[str, dict[str, Any]] = {
     "mix": {"canon": 0.5, "opo": 0.5},
     "pass_at_k": {"k": 2},
@@ -51,8 +51,8 @@ def ignores_advantages(policy_loss: Method) -> bool:
     return isinstance(policy_loss, Whole) and not {"advantages", "tokens"} & {*policy_loss.reads}
 
 
-def why_refused(first: Chosen, second: Chosen) -> str | None:
-    """Words of the error that refuses the two together; `None` if they go together."""
+def reason_to_reject(first: Chosen, second: Chosen) -> str | None:
+    """Words of the error that rejects the two methods together; `None` if they can be combined."""
     for (field, name), (other, method) in ((first, second), (second, first)):
         if field == "policy_loss" and other == "token_advantage" and ignores_advantages(POLICY_LOSSES[name]):
             return f"{other}='{method}' would be ignored: policy_loss='{name}' reads no advantages"
@@ -72,11 +72,11 @@ PAIRS = [
     for first in [(one, name) for name in STAGES[one]]
     for second in [(other, name) for name in STAGES[other]]
 ]
-REFUSED = {(first, second): words for first, second in PAIRS if (words := why_refused(first, second))}
+REJECTED = {(first, second): words for first, second in PAIRS if (words := reason_to_reject(first, second))}
 
 
 def covering(pairs: list[tuple[Chosen, Chosen]]) -> list[dict[str, str]]:
-    """Few choices of at most one method per stage, which together have all the pairs and none that is refused."""
+    """A few choices of at most one method per stage that cover all valid pairs and contain no invalid one."""
     left = dict.fromkeys(pairs)
     rows = []
     while left:
@@ -92,12 +92,12 @@ def covering(pairs: list[tuple[Chosen, Chosen]]) -> list[dict[str, str]]:
 
 
 def new_pairs(chosen: Chosen, row: dict[str, str], left: dict[tuple[Chosen, Chosen], None]) -> int:
-    """How many of the pairs that are left a choice adds to a row; 0 if something in it refuses the choice."""
+    """How many of the remaining pairs a choice adds to a row; 0 if the row contains a method that excludes it."""
     pairs = [pair for other in row.items() for pair in ((chosen, other), (other, chosen))]
-    return 0 if any(pair in REFUSED for pair in pairs) else sum(pair in left for pair in pairs)
+    return 0 if any(pair in REJECTED for pair in pairs) else sum(pair in left for pair in pairs)
 
 
-ROWS = covering([pair for pair in PAIRS if pair not in REFUSED])
+ROWS = covering([pair for pair in PAIRS if pair not in REJECTED])
 
 
 def options_of(row: dict[str, str]) -> dict[str, Any]:
@@ -114,19 +114,21 @@ def title(row: dict[str, str]) -> str:
     return "+".join(row.values())
 
 
-def test_every_pair_is_trained_or_refused():
+def test_every_pair_is_trained_or_rejected():
     trained = {pair for row in ROWS for pair in combinations(row.items(), 2)}
-    assert trained | REFUSED.keys() == set(PAIRS)
-    assert not trained & REFUSED.keys()
+    assert trained | REJECTED.keys() == set(PAIRS)
+    assert not trained & REJECTED.keys()
 
 
-@pytest.mark.parametrize("pair", REFUSED, ids=lambda pair: title(dict(pair)))
-def test_a_pair_that_cannot_be_is_refused_with_the_reason(tmp_path, pair):
-    """What depends on rewards alone is known at the first rollout, all else before a model is loaded."""
-    first = nullcontext() if "defined for rewards" in REFUSED[pair] else pytest.raises(ValueError, match=REFUSED[pair])
+@pytest.mark.parametrize("pair", REJECTED, ids=lambda pair: title(dict(pair)))
+def test_an_incompatible_pair_is_rejected_with_the_reason(tmp_path, pair):
+    """The error comes before a model is loaded, or at the first rollout where it depends on rewards."""
+    first = (
+        nullcontext() if "defined for rewards" in REJECTED[pair] else pytest.raises(ValueError, match=REJECTED[pair])
+    )
     with first:
         CANONConfig(str(tmp_path), **(SMALL | options_of(dict(pair))))
-    with pytest.raises(ValueError, match=REFUSED[pair]):
+    with pytest.raises(ValueError, match=REJECTED[pair]):
         make_trainer(tmp_path, **options_of(dict(pair))).train()
 
 

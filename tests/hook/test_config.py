@@ -1,4 +1,4 @@
-"""Options: their text stands once, and the stages are chosen alike from YAML, from flags and from Python."""
+"""Options: each has one help text, and YAML, flags and Python choose stages in the same way."""
 
 import contextlib
 import io
@@ -38,7 +38,7 @@ def test_help_is_taken_from_the_docstring():
 
 
 @pytest.mark.parametrize("config", CONFIGS)
-def test_the_command_line_shows_it(config, capsys, monkeypatch):
+def test_the_command_line_shows_the_help(config, capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "100000")
     shown = io.StringIO()
     with pytest.raises(SystemExit), contextlib.redirect_stdout(shown):
@@ -216,7 +216,7 @@ REFUSED = {
 
 @pytest.mark.parametrize("source", SOURCES)
 @pytest.mark.parametrize("case", REFUSED)
-def test_what_is_refused(tmp_path, source, case):
+def test_invalid_choices_are_rejected(tmp_path, source, case):
     options, message = REFUSED[case]
     with pytest.raises(ValueError, match=message):
         source(tmp_path, options)
@@ -232,8 +232,8 @@ def test_a_function_without_an_import_path_goes_to_the_trainer(tmp_path):
         make_trainer(tmp_path, trainer_options={"loss_term": "ter"}, loss_term="ter")
 
 
-def test_the_fields_act_in_training(tmp_path):
-    """As the same functions do that are given to the trainer."""
+def test_the_fields_take_effect_in_training(tmp_path):
+    """They have the same effect as the same functions given to the trainer."""
     named = {"token_advantage": [{HALVED: {"by": 0.25}}, LATE], "loss_term": {"ter": {"coef": 0.1}}}
     given = {"token_advantage": {halved: {"by": 0.25}, late: None}, "loss_term": {"ter": {"coef": 0.1}}}
     trainers = [

@@ -1,9 +1,11 @@
-"""Groups that teach nothing are replaced, and nobody else notices."""
+"""Dynamic sampling replaces groups that teach nothing and changes nothing else."""
+
+import math
 
 import pytest
 import torch
 from datasets import Dataset
-from observe import count_forwards, keep_outputs, keep_rollouts, scored_entropy
+from observe import completions_table, count_forwards, keep_outputs, keep_rollouts, scored_entropy
 from teaching import MIXED, fixed_responses, graded, teaches
 from toy import (
     TASK,
@@ -25,7 +27,7 @@ def test_verdicts():
     spread, in_band = group_verdicts(rewards, rewards, lower=0.2, upper=0.6)
     assert spread.tolist() == [True, False, True, False, False]
     assert in_band.tolist() == [False, False, True, False, False]  # means 2/3, 0.1, 1/2, 1, none
-    # without a band the spread alone decides, whatever measures accuracy
+    # without a band only the spread decides, whatever measures accuracy
     for accuracy in (rewards, torch.full_like(rewards, NAN), rewards - 3):
         assert group_verdicts(rewards, accuracy)[1].all()
 
@@ -35,7 +37,7 @@ def always_spread(completions, **kwargs):
 
 
 @pytest.mark.parametrize("options", [{}, {"num_iterations": 2}, {"canon_metric": "surprisal"}], ids=str)
-def test_where_every_group_is_kept_nothing_changes(tmp_path, options):
+def test_nothing_changes_when_every_group_is_kept(tmp_path, options):
     trainer_options = {"reward_funcs": always_spread}
     plain = make_trainer(tmp_path, trainer_options=trainer_options, **options)
     plain.train()
@@ -49,9 +51,15 @@ def test_where_every_group_is_kept_nothing_changes(tmp_path, options):
 
 @pytest.mark.parametrize("options", [{}, {"num_iterations": 2}, {"entropy_source": "forward"}], ids=str)
 def test_groups_without_spread_are_replaced(tmp_path, options):
+    drawn = []
+
+    def counting(prompts, completions, log_extra, **kwargs):
+        drawn.extend(prompts[::4])
+        return graded(prompts, completions, log_extra)
+
     trainer = make_trainer(
         tmp_path,
-        trainer_options={"reward_funcs": graded},
+        trainer_options={"reward_funcs": counting},
         dynamic_sampling=True,
         per_device_train_batch_size=24,
         log_completions=True,
@@ -68,25 +76,29 @@ def test_groups_without_spread_are_replaced(tmp_path, options):
     texts = trainer.processing_class.batch_decode(output["prompt_ids"], skip_special_tokens=True)
     assert all(teaches(text) for text in texts)
     assert [texts[first : first + 4] for first in range(0, 24, 4)] == [[text] * 4 for text in texts[::4]]
-    # What was recorded, scored or put into the table belongs to the responses that are there now.
+    # What is recorded, scored or logged belongs to the kept responses.
     entropy, _ = scored_entropy(trainer, output)
     torch.testing.assert_close(rollout.metrics["entropy"].flatten(), entropy, atol=2e-5, rtol=0)
     completions = trainer.processing_class.batch_decode(output["completion_ids"], skip_special_tokens=True)
-    assert list(trainer._logs["extra"]["shown"]) == [
-        f"{prompt}|{completion}" for prompt, completion in zip(texts, completions, strict=True)
-    ]
-    assert list(trainer._logs["prompt"]) == texts
-    # Rejected responses are scored by no pass.
+    table = completions_table(trainer)
+    assert table["shown"] == [f"{prompt}|{text}" for prompt, text in zip(texts, completions, strict=True)]
+    assert table["prompt"] == texts
+    # No pass scores rejected responses.
     assert calls["without_grad"] == (1 if options else 0)
-    entry = logged(trainer)[0]
-    counts = {name: entry[f"dynamic_sampling/{name}"] for name in trainer._batch_source.statistics}
+    counts = sampling_counts(trainer)
     assert counts["rounds"] >= 2
     assert counts["prompts_kept"] == 6
-    assert counts["prompts_drawn"] == 6 + trainer._batch_source.collector.prompts.drawn
+    assert counts["prompts_drawn"] == len(drawn)
     assert counts["prompts_drawn"] == sum(
         counts[f"prompts_{what}"] for what in ("kept", "surplus", "no_spread", "outside_band")
     )
     assert counts["prompts_no_spread"] > 0 == counts["prompts_outside_band"]
+
+
+def sampling_counts(trainer, step=0):
+    """What dynamic sampling logged at a step, by name."""
+    found = logged(trainer)[step].items()
+    return {name.removeprefix("dynamic_sampling/"): value for name, value in found if name.startswith("dynamic_")}
 
 
 def test_band_of_accuracy(tmp_path):
@@ -108,7 +120,7 @@ def test_band_of_accuracy(tmp_path):
 
 
 def test_a_band_of_a_named_reward_with_gaps(tmp_path):
-    """The reward that is trained on lies outside [0, 1]; the band's ends belong to it, and None counts nowhere."""
+    """The trained reward lies outside [0, 1]; the band includes its ends, and None does not count."""
 
     def points(completions, **kwargs):
         return [10.0 * (index % 3) for index, _ in enumerate(completions)]
@@ -149,34 +161,9 @@ def test_a_band_needs_an_accuracy(tmp_path):
         trainer.train()
 
 
-def test_a_column_that_a_round_lacks(tmp_path):
-    """The reward function logs an extra column in the first round only: the table has it, with gaps."""
-    calls = []
-
-    def sometimes(prompts, completions, log_extra, **kwargs):
-        calls.append(len(prompts))
-        if len(calls) == 1:
-            log_extra("first round", list(range(len(prompts))))
-        return graded(prompts, completions, lambda *args: None)
-
-    trainer = make_trainer(
-        tmp_path,
-        trainer_options={"reward_funcs": sometimes},
-        dynamic_sampling=True,
-        per_device_train_batch_size=24,
-        log_completions=True,
-        max_steps=1,
-    )
-    trainer.train()
-    column = list(trainer._logs["extra"]["first round"])
-    assert len(calls) > 1 and len(column) == 24
-    kept = [value for value in column if value is not None]
-    assert kept == sorted(kept) and 0 < len(kept) < 24
-
-
 @pytest.mark.parametrize("max_rounds", [1, 10])
-def test_schedules_read_the_accuracy_of_all_that_was_drawn(tmp_path, max_rounds):
-    """Groups that are all right are replaced, and count: three prompts of four have them."""
+def test_schedules_read_the_accuracy_of_all_drawn_groups(tmp_path, max_rounds):
+    """Fully solved groups are replaced but count; three prompts in four have them."""
 
     def mostly_solved(prompts, **kwargs):
         solved = [prompt[0] in "1234567" for prompt in prompts]
@@ -195,54 +182,74 @@ def test_schedules_read_the_accuracy_of_all_that_was_drawn(tmp_path, max_rounds)
     )
     rollouts = keep_rollouts(trainer)
     trainer.train()
-    # Of 4 prompts 3 are right throughout and 1 in half: (3 * 1 + 0.5) / 4 = 0.875; further rounds draw as many.
+    # Of 4 prompts, 3 are fully solved and 1 by half: (3 * 1 + 0.5) / 4 = 0.875, and the same in further rounds.
     assert [float(rollout.accuracy) for rollout in rollouts] == [0.875, 0.875]
     assert [entry["canon/mu"] for entry in logged(trainer)] == [0.125, 0.125]
     assert [entry["dynamic_sampling/accuracy_drawn"] for entry in logged(trainer)] == [0.875, 0.875]
 
 
-def test_the_count_of_constant_rewards_sees_what_was_replaced(tmp_path):
-    """The second function tells solved prompts from others, and gives the same to all that is kept."""
+@pytest.fixture(scope="module")
+def watched(tmp_path_factory):
+    """A run that samples several rounds, and the columns that its reward function received in each.
 
-    def solved(prompts, **kwargs):
+    Its first reward function logs an extra column in the first round only. The second separates solved prompts from
+    the others and gives the same reward to every response that is kept.
+    """
+    columns = []
+
+    def judge(prompts, log_extra, **received):
+        columns.append(sorted(received.keys() - {"completions", "completion_ids", "log_metric", "trainer_state"}))
+        if len(columns) == 1:
+            log_extra("first round", list(range(len(prompts))))
+        return graded(prompts, prompts, lambda *args: None)
+
+    def solved(prompts, **received):
         return [float(not teaches(prompt)) for prompt in prompts]
 
     trainer = make_trainer(
-        tmp_path,
-        trainer_options={"reward_funcs": [graded, solved]},
+        tmp_path_factory.mktemp("watched"),
+        trainer_options={"reward_funcs": [judge, solved]},
         reward_weights=[1.0, 0.0],
         dynamic_sampling=True,
         per_device_train_batch_size=24,
+        remove_unused_columns=False,
+        log_completions=True,
         max_steps=2,
     )
     trainer.train()
-    assert [entry["rewards/solved/mean"] for entry in logged(trainer)] == [0.0, 0.0]
-    assert [entry["rewards/solved/constant_rollouts"] for entry in logged(trainer)] == [0.0, 0.0]
+    assert len(columns) > 2, "the case needs a second round"
+    return trainer, columns
 
 
-def test_fresh_prompts_have_the_columns_that_the_others_have(tmp_path):
-    seen = []
-
-    def judge(prompts, **columns):
-        seen.append(sorted(set(columns) - {"completions", "completion_ids"}))
-        return [float(index % 2) if teaches(prompt) else 0.0 for index, prompt in enumerate(prompts)]
-
-    for remove in (True, False):
-        seen.clear()
-        trainer = make_trainer(
-            tmp_path,
-            trainer_options={"reward_funcs": judge},
-            dynamic_sampling=True,
-            per_device_train_batch_size=24,
-            remove_unused_columns=remove,
-            max_steps=2,
-        )
-        trainer.train()
-        of_trl = ["log_extra", "log_metric", "trainer_state"]
-        assert len(seen) > 2 and all(columns == ([] if remove else ["answer"]) + of_trl for columns in seen)
+def test_the_completions_table_has_gaps_where_a_round_logs_no_column(watched):
+    column = completions_table(watched[0], step=1)["first round"]
+    kept = [value for value in column if not math.isnan(value)]
+    assert len(column) == 24
+    assert kept == sorted(kept) and 0 < len(kept) < 24
 
 
-def test_the_callers_list_of_reward_functions_is_left_alone(tmp_path):
+def test_replaced_groups_count_towards_constant_rewards(watched):
+    for entry in logged(watched[0]):
+        assert entry["rewards/solved/mean"] == 0.0
+        assert entry["rewards/solved/constant_rollouts"] == 0.0
+
+
+def test_fresh_prompts_have_the_columns_of_the_others(watched, tmp_path):
+    _, columns = watched
+    assert all(received == ["answer"] for received in columns)
+
+    def judge(prompts, **received):
+        assert "answer" not in received
+        rounds.append(prompts)
+        return graded(prompts, prompts, lambda *args: None)
+
+    rounds = []
+    options = {"dynamic_sampling": True, "per_device_train_batch_size": 24, "remove_unused_columns": True}
+    make_trainer(tmp_path, trainer_options={"reward_funcs": judge}, max_steps=1, **options).train()
+    assert len(rounds) > 1
+
+
+def test_the_callers_list_of_reward_functions_is_not_changed(tmp_path):
     functions = [always_spread]
     make_trainer(tmp_path, trainer_options={"reward_funcs": functions})
     assert functions == [always_spread]
@@ -264,8 +271,8 @@ def test_keep_and_error(tmp_path):
         trainer.train()
 
 
-def test_what_is_logged_of_a_batch_that_is_not_full(tmp_path):
-    """None of the groups that are worth training on is left over."""
+def test_counts_of_a_partial_batch(tmp_path):
+    """One round gives two groups with spread, fewer than the batch takes."""
     trainer = make_trainer(
         tmp_path,
         trainer_options={"reward_funcs": graded, "train_dataset": MIXED},
@@ -275,13 +282,20 @@ def test_what_is_logged_of_a_batch_that_is_not_full(tmp_path):
         max_steps=1,
     )
     trainer.train()
-    names = ("rounds", "drawn", "kept", "surplus", "no_spread", "outside_band")
-    counts = [logged(trainer)[0][f"dynamic_sampling/{'' if name == 'rounds' else 'prompts_'}{name}"] for name in names]
-    assert counts == [1, 4, 2, 0, 2, 0]
+    counts = sampling_counts(trainer)
+    assert counts.pop("accuracy_drawn") == pytest.approx((2 * 0.5 + 2 * 0.1) / 4)
+    assert counts == {
+        "rounds": 1,
+        "prompts_drawn": 4,
+        "prompts_kept": 2,
+        "prompts_surplus": 0,
+        "prompts_no_spread": 2,
+        "prompts_outside_band": 0,
+    }
 
 
 def by_round(rounds, size=4):
-    """A reward of spread for the groups that are marked, of every round in turn; all groups have other rewards."""
+    """A reward function that gives spread to the marked groups, round by round; groups differ in their rewards."""
     calls = iter(rounds)
 
     def reward(prompts, **kwargs):
@@ -297,7 +311,7 @@ def by_round(rounds, size=4):
 
 
 def top_rewards(rounds):
-    """The largest reward of every group, round by round."""
+    """The largest reward of each group, round by round."""
     return [
         [(1 if mark else 0.5) * (1 - (group + len(marks)) / 256) for group, mark in enumerate(marks)]
         for marks in rounds
@@ -305,8 +319,8 @@ def top_rewards(rounds):
 
 
 def test_three_rounds_by_hand(tmp_path):
-    """As many prompts as the share kept calls for; the first ones that are kept are trained on."""
-    # 5 of 8 are kept, so ceil(3 / (5 / 8)) = 5 more are sampled; of these none, so ceil(3 / (5 / 13)) = 8 more
+    """Each round samples as many prompts as the share kept so far suggests; training takes the first ones kept."""
+    # 5 of 8 are kept, so ceil(3 / (5 / 8)) = 5 more are sampled; none of these is, so ceil(3 / (5 / 13)) = 8 more are
     rounds = [[1, 0, 1, 1, 0, 1, 0, 1], [0] * 5, [0, 1, 1, 0, 1, 1, 1, 1]]
     trainer = make_trainer(
         tmp_path,
@@ -317,17 +331,17 @@ def test_three_rounds_by_hand(tmp_path):
     )
     rollouts = keep_rollouts(trainer)
     trainer.train()
-    counts = {name: logged(trainer)[0][f"dynamic_sampling/{name}"] for name in trainer._batch_source.statistics}
     top = top_rewards(rounds)
     assert rollouts[0].rewards.amax(dim=1).tolist() == [*(top[0][i] for i in (0, 2, 3, 5, 7)), *top[2][1:3], top[2][4]]
-    # in a group that is marked 1, 1/2, 1/2, 1/2 of its largest, in the others three times 1/2 and None
+    # In units of the factor that differs by group: 1, 1/2, 1/2, 1/2 where marked, else three times 1/2 and None,
+    # and `top` has the largest of each group.
     scored = sum(4 if mark else 3 for marks in rounds for mark in marks)
     total = sum(
         largest * (2.5 if mark else 3)
         for marks, largests in zip(rounds, top, strict=True)
         for mark, largest in zip(marks, largests, strict=True)
     )
-    assert counts == {
+    assert sampling_counts(trainer) == {
         "rounds": 3,
         "prompts_drawn": 21,
         "prompts_kept": 8,
@@ -338,7 +352,7 @@ def test_three_rounds_by_hand(tmp_path):
     }
 
 
-def test_the_first_groups_fill_up_a_batch_that_is_kept(tmp_path):
+def test_the_first_groups_fill_up_a_kept_batch(tmp_path):
     rounds = [[1, 0, 0, 1, 0, 0], [0] * 6]
     trainer = make_trainer(
         tmp_path,
@@ -354,8 +368,8 @@ def test_the_first_groups_fill_up_a_batch_that_is_kept(tmp_path):
     assert largest == [top_rewards(rounds)[0][group] for group in (0, 3, 1, 2, 4, 5)]
 
 
-def test_prompts_are_counted_in_whole_numbers(tmp_path):
-    """36 of 66 are kept: 30 * 66 / 36 = 55 more are sampled, where floats make it a little more."""
+def test_the_number_of_fresh_prompts_is_exact(tmp_path):
+    """36 of 66 are kept, so 30 * 66 / 36 = 55 more are sampled; floats would round this up to 56."""
     rounds = [[1] * 36 + [0] * 30, [1] * 55]
     trainer = make_trainer(
         tmp_path,
@@ -373,7 +387,7 @@ def test_prompts_are_counted_in_whole_numbers(tmp_path):
     assert logged(trainer)[0]["dynamic_sampling/prompts_drawn"] == 66 + 55
 
 
-def test_nothing_at_all_to_learn(tmp_path):
+def test_without_spread_in_any_group_nothing_is_learnt(tmp_path):
     trainer = make_trainer(
         tmp_path,
         trainer_options={"reward_funcs": lambda completions, **kwargs: [1.0] * len(completions)},
@@ -390,7 +404,7 @@ def test_nothing_at_all_to_learn(tmp_path):
     assert logged(trainer)[0]["dynamic_sampling/accuracy_drawn"] == 1.0
 
 
-def test_evaluation_samples_as_ever(tmp_path):
+def test_evaluation_does_not_resample(tmp_path):
     trainer = make_trainer(
         tmp_path,
         trainer_options={"eval_dataset": TASK.dataset("test", 8, seed=0), "reward_funcs": graded},
@@ -407,12 +421,9 @@ def test_evaluation_samples_as_ever(tmp_path):
     ids=str,
 )
 def test_resume(tmp_path, options):
-    """Also within a rollout, and with the fresh prompts going on where they were."""
+    """Also within a rollout; fresh prompts continue where they stopped."""
     trainer_options = {"reward_funcs": graded, "train_dataset": prompts(20)}
-    trainers = assert_resumes(
-        make_trainer, tmp_path, trainer_options=trainer_options, dynamic_sampling=True, **options
-    )
-    assert len({trainer._batch_source.collector.prompts.drawn for trainer in trainers}) == 1
+    assert_resumes(make_trainer, tmp_path, trainer_options=trainer_options, dynamic_sampling=True, **options)
 
 
 @pytest.mark.parametrize(
@@ -438,11 +449,12 @@ def test_a_streamed_dataset(tmp_path):
     rollouts = keep_rollouts(trainer)
     trainer.train()
     assert [rollout.rewards.tolist() for rollout in rollouts] == [[[0.0, 1.0, 0.0, 1.0]] * 2] * 3
-    assert trainer._batch_source.collector.prompts.drawn > 0
+    drawn = sum(sampling_counts(trainer, step)["prompts_drawn"] for step in range(3))
+    assert drawn > 3 * 2, "the case needs fresh prompts"
 
 
-def test_tool_masks_and_extra_fields_come_along(tmp_path):
-    """What a rollout_func says of a response stays with it, also where it lands in another place."""
+def test_tool_masks_and_extra_fields_stay_with_their_responses(tmp_path):
+    """The fields that a rollout_func returns for a response stay with it when it moves."""
 
     def with_tool(prompts, trainer):
         written = fixed_responses(prompts, trainer)
@@ -473,7 +485,7 @@ def test_tool_masks_and_extra_fields_come_along(tmp_path):
 
 
 def test_rewards_stay_with_their_responses(tmp_path):
-    """Every response has a reward of its own, so one that came to another place would show."""
+    """Every response has a distinct reward, so a misplaced one would show."""
 
     def own_reward(prompt, completion):
         place = int(completion[-1])

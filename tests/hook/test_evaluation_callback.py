@@ -1,4 +1,4 @@
-"""Evaluation while training: what is logged, to whom, and that training does not notice."""
+"""Evaluation during training: what it logs and where, and that training is unaffected."""
 
 import threading
 
@@ -44,8 +44,8 @@ def trained(tmp_path_factory):
     return trainer, callback, before
 
 
-def test_training_is_as_without(trained, tmp_path):
-    """Parameters bit for bit, and every entry of the log but those of the evaluation."""
+def test_evaluation_does_not_affect_training(trained, tmp_path):
+    """Parameters agree bit for bit, and so does the log apart from the evaluation's entries."""
     trainer, _, _ = trained
     plain = make_trainer(tmp_path, max_steps=3, logging_steps=2)
     plain.train()
@@ -56,7 +56,7 @@ def test_training_is_as_without(trained, tmp_path):
     assert trainer.model.training
 
 
-def test_steps_of_the_evaluations(trained):
+def test_the_steps_that_are_evaluated(trained):
     trainer, callback, before = trained
     entries = evaluations(trainer)
     assert [entry["step"] for entry in entries] == [0, 2, 3]
@@ -66,7 +66,7 @@ def test_steps_of_the_evaluations(trained):
 
 
 def test_the_numbers_are_those_of_the_responses(trained):
-    """Sampled and scored by hand, from the model as it ended."""
+    """Compared with responses of the final model, sampled and scored by hand."""
     trainer, callback, _ = trained
     got = callback.evaluate()
     tokenizer = AutoTokenizer.from_pretrained(TASK.model_path)
@@ -98,7 +98,7 @@ def test_the_numbers_are_those_of_the_responses(trained):
 OF_SAMPLING = {"temperature": 0.5, "top_p": 0.9, "top_k": 3}
 
 
-def test_the_options_of_sampling_are_heeded(trained):
+def test_sampling_options_take_effect(trained):
     trainer, _, _ = trained
     data, tokenizer = TASK.dataset("test", 8), AutoTokenizer.from_pretrained(TASK.model_path)
     options = {"num_samples": 4, **OF_SAMPLING}
@@ -128,7 +128,7 @@ def test_weights_and_the_time_limit_of_reward_functions(trained):
         limited.evaluate()
 
 
-def test_what_does_not_exist_is_left_out(tmp_path):
+def test_undefined_numbers_are_left_out(tmp_path):
     trainer = make_trainer(tmp_path)
     got = add(trainer, threshold=2.0).evaluate()
     assert got["evaluation/avg@4"] == got["evaluation/pass@4"] == 0
@@ -147,8 +147,8 @@ def test_a_response_with_all_of_its_rewards_is_right(tmp_path):
     assert callback.evaluate()["evaluation/avg@2"] == 1.0
 
 
-def test_a_run_goes_on_where_nothing_can_be_scored(tmp_path):
-    """Before the first step that is an error, after it no reason to lose what was trained."""
+def test_a_run_continues_when_nothing_can_be_scored(tmp_path):
+    """Before the first step this is an error; later it must not lose the trained model."""
 
     def scores_nothing(completions, **kwargs):
         return [None] * len(completions)
@@ -164,7 +164,7 @@ def test_a_run_goes_on_where_nothing_can_be_scored(tmp_path):
     assert not any(name.startswith("evaluation/avg") for name in entry)
 
 
-def test_a_resumed_run_does_not_start_anew(tmp_path):
+def test_a_resumed_run_does_not_evaluate_its_start_again(tmp_path):
     save = {"save_strategy": "steps", "save_steps": 1}
     trainer = make_trainer(tmp_path, max_steps=2, **save)
     add(trainer, every_steps=1)
@@ -178,7 +178,7 @@ def test_a_resumed_run_does_not_start_anew(tmp_path):
 
 
 class Stops(TrainerCallback):
-    """Ends the training after step 2, when an event comes."""
+    """Stops training at a given event after step 2."""
 
     def __init__(self, event):
         setattr(self, event, self.stop)
@@ -187,7 +187,7 @@ class Stops(TrainerCallback):
         control.should_training_stop = state.global_step == 2
 
 
-EVERY_EPOCH = {"max_steps": -1, "num_train_epochs": 5, "eval_strategy": "epoch"}  # of two steps, see below
+EVERY_EPOCH = {"max_steps": -1, "num_train_epochs": 5, "eval_strategy": "epoch"}  # two steps per epoch, see below
 
 
 @pytest.mark.parametrize("first", [True, False])
@@ -202,7 +202,7 @@ EVERY_EPOCH = {"max_steps": -1, "num_train_epochs": 5, "eval_strategy": "epoch"}
         ("on_evaluate", EVERY_EPOCH),  # when the last epoch has ended for all callbacks
     ],
 )
-def test_a_run_that_another_callback_ends_is_evaluated_at_its_end(event, options, first, tmp_path, monkeypatch):
+def test_a_run_that_another_callback_stops_is_evaluated_at_its_end(event, options, first, tmp_path, monkeypatch):
     monkeypatch.setenv("TENSORBOARD_LOGGING_DIR", str(tmp_path / "events"))
     data = {"train_dataset": prompts(4), "eval_dataset": prompts(2)}
     options = {"max_steps": 6, "report_to": ["tensorboard"]} | options
@@ -223,7 +223,7 @@ def test_a_run_that_another_callback_ends_is_evaluated_at_its_end(event, options
 
 @pytest.mark.parametrize("options", [{"max_steps": 4}, {"max_steps": -1, "num_train_epochs": 2}])
 def test_the_end_is_evaluated_once(options, tmp_path):
-    """Four steps, also where the end is one of every two steps, and of an epoch."""
+    """Four steps, also where the end is an evaluation step and the end of an epoch."""
     trainer = make_trainer(tmp_path, trainer_options={"train_dataset": prompts(4)}, **options)
     add(trainer, every_steps=2)
     trainer.train()
@@ -233,7 +233,7 @@ def test_the_end_is_evaluated_once(options, tmp_path):
     assert [entry["step"] for entry in evaluations(trainer)] == [0, 2, 4]
 
 
-def test_an_end_that_is_not_to_be_evaluated(tmp_path):
+def test_evaluation_at_the_end_can_be_switched_off(tmp_path):
     trainer = make_trainer(tmp_path, max_steps=3)
     add(trainer, at_end=False)
     trainer.add_callback(Stops("on_step_end"))
@@ -242,12 +242,12 @@ def test_an_end_that_is_not_to_be_evaluated(tmp_path):
 
 
 @pytest.mark.parametrize("options", [{"bf16": True}, {"gradient_checkpointing": True}, {"peft": True}])
-def test_training_is_as_without_for_other_models(options, tmp_path):
+def test_evaluation_does_not_affect_training_of_other_models(options, tmp_path):
     peft = options.pop("peft", False)
     config = LoraConfig(r=4, target_modules=["q_proj", "v_proj"], init_lora_weights=False) if peft else None
 
     def trained(folder, *, evaluated):
-        torch.manual_seed(0)  # of the adapter
+        torch.manual_seed(0)  # for the adapter
         trainer = make_trainer(folder, max_steps=2, trainer_options={"peft_config": config}, **options)
         if evaluated:
             add(trainer, every_steps=1)
@@ -258,7 +258,7 @@ def test_training_is_as_without_for_other_models(options, tmp_path):
     assert_same_parameters(parameters(trainer), parameters(plain))
     assert logged(trainer) == logged(plain)
     entropies = [entry["evaluation/entropy"] for entry in evaluations(trainer)]
-    assert len(set(entropies)) == 3, "each evaluation is of the model as it is then"
+    assert len(set(entropies)) == 3, "each evaluation must use the current model"
 
 
 def test_tensorboard_has_the_numbers(tmp_path, monkeypatch):

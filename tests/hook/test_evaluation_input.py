@@ -1,4 +1,4 @@
-"""What examples/evaluate.py refuses before a model is loaded, and how benchmarks name their data."""
+"""What examples/evaluate.py rejects before a model is loaded, and how benchmarks name their data."""
 
 import evaluate
 import pytest

@@ -1,4 +1,4 @@
-"""Options of this package are refused before a model is loaded, or they train; hypothesis looks for other cases."""
+"""Any options of this package train or are rejected before a model is loaded; hypothesis looks for counterexamples."""
 
 import math
 import re
@@ -27,7 +27,7 @@ SMALL |= {"logging_steps": 1, "seed": 1}
 
 OF_TRL = {option.name for option in fields(GRPOConfig)}
 
-# What a number, a name or a flag must not be, sometimes.
+# Values that some numbers, names or flags must not have.
 NUMBERS = [0, 1, 2, 3, 7, -1, -2, 0.5, 1.0, 2.5, -0.5, 1e-3, 1e-300, 1e300, math.nan, math.inf, -math.inf]
 WILD = st.sampled_from([*NUMBERS, "1", "0.5", "", "none", "true", None, True, False, [], {}, [1.0], {"eps": 0.1}])
 
@@ -37,7 +37,7 @@ WEIGHTS = st.sampled_from([0.0, 0.01, 0.1, 1.0]) | st.floats(0, 10)
 
 
 def one(name: str, *values: Any) -> st.SearchStrategy:
-    """A field with one of these values, or of this strategy."""
+    """A field with one of these values, or with a value from this strategy."""
     (found,) = values if isinstance(values[0], st.SearchStrategy) else (st.sampled_from(values),)
     return st.fixed_dictionaries({name: found})
 
@@ -140,8 +140,8 @@ ASTAR_PO = [
     one("reward_weights", None, [1.0, 0.5]),
 ]
 
-# Numbers that may be undefined: a ratio to what Dr.GRPO would do, which is nothing without spread, and TRL's shares of
-# the tokens that are trained on, of which there may be none.
+# Numbers that may be undefined: a ratio to Dr.GRPO's advantages, which are 0 without spread, and TRL's shares of the
+# tokens that are trained on, since there may be none.
 UNDEFINED = ("advantage/relative_to_dr_grpo", "clip_ratio/low_min", "clip_ratio/high_max")
 
 INNER = ("advantage_estimator_kwargs", "policy_loss_kwargs", "dynamic_sampling_kwargs")
@@ -149,7 +149,7 @@ INNER = ("advantage_estimator_kwargs", "policy_loss_kwargs", "dynamic_sampling_k
 
 @st.composite
 def configurations(draw: st.DrawFn, parts: list[st.SearchStrategy]) -> dict[str, Any]:
-    """A few parts that go together or do not, and perhaps one value of an option of ours that makes no sense."""
+    """A few parts that may or may not go together, and sometimes an invalid value of one of our options."""
     found: dict[str, Any] = {}
     for part in draw(st.lists(st.sampled_from(parts), min_size=1, max_size=5, unique_by=id)):
         found |= draw(part)
@@ -166,7 +166,7 @@ def configurations(draw: st.DrawFn, parts: list[st.SearchStrategy]) -> dict[str,
 
 @contextmanager
 def counted_loads() -> Iterator[list[str]]:
-    """The models that are loaded meanwhile; each is loaded as ever."""
+    """The names of the models that are loaded within the context."""
     loads, load = [], PreTrainedModel.from_pretrained.__func__
 
     def observed(cls: type, name: str, *args: Any, **kwargs: Any) -> Any:
@@ -187,7 +187,7 @@ def long(completions: list[str], **kwargs: Any) -> list[float]:
 
 
 def shown(value: Any) -> set[str]:
-    """How a message may show a value; that of options is shown by one of them."""
+    """The texts by which a message may show a value; for options, any one of them."""
     inner = [text for option, part in value.items() for text in (option, *shown(part))] if type(value) is dict else []
     inner += [repr(part) for part in value] if type(value) is list else []
     scaling = (
@@ -201,27 +201,27 @@ def names_a_value(message: str, options: dict[str, Any]) -> bool:
 
 
 def ours(error: Exception) -> bool:
-    """Whether this package raised it; what TRL refuses itself is not looked at."""
+    """Whether this package raised the error; those that TRL raises are not checked."""
     frames = traceback.extract_tb(error.__traceback__)
     return "canon_trl" in Path(frames[-1].filename).parts
 
 
 def check(folder: str, options: dict[str, Any], **classes: Any) -> str:
-    """Refused with a reason, trained, or stopped where it diverged; says which."""
+    """Check that options are rejected with a reason, train, or diverge with an error; return which."""
     with counted_loads() as loads:
         try:
             trainer = make_trainer(folder, **classes, **(SMALL | options))
         except (ValueError, TypeError, ImportError) as error:
             if not ours(error):
-                return "refused by TRL"
-            assert not loads, f"refused after a model was loaded: {error}"
-            assert names_a_value(str(error), options), f"it does not say which value of which field: {error}"
-            return "refused"
+                return "rejected by TRL"
+            assert not loads, f"rejected after a model was loaded: {error}"
+            assert names_a_value(str(error), options), f"the message names no value: {error}"
+            return "rejected"
     assert loads
     try:
         trainer.train()
     except FloatingPointError:
-        assert trainer.args.learning_rate > 1, "only such a learning rate may lead to nowhere"
+        assert trainer.args.learning_rate > 1, "only such a learning rate may make training diverge"
         return "stopped"
     assert trainer.state.global_step == trainer.state.max_steps > 0
     history = logged(trainer)
@@ -235,7 +235,7 @@ def check(folder: str, options: dict[str, Any], **classes: Any) -> str:
 
 
 def is_finite(logged_value: float | None) -> bool:
-    return logged_value is not None and math.isfinite(logged_value)  # None is what NaN is written as
+    return logged_value is not None and math.isfinite(logged_value)  # NaN is logged as None
 
 
 def check_canon(folder: str, options: dict[str, Any]) -> str:
@@ -256,14 +256,14 @@ def check_astar_po(folder: str, options: dict[str, Any]) -> str:
 @pytest.mark.slow
 @settings(max_examples=60)
 @given(configurations(INHERITED + CANON))
-def test_canon_trains_or_is_refused_with_a_reason(scratch, options):
+def test_canon_trains_or_is_rejected_with_a_reason(scratch, options):
     check_canon(scratch, options)
 
 
 @pytest.mark.slow
 @settings(max_examples=25)
 @given(configurations(INHERITED + ASTAR_PO))
-def test_astar_po_trains_or_is_refused_with_a_reason(scratch, options):
+def test_astar_po_trains_or_is_rejected_with_a_reason(scratch, options):
     check_astar_po(scratch, options)
 
 
@@ -273,7 +273,7 @@ def scratch(tmp_path_factory):
 
 
 def beyond(interval: str) -> list[float]:
-    """Numbers right outside of an interval, and NaN, which lies in none."""
+    """Numbers just outside an interval, and NaN."""
     low, high = (float(end) for end in interval[1:-1].split(","))
     below = low if interval[0] == "(" else math.nextafter(low, -math.inf)
     above = high if interval[-1] == ")" else math.nextafter(high, math.inf)
@@ -289,7 +289,7 @@ BOUNDS = {
 
 
 @pytest.mark.parametrize(("config", "name"), BOUNDS)
-def test_a_number_out_of_its_bounds_is_named(config, name):
+def test_the_error_names_a_number_out_of_bounds(config, name):
     bounds = BOUNDS[config, name]
     whole = "cycles" in name
     for value in [0] if whole else beyond(bounds):

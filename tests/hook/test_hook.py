@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from observe import keep_outputs, keep_rollouts, keep_tokens
+from observe import completions_table, keep_outputs, keep_rollouts, keep_tokens
 from toy import (
     ONE_ROLLOUT,
     TASK,
@@ -22,7 +22,7 @@ from canon_trl.metrics import random_metric
 
 
 def test_canon_advantages_reach_the_loss(tmp_path):
-    """All of them, once each, in whatever order TRL shuffles them."""
+    """Each exactly once, in whatever order TRL shuffles them."""
     trainer = make_trainer(tmp_path, canon_mu=0.7, canon_alpha=0.9, gradient_accumulation_steps=2, max_steps=1)
     rollouts, micro_batches = keep_rollouts(trainer), keep_tokens(trainer)
     outputs = keep_outputs(trainer)
@@ -58,13 +58,26 @@ def test_log_and_completions_table(tmp_path):
     no_spread = (rewards.max(1).values == rewards.min(1).values).float().mean().item()
     assert entry["groups/frac_no_spread"] == pytest.approx(no_spread)
 
-    import pandas
+    table = completions_table(trainer)
+    assert table["advantage"] == want.flatten().tolist() == outputs[0]["advantages"].tolist()
+    assert table["metric/length"] == metric.flatten().tolist()
+    assert table["higher_half"] == higher.flatten().tolist()
+    assert table["accuracy"] == rewards.flatten().tolist()
 
-    table = pandas.read_parquet(tmp_path / "completions" / "completions_00001.parquet")
-    assert table["advantage"].tolist() == want.flatten().tolist() == outputs[0]["advantages"].tolist()
-    assert table["metric/length"].tolist() == metric.flatten().tolist()
-    assert table["higher_half"].tolist() == higher.flatten().tolist()
-    assert table["accuracy"].tolist() == rewards.flatten().tolist()
+
+def test_a_small_evaluation_has_its_own_completions_table(tmp_path):
+    """The table has room for a larger rollout, so that TRL's advantages would stay in it."""
+    trainer = make_trainer(
+        tmp_path,
+        trainer_options={"eval_dataset": TASK.dataset("test", 1, seed=0), "reward_funcs": length_reward},
+        per_device_eval_batch_size=4,
+        log_completions=True,
+    )
+    outputs = keep_outputs(trainer)
+    trainer.evaluate()
+    advantages = outputs[0]["advantages"].tolist()
+    assert len(advantages) == 4 and any(advantages)
+    assert completions_table(trainer)["advantage"] == advantages
 
 
 def some_unscored(completions, **kwargs):
@@ -88,8 +101,8 @@ def test_unscored_responses(tmp_path):
     assert torch.equal(outputs[0]["advantages"], want.flatten())
 
 
-def test_what_was_not_scored_counts_in_no_statistic(tmp_path):
-    """By hand: lengths 3, 6, 4, 5 of which the second has no reward; a group of equal rewards, and one without any."""
+def test_unscored_responses_count_in_no_statistic(tmp_path):
+    """By hand: groups of lengths 3, 6, 4, 5; the second reward of the first is missing, and all of the third."""
 
     def scored(completions, **kwargs):
         return [1.0, None, 0.0, 1.0, *[0.75] * 4, *[None] * 4]
@@ -112,7 +125,7 @@ def test_what_was_not_scored_counts_in_no_statistic(tmp_path):
     entry = logged(trainer)[0]
     assert entry["groups/frac_no_spread"] == 0.5
     assert float(rollouts[0].accuracy) == pytest.approx((2 + 3) / 7, rel=1e-6)
-    assert list(trainer._logs["extra"]["higher_half"])[:4] == [False, False, True, True]
+    assert completions_table(trainer)["higher_half"][:4] == [False, False, True, True]
     # lengths 3 | 4, 5 and 3, 4 | 5, 6; rewards 1 | 0, 1 and 0.75 twice
     assert entry["canon/reward_gap"] == pytest.approx((-0.5 + 0) / 2)
     assert entry["canon/metric_lower"] == pytest.approx((3 + 3 + 4) / 3, rel=1e-6)
@@ -120,7 +133,7 @@ def test_what_was_not_scored_counts_in_no_statistic(tmp_path):
 
 
 @pytest.mark.parametrize(("scale", "accuracy"), [(6, 1.0), (-6, 0.0)])
-def test_an_accuracy_that_nobody_needs_is_clipped(tmp_path, scale, accuracy):
+def test_an_unused_accuracy_is_clipped(tmp_path, scale, accuracy):
     def beyond(completions, **kwargs):
         return [float(scale * (index % 2)) for index, _ in enumerate(completions)]
 
@@ -143,7 +156,7 @@ def test_unscored_responses_have_no_advantage_whatever_the_estimator_returns(tmp
     assert (got[:, 1] == 0).all() and (got[:, [0, 2, 3]] == 1).all()
 
 
-def test_nothing_scored_at_all(tmp_path):
+def test_without_any_score_nothing_is_learnt(tmp_path):
     trainer = make_trainer(
         tmp_path,
         trainer_options={"reward_funcs": never_scored},
@@ -223,7 +236,7 @@ def test_evaluation_with_another_number_of_generations(tmp_path, generations):
     rollouts = keep_rollouts(trainer)
     scores = trainer.evaluate()
     assert rollouts[0].rewards.shape == (8 // generations, generations)
-    assert rollouts[0].total_steps == 32  # 64 prompts, 2 a rollout
+    assert rollouts[0].total_steps == 32  # 64 prompts, 2 per rollout
     assert scores["eval_reward"] == pytest.approx(
         sum(rollout.rewards.mean().item() for rollout in rollouts) / len(rollouts), rel=1e-6
     )
@@ -255,14 +268,14 @@ def test_random_metric_is_a_function_of_seed_and_rollout(tmp_path):
 @pytest.mark.parametrize(
     ("options", "steps", "total"),
     [
-        pytest.param({"max_steps": 3}, [0, 1, 2], 3, id="one update a rollout"),
-        pytest.param({"max_steps": 4, "num_iterations": 2}, [0, 1], 2, id="two updates a rollout"),
+        pytest.param({"max_steps": 3}, [0, 1, 2], 3, id="one update per rollout"),
+        pytest.param({"max_steps": 4, "num_iterations": 2}, [0, 1], 2, id="two updates per rollout"),
         pytest.param({"max_steps": 5, "steps_per_generation": 2}, [0, 1, 2], 3, id="two halves of a rollout"),
         pytest.param(
             {"max_steps": 2, "steps_per_generation": 1, "gradient_accumulation_steps": 2},
             [0, 1, 2, 3],
             4,
-            id="two rollouts an update",
+            id="two rollouts per update",
         ),
         pytest.param(
             {"max_steps": 3, "steps_per_generation": 3, "gradient_accumulation_steps": 2},
@@ -272,7 +285,7 @@ def test_random_metric_is_a_function_of_seed_and_rollout(tmp_path):
         ),
     ],
 )
-def test_the_rollout_counts_rollouts(tmp_path, options, steps, total):
+def test_rollouts_are_numbered(tmp_path, options, steps, total):
     trainer = make_trainer(tmp_path, **options)
     rollouts = keep_rollouts(trainer)
     trainer.train()
@@ -285,7 +298,8 @@ def test_token_level_estimator(tmp_path):
         positions = torch.arange(rollout.width)
         return dr_grpo_advantage(rollout.rewards).unsqueeze(-1) * (positions >= rollout.lengths.unsqueeze(-1) // 2)
 
-    trainer = make_trainer(tmp_path, trainer_options={"advantage_estimator": last_half}, max_steps=1)
+    options = {"advantage_estimator": last_half}
+    trainer = make_trainer(tmp_path, trainer_options=options, max_steps=1, log_completions=True)
     rollouts = keep_rollouts(trainer)
     outputs = keep_outputs(trainer)
     trainer.train()
@@ -298,7 +312,7 @@ def test_token_level_estimator(tmp_path):
         assert (got[row, :half] == 0).all()
         assert (got[row, half : lengths[row]] == want[row]).all()
     mean = [want[row].item() * (1 - (length // 2) / length) for row, length in enumerate(lengths.tolist())]
-    assert list(trainer._logs["advantages"]) == pytest.approx(mean, abs=1e-6)
+    assert completions_table(trainer)["advantage"] == pytest.approx(mean, abs=1e-6)
 
 
 @pytest.mark.parametrize("left", [math.nan, math.inf])
@@ -307,8 +321,8 @@ def test_token_level_estimator(tmp_path):
     [{}, {"num_iterations": 2}, {"policy_loss": "clip_cov", "policy_loss_kwargs": {"scope": "batch"}}],
     ids=str,
 )
-def test_what_stands_on_padding_is_never_read(tmp_path, left, options):
-    """An estimator may leave anything there: loss, log and weights are those of zeros."""
+def test_advantages_on_padding_are_never_read(tmp_path, left, options):
+    """An estimator may leave any value there; loss, log and weights are the same as with zeros."""
     runs = []
     for filling in (0.0, left):
 
@@ -317,33 +331,36 @@ def test_what_stands_on_padding_is_never_read(tmp_path, left, options):
             assert padding.any()
             return dr_grpo_advantage(rollout.rewards).unsqueeze(-1).masked_fill(padding, filling)
 
-        trainer = make_trainer(tmp_path, trainer_options={"advantage_estimator": filled}, max_steps=2, **options)
+        given = {"advantage_estimator": filled}
+        trainer = make_trainer(tmp_path, trainer_options=given, max_steps=2, log_completions=True, **options)
         torch.manual_seed(5)
         trainer.train()
-        runs.append((logged(trainer), list(trainer._logs["advantages"]), parameters(trainer)))
+        table = completions_table(trainer)["advantage"]
+        runs.append((logged(trainer), table, parameters(trainer)))
     assert runs[0][:2] == runs[1][:2]
     assert_same_parameters(runs[0][2], runs[1][2])
 
 
-def test_a_tools_tokens_need_no_advantage(tmp_path):
-    """Nor is it read: the tool's token is the last but one of each response."""
+def test_tool_tokens_need_no_advantage(tmp_path):
+    """The tool's token is the second to last of each response; its advantage is not read."""
 
     def none_for_the_tool(rollout):
         advantages = torch.ones(*rollout.rewards.shape, rollout.width)
-        tool = (rollout.lengths - 1).unsqueeze(-1)  # of the model's tokens one comes after it
+        tool = (rollout.lengths - 1).unsqueeze(-1)  # one token of the model follows it
         return advantages.scatter(2, tool, math.nan)
 
     trainer = make_trainer(
         tmp_path,
         trainer_options={"advantage_estimator": none_for_the_tool, "rollout_func": rollout_with_tool},
+        log_completions=True,
         **ONE_ROLLOUT,
     )
     trainer.train()
-    assert list(trainer._logs["advantages"]) == [1.0] * 8
+    assert completions_table(trainer)["advantage"] == [1.0] * 8
     assert math.isfinite(logged(trainer)[0]["loss"])
 
 
-def test_a_token_of_the_response_without_an_advantage_is_told(tmp_path):
+def test_a_model_token_without_an_advantage_is_an_error(tmp_path):
     def hole(rollout):
         advantages = torch.ones(*rollout.rewards.shape, rollout.width)
         advantages[1, 2, 0] = math.nan
@@ -359,7 +376,7 @@ def best_only(rollout, *, bonus=1.0):
     return bonus * (best.float() - best.float().mean(dim=1, keepdim=True))
 
 
-def test_own_estimator_by_import_path_with_options(tmp_path):
+def test_a_users_own_estimator_by_import_path_with_options(tmp_path):
     path = f"{__name__}:best_only"
     trainer = make_trainer(tmp_path, advantage_estimator=path, advantage_estimator_kwargs={"bonus": 3.0}, max_steps=1)
     rollouts = keep_rollouts(trainer)
@@ -369,7 +386,7 @@ def test_own_estimator_by_import_path_with_options(tmp_path):
 
 
 def test_prompts_may_repeat_within_a_batch(tmp_path):
-    """Groups are made by position, so equal prompts stay two groups."""
+    """Groups are formed by position, so equal prompts stay separate groups."""
     twice = prompts(1)
     trainer = make_trainer(
         tmp_path,
@@ -395,23 +412,8 @@ def test_nan_reward_counts_as_unscored(tmp_path):
     assert seen[some_unscored].abs().max() > 0
 
 
-def test_a_rollout_func_may_score_with_the_trainer(tmp_path):
-    calls = []
-
-    def scoring_rollout(prompts, trainer):
-        written = rollout_with_tool(prompts, trainer)
-        ids = torch.tensor([written["prompt_ids"][0] + written["completion_ids"][0]])
-        scored = trainer._get_per_token_logps_and_entropies(trainer.model, ids, torch.ones_like(ids), 2)
-        calls.append(scored[0].shape)
-        return written
-
-    trainer = make_trainer(tmp_path, trainer_options={"rollout_func": scoring_rollout}, **ONE_ROLLOUT)
-    trainer.train()
-    assert calls == [(1, 2)]
-
-
-def test_token_level_advantages_are_logged_over_the_tokens_of_the_model(tmp_path):
-    """A tool's token lies within the response: the mean is over those that the model wrote."""
+def test_token_level_advantages_are_averaged_over_the_models_tokens(tmp_path):
+    """A tool's token is part of the response, but the mean is over the model's tokens only."""
 
     def position(rollout):
         return torch.arange(1.0, rollout.width + 1).expand(*rollout.rewards.shape, -1)
@@ -419,16 +421,17 @@ def test_token_level_advantages_are_logged_over_the_tokens_of_the_model(tmp_path
     trainer = make_trainer(
         tmp_path,
         trainer_options={"advantage_estimator": position, "rollout_func": rollout_with_tool},
+        log_completions=True,
         **ONE_ROLLOUT,
     )
     trainer.train()
-    # 1..k written, the tool's at k + 1, one more of the model at k + 2
+    # the model's tokens are at 1..k and k + 2, the tool's at k + 1
     want = [(sum(range(1, k + 1)) + k + 2) / (k + 1) for k in (1 + row % 3 for row in range(8))]
-    assert list(trainer._logs["advantages"]) == pytest.approx(want, rel=1e-6)
+    assert completions_table(trainer)["advantage"] == pytest.approx(want, rel=1e-6)
 
 
-def test_a_response_without_a_token_of_the_model_has_the_advantage_0(tmp_path):
-    """All that was written is a tool's: there is nothing to average over."""
+def test_a_response_without_model_tokens_has_the_advantage_0(tmp_path):
+    """A tool wrote every token, so there is nothing to average over."""
 
     def by_the_tool_alone(prompts, trainer):
         written = rollout_with_tool(prompts, trainer)
@@ -441,7 +444,8 @@ def test_a_response_without_a_token_of_the_model_has_the_advantage_0(tmp_path):
     trainer = make_trainer(
         tmp_path,
         trainer_options={"advantage_estimator": ones, "rollout_func": by_the_tool_alone},
+        log_completions=True,
         **ONE_ROLLOUT,
     )
     trainer.train()
-    assert list(trainer._logs["advantages"]) == [0.0] + [1.0] * 7
+    assert completions_table(trainer)["advantage"] == [0.0] + [1.0] * 7

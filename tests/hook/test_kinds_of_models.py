@@ -67,7 +67,7 @@ KINDS = {
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("field", FIRST)
-def test_it_trains_or_is_refused_with_the_reason(tmp_path, field, kind):
+def test_it_trains_or_is_rejected_with_the_reason(tmp_path, field, kind):
     parts = KINDS[kind]()
     options = OPTIONS | {"max_steps": 2, "num_iterations": 2, field: FIRST[field]} | parts.pop("options", {})
     if (field, kind) in REFUSED:

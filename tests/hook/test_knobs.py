@@ -2,10 +2,10 @@
 
 import pytest
 import torch
-from observe import scored_entropy
+from observe import keep_tokens, on_generate, on_outputs, scored_entropy
 from peft import LoraConfig
 from steered import KeepingE3, Ramp
-from toy import assert_resumes, logged, make_trainer, prompts
+from toy import assert_resumes, logged, make_trainer, prompts, rollout_with_tool
 
 from canon_trl import CANONConfig
 from canon_trl.controllers import E3Temperature
@@ -34,50 +34,38 @@ def nothing_seen():
     Ramp.seen.clear()
 
 
-def scores(trainer):
-    """Log-probabilities and entropies of fixed responses, of the policy and of the reference."""
-    ids = torch.tensor(trainer.processing_class(["12+34=46#", "55+13=68#"])["input_ids"])
-    found = []
-    with torch.no_grad():
-        for model in (trainer.model, trainer.ref_model):
-            if model is not None:
-                is_policy = model is trainer.model
-                found += trainer._get_per_token_logps_and_entropies(
-                    model, ids, torch.ones_like(ids), 4, compute_entropy=is_policy
-                )
-    return [tensor for tensor in found if tensor is not None]
+def scores(folder, temperature, **options):
+    """What two steps on fixed responses see of the policy and the reference; the weights do not change."""
+    options = {"trainer_options": {}, "learning_rate": 0.0, "max_steps": 2} | options
+    options["trainer_options"] = options["trainer_options"] | {"rollout_func": rollout_with_tool}
+    trainer = make_trainer(folder, temperature=temperature, **options)
+    seen = keep_tokens(trainer)
+    trainer.train()
+    names = ("log_probs", "entropies", "ref_log_probs")
+    return [[value for name in names if (value := getattr(tokens, name)) is not None] for tokens in seen]
 
 
 @pytest.mark.parametrize("setting", SETTINGS)
 def test_scores_are_those_of_a_trainer_made_at_the_temperature(setting, tmp_path):
-    """Also once a run has wrapped the policy; its learning rate is 0."""
-
-    def make(temperature):
-        torch.manual_seed(0)
-        options = {"learning_rate": 0.0, "max_steps": 1} | SETTINGS[setting]
-        trainer = make_trainer(tmp_path / str(temperature), temperature=temperature, **options)
-        knob = Temperature(trainer)
-        trainer.train()
-        return trainer, knob
-
-    (there, _), (here, knob) = make(0.7), make(1.0)
-    before = scores(here)
-    knob.value = 0.7
-    for moved, made, unmoved in zip(scores(here), scores(there), before, strict=True):
-        assert torch.equal(moved, made)
-        assert not torch.equal(moved, unmoved)
+    """Also after training has wrapped the policy."""
+    made = scores(tmp_path / "made", 0.7, **SETTINGS[setting])
+    moved = scores(tmp_path / "moved", 1.0, controller=ramp("temperature", by=-0.3), **SETTINGS[setting])
+    for before, wanted in zip(moved[0], made[0], strict=True):
+        assert not torch.equal(before, wanted)
+    for after, wanted in zip(moved[1], made[1], strict=True):
+        assert torch.equal(after, wanted)
 
 
 @pytest.mark.parametrize("name", ["model", "ref_model"])
-def test_scores_that_keep_the_temperature_elsewhere_are_refused(name, tmp_path):
+def test_a_head_without_a_known_temperature_is_rejected(name, tmp_path):
     trainer = make_trainer(tmp_path, beta=0.1)
     getattr(trainer, name).forward = lambda **inputs: None
-    told = {"model": "policy", "ref_model": "reference model"}[name]
-    with pytest.raises(RuntimeError, match=rf"the {told}, a Qwen\w+, stores the temperature 1\.0 .* cannot reach"):
+    kind = {"model": "policy", "ref_model": "reference model"}[name]
+    with pytest.raises(RuntimeError, match=rf"the {kind}, a Qwen\w+, stores the temperature 1\.0 .* cannot reach"):
         Temperature(trainer)
 
 
-def test_a_head_that_was_made_at_another_temperature_is_refused(tmp_path):
+def test_a_head_made_at_another_temperature_is_rejected(tmp_path):
     trainer = make_trainer(tmp_path)
     trainer.temperature = 0.5
     with pytest.raises(RuntimeError, match=r"keeps the temperature 0\.5 "):
@@ -94,19 +82,14 @@ def test_e3_moves_the_temperature_between_rollouts(tmp_path):
         gradient_accumulation_steps=2,
         steps_per_generation=4,
     )
-    sampled, generate = [], trainer._generate
-
-    def keep(prompts):
-        sampled.append((trainer.state.global_step, trainer.temperature, trainer.generation_config.temperature))
-        return generate(prompts)
-
-    trainer._generate = keep
+    sampled = []
+    on_generate(trainer, lambda config: sampled.append((trainer.state.global_step, config.temperature)))
     trainer.train()
     replayed = E3Temperature(trainer.model.config.vocab_size, **OPTIONS)
     moved = [replayed.update({"entropy": entropy}) for entropy, _ in KeepingE3.seen]
     assert moved == [temperature for _, temperature in KeepingE3.seen]
     temperatures = [1.0, *moved[:-1]]
-    assert sampled == [(2 * step, t, t) for step, t in enumerate(temperatures)]
+    assert sampled == [(2 * step, temperature) for step, temperature in enumerate(temperatures)]
     assert len(set(temperatures)) == 4
     steered = [entry["controller/temperature"] for entry in logged(trainer)]
     assert steered == [temperature for temperature in temperatures for _ in range(2)]
@@ -116,22 +99,20 @@ def test_e3_reads_the_entropy_of_the_rollout_at_its_temperature(tmp_path):
     """Compared with an independent pass over full logits; the weights do not change."""
     options = {"learning_rate": 0.0, "per_device_train_batch_size": 4, "steps_per_generation": 2, "num_iterations": 2}
     trainer = make_trainer(tmp_path, controller=KEEPING, max_steps=12, **options)
-    means, generate = [], trainer._generate_and_score_completions
+    means = []
 
-    def score(inputs):
-        output = generate(inputs)
+    def score(output):
         lengths = output["completion_mask"].sum(dim=1)
         means.append(float((scored_entropy(trainer, output)[0] * lengths).sum() / lengths.sum()))
-        return output
 
-    trainer._generate_and_score_completions = score
+    on_outputs(trainer, score)
     trainer.train()
     assert len(means) == 3
     assert [entropy for entropy, _ in KeepingE3.seen] == pytest.approx(means, rel=1e-5)
 
 
 def test_other_knobs_move_at_every_optimiser_step(tmp_path):
-    """On the numbers of the last step; the options that the dict holds stay as they are."""
+    """They read the numbers of the last step and leave the options in the dict unchanged."""
     controller = [ramp("epsilon_high"), ramp("entropy_shaped.alpha", by=0.4)]
     trainer = make_trainer(tmp_path, controller=controller, num_iterations=2, epsilon_high=0.2, **SHAPED)
     clips = []
@@ -147,8 +128,8 @@ def test_other_knobs_move_at_every_optimiser_step(tmp_path):
     assert TOKEN_ADVANTAGES["entropy_shaped"].options == {}
 
 
-def test_an_entropy_bonus_may_begin_at_nothing(tmp_path):
-    """At the third step the gradient is that of a run whose coefficient was 0.2 all along, from the same weights."""
+def test_an_entropy_bonus_may_start_at_0(tmp_path):
+    """From the same weights, the third step's gradient is that of a run with a constant coefficient of 0.2."""
     constant = make_trainer(tmp_path / "constant", entropy_coef=0.2, learning_rate=0.0)
     steered = make_trainer(tmp_path / "steered", controller=ramp("entropy_coef"), learning_rate=0.0)
     for trainer in (constant, steered):
@@ -170,13 +151,20 @@ def test_an_entropy_bonus_may_begin_at_nothing(tmp_path):
         {"controller": ramp("entropy_shaped.alpha"), "num_iterations": 2} | SHAPED,
         {"controller": ramp("clip_cov.ratio"), "num_iterations": 2, "policy_loss": "clip_cov"},
     ],
-    ids=["temperature", "in a rollout", "epsilon_high", "two knobs", "an option", "of the policy loss"],
+    ids=[
+        "temperature",
+        "in a rollout",
+        "epsilon_high",
+        "two knobs",
+        "an option of a token advantage",
+        "an option of the policy loss",
+    ],
 )
 def test_a_run_resumes_as_if_it_had_never_stopped(options, tmp_path):
     assert_resumes(make_trainer, tmp_path, **options)
 
 
-def test_a_second_run_begins_anew(tmp_path):
+def test_a_second_run_starts_over(tmp_path):
     trainer = make_trainer(tmp_path, controller=[E3, ramp("entropy_coef")])
     for _ in range(2):
         trainer.state.log_history.clear()
@@ -191,19 +179,14 @@ def test_evaluation_uses_the_temperature_of_the_config(tmp_path):
     options = {"eval_strategy": "steps", "eval_steps": 1, "temperature": 0.9}
     datasets = {"trainer_options": {"eval_dataset": prompts(4)}}
     trainer = make_trainer(tmp_path, controller=KEEPING, **options, **datasets)
-    sampled, generate = {True: [], False: []}, trainer._generate
-
-    def keep(prompts):
-        sampled[trainer.model.training].append((trainer.temperature, trainer.generation_config.temperature))
-        return generate(prompts)
-
-    trainer._generate = keep
+    sampled = {True: [], False: []}
+    on_generate(trainer, lambda config: sampled[trainer.model.training].append(config.temperature))
     trainer.train()
     moved = [temperature for _, temperature in KeepingE3.seen]
-    assert set(sampled[False]) == {(0.9, 0.9)}
-    assert sampled[True] == [(t, t) for t in [0.9, *moved[:-1]]]
+    assert set(sampled[False]) == {0.9}
+    assert sampled[True] == [0.9, *moved[:-1]]
     trainer.evaluate()
-    assert set(sampled[False]) == {(0.9, 0.9)}
+    assert set(sampled[False]) == {0.9}
     assert trainer.temperature == moved[-1]
 
 
@@ -227,7 +210,7 @@ class Negative(Ramp):
         (Negative, r"temperature=-1\.0 must be above 0"),
     ],
 )
-def test_what_a_controller_returns_is_checked(maker, message, tmp_path):
+def test_controller_results_are_checked(maker, message, tmp_path):
     trainer = make_trainer(tmp_path, controller=maker, num_iterations=2)
     with pytest.raises(ValueError, match=message):
         trainer.train()
@@ -248,7 +231,7 @@ def test_what_a_controller_returns_is_checked(maker, message, tmp_path):
         ('{"e3_temperature": ', "is not JSON"),
     ],
 )
-def test_controllers_that_cannot_be_are_refused_in_the_config(controller, message, tmp_path):
+def test_the_config_rejects_invalid_controllers(controller, message, tmp_path):
     with pytest.raises(ValueError, match=message):
         CANONConfig(str(tmp_path), controller=controller, bf16=False)
 
@@ -267,6 +250,6 @@ def test_controllers_that_cannot_be_are_refused_in_the_config(controller, messag
         ("entropy_shaped.alhpa", SHAPED, r"no number among the options of 'entropy_shaped' \(did you mean 'alpha'"),
     ],
 )
-def test_knobs_that_nothing_reads_are_refused(knob, options, message, tmp_path):
+def test_knobs_that_nothing_reads_are_rejected(knob, options, message, tmp_path):
     with pytest.raises(ValueError, match=rf"controller 'steered:Ramp' steers '{knob}', .*{message}"):
         make_trainer(tmp_path, controller=ramp(knob), **options)

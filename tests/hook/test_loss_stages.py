@@ -1,4 +1,4 @@
-"""Token advantages and loss terms in TRL's loss: what they see, the divisors that they get, and what is refused."""
+"""Token advantages and loss terms in TRL's loss: what they read, how they are divided, and what is rejected."""
 
 import pytest
 import torch
@@ -12,11 +12,10 @@ from toy import (
     make_trainer,
     parameters,
 )
-from trl import GRPOConfig, GRPOTrainer
+from trl import GRPOConfig
 
 from canon_trl import CANONConfig, PluggableGRPOTrainer
 from canon_trl.advantages import ESTIMATORS
-from canon_trl.hook.normaliser import aggregate
 from canon_trl.loss_terms import LOSS_TERMS
 from canon_trl.method import Method
 from canon_trl.token_advantages import TOKEN_ADVANTAGES, TokenAdvantage
@@ -36,38 +35,7 @@ def trained(*args, **options):
     return trainer
 
 
-@pytest.mark.parametrize(("micro_batches", "accumulation"), [(1, 1), (2, 2), (2, 4)])
-@pytest.mark.parametrize("loss_type", ["grpo", "bnpo", "dr_grpo", "dapo", "luspo"])
-def test_a_term_has_the_divisor_of_the_loss(tmp_path, monkeypatch, loss_type, micro_batches, accumulation):
-    """`aggregate(x)` is minus TRL's loss with advantages x on-policy, to the last bit."""
-    seen = []
-
-    class Observed(GRPOTrainer):
-        def _compute_loss(self, model, inputs):
-            values = torch.randn(inputs["completion_ids"].shape)
-            inputs = {name: part for name, part in inputs.items() if name != "old_per_token_logps"}
-            loss = super()._compute_loss(model, inputs | {"advantages": values})
-            seen.append((loss, aggregate(values, inputs["completion_mask"].bool(), self, inputs)))
-            return loss
-
-    trainer = make_trainer(
-        tmp_path,
-        trainer_class=Observed,
-        config_class=GRPOConfig,
-        loss_type=loss_type,
-        max_steps=1,
-        max_completion_length=40,  # longer than any response, so that it is not the width
-        per_device_train_batch_size=4,
-        steps_per_generation=micro_batches,
-        gradient_accumulation_steps=accumulation,
-    )
-    trainer.train()
-    assert len(seen) == accumulation
-    for loss, aggregated in seen:
-        assert aggregated == -loss != 0
-
-
-def test_an_advantage_that_changes_nothing_leaves_every_bit(tmp_path):
+def test_a_token_advantage_without_effect_changes_no_bit(tmp_path):
     plain = trained(tmp_path / "plain")
     shaped = trained(tmp_path / "shaped", [TOKEN_ADVANTAGES["entropy_shaped"].with_options({"alpha": 0.0}, where="")])
     assert_same_parameters(parameters(shaped), parameters(plain))
@@ -77,7 +45,7 @@ def test_an_advantage_that_changes_nothing_leaves_every_bit(tmp_path):
     assert logged(changed)[0]["grad_norm"] != logged(plain)[0]["grad_norm"]
 
 
-def test_shapes_weights_and_masks_act_one_after_the_other(tmp_path):
+def test_shapes_weights_and_masks_apply_in_order(tmp_path):
     shape = TokenAdvantage("plus_one", lambda advantages: advantages + 1.0)
     weight = TokenAdvantage("doubled", lambda mask: torch.full(mask.shape, 2.0), kind="weight")
     mask = TokenAdvantage(
@@ -115,7 +83,7 @@ def test_a_method_sees_the_rollout_and_the_pass_of_its_micro_batch(tmp_path):
     assert not torch.allclose(tokens[1].log_probs[tokens[1].mask], tokens[1].old_log_probs[tokens[1].mask])
 
 
-def test_a_term_of_one_number_is_divided_by_the_accumulation(tmp_path):
+def test_a_scalar_term_is_divided_by_the_accumulation_steps(tmp_path):
     """TRL's entropy bonus as a term: a mean per micro-batch."""
 
     def bonus(entropies, mask):
@@ -130,8 +98,8 @@ def test_a_term_of_one_number_is_divided_by_the_accumulation(tmp_path):
     assert entry["loss_term/bonus"] < 0
 
 
-def test_a_term_per_token_is_aggregated_as_the_loss(tmp_path):
-    """Minus half the advantage times the ratio, as a term, is an advantage that is half as large again."""
+def test_a_per_token_term_is_aggregated_like_the_loss(tmp_path):
+    """A term of minus half the advantage times the ratio equals an advantage 1.5 times as large."""
 
     def half(advantages, log_probs):
         return -0.5 * advantages * (log_probs - log_probs.detach()).exp()
@@ -145,7 +113,7 @@ def test_a_term_per_token_is_aggregated_as_the_loss(tmp_path):
     )
 
 
-def test_terms_read_what_was_measured_of_the_last_step(tmp_path):
+def test_terms_read_the_numbers_of_the_last_step(tmp_path):
     measured = []
 
     def watch(measured_now, entropies):
@@ -160,7 +128,7 @@ def test_terms_read_what_was_measured_of_the_last_step(tmp_path):
         assert seen["entropy"] == pytest.approx(before["entropy"], rel=1e-5)
 
 
-def test_evaluation_is_that_of_trl(tmp_path):
+def test_evaluation_reports_trls_loss(tmp_path):
     trainer = make(tmp_path, [TOKEN_ADVANTAGES["entropy_shaped"]], [LOSS_TERMS["ter"]])
     trainer.eval_dataset = trainer.train_dataset.select(range(8))
     torch.manual_seed(0)
@@ -182,12 +150,12 @@ def test_evaluation_is_that_of_trl(tmp_path):
         ),
     ],
 )
-def test_what_does_not_go_together_is_refused(tmp_path, stages, options, message):
+def test_incompatible_stages_are_rejected(tmp_path, stages, options, message):
     with pytest.raises(ValueError, match=message):
         make(tmp_path, **stages, **options)
 
 
-def test_what_a_method_returns_is_checked(tmp_path):
+def test_method_results_are_checked(tmp_path):
     with pytest.raises(ValueError, match=r"short returned \(8,\); it must return a tensor of shape \(8, "):
         trained(tmp_path, [Method("short", lambda rewards: rewards)])
 
@@ -222,7 +190,7 @@ def test_whole_groups_lie_in_one_micro_batch_in_sampling_order(tmp_path):
 
 
 @pytest.mark.parametrize("options", [{"advantage_estimator": "opo"}, {"canon_mu": 0.5}], ids=str)
-def test_an_estimator_that_a_loss_would_ignore_is_refused(tmp_path, options):
+def test_an_estimator_that_the_loss_ignores_is_rejected(tmp_path, options):
     with pytest.raises(ValueError, match="would be ignored: policy_loss='disco' reads no advantages"):
         CANONConfig(str(tmp_path), policy_loss="disco", **OPTIONS, **options)
 
@@ -233,7 +201,7 @@ def test_disco_trains_and_resumes(tmp_path):
     assert all(entry["grad_norm"] > 0 for entry in logged(trainers[0]))
 
 
-def test_a_loss_of_ones_own_takes_the_place_of_trls(tmp_path):
+def test_a_users_own_loss_replaces_trls(tmp_path):
     """TRL's dr_grpo loss as a function gives TRL's gradient."""
 
     def dr_grpo(log_probs, old_log_probs, advantages, mask):

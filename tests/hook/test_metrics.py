@@ -1,4 +1,4 @@
-"""Metrics of responses: recorded while generating or scored by a pass, of tokens that the model wrote."""
+"""Metrics of responses: recorded while generating or scored by a pass, over the tokens that the model wrote."""
 
 import math
 
@@ -25,38 +25,67 @@ def reading_estimator(rollout):
     return dr_grpo_advantage(rollout.rewards)
 
 
-@pytest.mark.parametrize("temperature", [1.0, 0.7])
-@pytest.mark.parametrize(
-    ("options", "passes"),
-    [
-        pytest.param({"entropy_source": "generation"}, 0, id="recorded while generating"),
-        pytest.param({"entropy_source": "forward"}, 1, id="a pass of its own"),
-        pytest.param({"num_iterations": 2}, 1, id="TRL's own pass"),
-    ],
-)
-def test_entropy_and_surprisal_agree_with_a_scoring_pass(tmp_path, options, passes, temperature):
-    trainer = make_trainer(
-        tmp_path,
-        trainer_options={"advantage_estimator": reading_estimator},
-        temperature=temperature,
-        top_k=5,
-        **ONE_ROLLOUT,
-        **options,
-    )
-    rollouts = keep_rollouts(trainer)
-    outputs = keep_outputs(trainer)
-    calls = count_forwards(trainer)
+SOURCES = [
+    pytest.param({"entropy_source": "generation"}, 0, id="recorded while generating"),
+    pytest.param({"entropy_source": "forward"}, 1, id="a separate pass"),
+    pytest.param({"num_iterations": 2}, 1, id="TRL's own pass"),
+]
+
+
+def rollout_of(trainer):
+    """Train, and return the first rollout, what TRL makes of it, and the passes that it costs."""
+    rollouts, outputs, calls = keep_rollouts(trainer), keep_outputs(trainer), count_forwards(trainer)
     trainer.train()
-    entropy, surprisal = scored_entropy(trainer, outputs[0])
-    metrics = rollouts[0].metrics
-    torch.testing.assert_close(metrics["entropy"].flatten(), entropy, atol=2e-5, rtol=0)
-    torch.testing.assert_close(metrics["surprisal"].flatten(), surprisal, atol=2e-5, rtol=0)
-    assert torch.equal(metrics["length"].flatten(), outputs[0]["completion_mask"].sum(1).float())
+    return rollouts[0], outputs[0], calls
+
+
+@pytest.fixture(scope="module")
+def one_rollout(tmp_path_factory):
+    """A trainer and its one rollout of sampled responses, trained once for each set of options."""
+    made = {}
+
+    def train(**options):
+        key = str(sorted(options.items()))
+        if key not in made:
+            options = {"top_k": 5, "max_completion_length": 8, "mask_truncated_completions": False} | options
+            given = {"advantage_estimator": reading_estimator}
+            trainer = make_trainer(tmp_path_factory.mktemp("run"), trainer_options=given, **ONE_ROLLOUT, **options)
+            made[key] = trainer, *rollout_of(trainer)
+        return made[key]
+
+    return train
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+@pytest.mark.parametrize(("options", "passes"), SOURCES)
+def test_entropy_and_surprisal_agree_with_a_scoring_pass(one_rollout, options, passes, temperature):
+    trainer, rollout, output, calls = one_rollout(temperature=temperature, **options)
+    entropy, surprisal = scored_entropy(trainer, output)
+    torch.testing.assert_close(rollout.metrics["entropy"].flatten(), entropy, atol=2e-5, rtol=0)
+    torch.testing.assert_close(rollout.metrics["surprisal"].flatten(), surprisal, atol=2e-5, rtol=0)
+    assert torch.equal(rollout.metrics["length"].flatten(), output["completion_mask"].sum(1).float())
     assert calls == {"without_grad": passes, "with_grad": 1}
 
 
-def test_a_token_that_the_model_rules_out_has_no_part_in_the_entropy(tmp_path):
-    """Some models set logits to minus infinity, and 0 times minus infinity is no number."""
+@pytest.mark.parametrize(("options", "passes"), SOURCES)
+def test_masked_truncated_completions_keep_their_length_and_entropy(one_rollout, options, passes):
+    """Masking them from the loss changes neither the metrics nor the advantages of any response."""
+    _, plain, plain_output, _ = one_rollout(temperature=1.0, **options)
+    trainer, masked, masked_output, _ = one_rollout(temperature=1.0, mask_truncated_completions=True, **options)
+    truncated = masked_output["completion_mask"].sum(1) == 0
+    assert 0 < truncated.sum() < len(truncated), "the case needs both kinds"
+    assert torch.equal(masked.lengths, plain.lengths)
+    assert (masked.lengths.flatten()[truncated] == 8).all()
+    for name in ("entropy", "surprisal", "length"):
+        torch.testing.assert_close(masked.metrics[name], plain.metrics[name], atol=2e-5, rtol=0)
+    assert torch.equal(masked_output["advantages"], plain_output["advantages"])
+    if "old_per_token_logps" in masked_output:  # TRL's own tensor is unchanged
+        assert (masked_output["old_per_token_logps"][truncated] == 0).all()
+        assert math.isfinite(logged(trainer)[0]["loss"])
+
+
+def test_a_token_with_probability_0_adds_nothing_to_the_entropy(tmp_path):
+    """Some models set logits to minus infinity, and 0 times minus infinity is NaN."""
     trainer = make_trainer(tmp_path, entropy_source="generation", **ONE_ROLLOUT)
 
     def rule_out(module, args, output):
@@ -82,7 +111,7 @@ def test_a_token_that_the_model_rules_out_has_no_part_in_the_entropy(tmp_path):
     torch.testing.assert_close(rollouts[0].metrics["entropy"].flatten(), want, atol=2e-5, rtol=0)
 
 
-def test_no_metric_no_cost(tmp_path):
+def test_no_metric_costs_nothing(tmp_path):
     trainer = make_trainer(tmp_path, advantage_estimator="dr_grpo", **ONE_ROLLOUT)
     rollouts = keep_rollouts(trainer)
     calls = count_forwards(trainer)
@@ -91,38 +120,8 @@ def test_no_metric_no_cost(tmp_path):
     assert calls == {"without_grad": 0, "with_grad": 1}
 
 
-@pytest.mark.parametrize("options", [{}, {"num_iterations": 2}, {"entropy_source": "forward"}], ids=str)
-def test_masked_truncated_completions_keep_their_length_and_entropy(tmp_path, options):
-    """Masking them from the loss changes neither the metrics nor the advantages of anybody."""
-    kept = {}
-    for masked in (False, True):
-        trainer = make_trainer(
-            tmp_path,
-            trainer_options={"advantage_estimator": reading_estimator},
-            mask_truncated_completions=masked,
-            max_completion_length=8,
-            **ONE_ROLLOUT,
-            **options,
-        )
-        rollouts = keep_rollouts(trainer)
-        outputs = keep_outputs(trainer)
-        trainer.train()
-        kept[masked] = rollouts[0], outputs[0]
-    (plain, plain_output), (masked, masked_output) = kept[False], kept[True]
-    truncated = masked_output["completion_mask"].sum(1) == 0
-    assert 0 < truncated.sum() < len(truncated), "the case needs both kinds"
-    assert torch.equal(masked.lengths, plain.lengths)
-    assert (masked.lengths.flatten()[truncated] == 8).all()
-    for name in ("entropy", "surprisal", "length"):
-        torch.testing.assert_close(masked.metrics[name], plain.metrics[name], atol=2e-5, rtol=0)
-    assert torch.equal(masked_output["advantages"], plain_output["advantages"])
-    if "old_per_token_logps" in masked_output:  # TRL's own tensor stays as TRL makes it
-        assert (masked_output["old_per_token_logps"][truncated] == 0).all()
-        assert math.isfinite(logged(trainer)[0]["loss"])
-
-
 def digits(completions, **kwargs):
-    """A metric of one's own: how many digits the response has."""
+    """A user's metric: how many digits the response has."""
     return [sum(character.isdigit() for character in text) for text in completions]
 
 
@@ -132,7 +131,7 @@ def longest_doubt(entropies, mask):
 
 @pytest.mark.parametrize("metric", [digits, longest_doubt])
 @pytest.mark.parametrize("by_path", [False, True])
-def test_own_metric(tmp_path, metric, by_path):
+def test_a_users_own_metric(tmp_path, metric, by_path):
     trainer_options, options = {"canon_metric": metric}, {}
     if by_path:
         trainer_options, options = {}, {"canon_metric": f"{__name__}:{metric.__name__}"}
@@ -154,6 +153,16 @@ def without_log_probs(prompts, trainer):
     }
 
 
+@pytest.fixture(scope="module")
+def scored_surprisal(tmp_path_factory):
+    """The surprisal of responses for which the sampler gives no log-probabilities."""
+    options = {"advantage_estimator": reading_estimator, "rollout_func": without_log_probs}
+    trainer = make_trainer(tmp_path_factory.mktemp("scored"), trainer_options=options, **ONE_ROLLOUT)
+    surprisal = rollout_of(trainer)[0].metrics["surprisal"]
+    assert 0 < surprisal.min() and surprisal.frac().all()
+    return surprisal
+
+
 @pytest.mark.parametrize(
     "options",
     [
@@ -165,43 +174,29 @@ def without_log_probs(prompts, trainer):
     ],
     ids=str,
 )
-def test_log_probabilities_mean_one_thing_whoever_samples(tmp_path, options):
-    """A sampler that gives its own ones, as vLLM does, gives others than the policy's where it cuts tokens off."""
+def test_log_probabilities_are_the_policys_whoever_samples(tmp_path, scored_surprisal, options):
+    """Those that a sampler reports, as vLLM does, differ from the policy's where it cuts tokens off."""
     trainer = make_trainer(
         tmp_path,
         trainer_options={"advantage_estimator": reading_estimator, "rollout_func": rollout_with_tool},
         **options,
         **ONE_ROLLOUT,
     )
-    rollouts = keep_rollouts(trainer)
-    trainer.train()
-    again = make_trainer(
-        tmp_path,
-        trainer_options={"advantage_estimator": reading_estimator, "rollout_func": without_log_probs},
-        **ONE_ROLLOUT,
-    )
-    scored = keep_rollouts(again)
-    again.train()
-    assert torch.equal(rollouts[0].metrics["surprisal"], scored[0].metrics["surprisal"])
-    assert 0 < scored[0].metrics["surprisal"].min() and scored[0].metrics["surprisal"].frac().all()
+    rollout, *_ = rollout_of(trainer)
+    assert torch.equal(rollout.metrics["surprisal"], scored_surprisal)
 
 
-def test_surprisal_is_the_policys_where_tokens_are_cut_off(tmp_path):
-    """Of the likeliest token of each step: the sampler is certain of it, the policy is not."""
-    trainer = make_trainer(
-        tmp_path, trainer_options={"advantage_estimator": reading_estimator}, top_k=1, **ONE_ROLLOUT
-    )
-    rollouts = keep_rollouts(trainer)
-    outputs = keep_outputs(trainer)
-    trainer.train()
-    entropy, surprisal = scored_entropy(trainer, outputs[0])
+def test_surprisal_is_the_policys_where_tokens_are_cut_off(one_rollout):
+    """The sampler is certain of the likeliest token of each step; the policy is not."""
+    trainer, rollout, output, _ = one_rollout(top_k=1)
+    entropy, surprisal = scored_entropy(trainer, output)
     assert surprisal.min() > 0.01
-    torch.testing.assert_close(rollouts[0].metrics["surprisal"].flatten(), surprisal, atol=2e-5, rtol=0)
-    torch.testing.assert_close(rollouts[0].metrics["entropy"].flatten(), entropy, atol=2e-5, rtol=0)
+    torch.testing.assert_close(rollout.metrics["surprisal"].flatten(), surprisal, atol=2e-5, rtol=0)
+    torch.testing.assert_close(rollout.metrics["entropy"].flatten(), entropy, atol=2e-5, rtol=0)
 
 
 def test_the_models_own_settings_do_not_reach_the_sampler(tmp_path):
-    """Those of its generation_config.json, of which generate takes what TRL leaves open."""
+    """`generate` would take from its generation_config.json what TRL leaves open."""
     texts = []
     for own in ({}, {"min_p": 0.99, "temperature": 0.1, "top_k": 1, "top_p": 0.1, "repetition_penalty": 9.0}):
         model = base_model()
@@ -220,7 +215,7 @@ def test_tool_tokens_count_in_no_metric(tmp_path, masked):
     trainer = make_trainer(
         tmp_path,
         trainer_options={"advantage_estimator": reading_estimator, "rollout_func": rollout_with_tool},
-        mask_truncated_completions=masked,  # none of them ends with an end-of-sequence token
+        mask_truncated_completions=masked,  # no response ends with an end-of-sequence token
         **ONE_ROLLOUT,
     )
     rollouts = keep_rollouts(trainer)
@@ -244,7 +239,7 @@ def test_tool_tokens_count_in_no_metric(tmp_path, masked):
     torch.testing.assert_close(rollouts[0].metrics["entropy"].flatten(), want, atol=2e-5, rtol=0)
 
 
-def test_reference_model_pass_is_not_taken_for_the_policy(tmp_path):
+def test_the_reference_models_pass_is_not_mistaken_for_the_policys(tmp_path):
     trainer = make_trainer(
         tmp_path,
         trainer_options={"advantage_estimator": reading_estimator},
@@ -263,8 +258,8 @@ def test_reference_model_pass_is_not_taken_for_the_policy(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["random", "accuracy"])
-def test_a_metric_of_ones_own_may_have_any_name(tmp_path, name):
-    """Also that of the random metric, and that of what is checked beside the metrics."""
+def test_a_users_own_metric_may_have_any_name(tmp_path, name):
+    """Even the name of the random metric, or of the accuracy that is checked together with the metrics."""
 
     def metric(completion_ids):
         return [float(len(ids)) for ids in completion_ids]
@@ -278,7 +273,7 @@ def test_a_metric_of_ones_own_may_have_any_name(tmp_path, name):
     assert torch.equal(rollouts[0].metrics[name], rollouts[0].lengths.float())
 
 
-def test_alpha_tilts_the_longer_half_for_length_by_any_name(tmp_path):
+def test_alpha_weighs_the_longer_half_under_any_name_of_length(tmp_path):
     for options, trainer_options in [
         ({"canon_metric": "length"}, {}),
         ({"canon_metric": "canon_trl.metrics:length"}, {}),
@@ -295,35 +290,31 @@ def test_alpha_tilts_the_longer_half_for_length_by_any_name(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "options",
+    ("options", "passes"),
     [
-        {"generation_kwargs": {"guidance_scale": 1.5}},
-        {"generation_kwargs": {"num_beams": 2}},
-        {"cache_implementation": "static"},
+        ({"generation_kwargs": {"num_beams": 1}}, 0),
+        ({"generation_kwargs": {"num_beams": 2}}, 1),
+        ({"generation_kwargs": {"guidance_scale": 1.5}}, 1),
+        ({"cache_implementation": "static"}, 1),
     ],
     ids=str,
 )
-def test_entropy_is_scored_where_it_cannot_be_recorded(tmp_path, options):
+def test_entropy_is_scored_where_it_cannot_be_recorded(tmp_path, options, passes):
     trainer = make_trainer(tmp_path, **options, **ONE_ROLLOUT)
-    assert not trainer._records_generation
+    assert rollout_of(trainer)[2] == {"without_grad": passes, "with_grad": 1}
 
 
-def test_one_beam_is_recorded(tmp_path):
-    trainer = make_trainer(tmp_path, generation_kwargs={"num_beams": 1}, **ONE_ROLLOUT)
-    calls = count_forwards(trainer)
-    trainer.train()
-    assert calls == {"without_grad": 0, "with_grad": 1}
-
-
-def test_what_was_recorded_must_be_what_was_written(tmp_path):
+def test_recorded_tokens_must_match_the_completions(tmp_path):
     """A rewritten completion has other tokens than the logits were sampled for."""
     trainer = make_trainer(tmp_path, **ONE_ROLLOUT)
-    generate = trainer._generate_single_turn
+    generate = trainer.model.generate
 
-    def rewritten(*args):
-        completion_ids, log_probs = generate(*args)
-        return [ids[::-1] for ids in completion_ids], log_probs
+    def rewritten(input_ids, **kwargs):
+        written = generate(input_ids=input_ids, **kwargs)
+        first = input_ids.shape[1]
+        written[:, first] = written[:, first].roll(1)
+        return written
 
-    trainer._generate_single_turn = rewritten
+    trainer.model.generate = rewritten
     with pytest.raises(RuntimeError, match="cannot be attributed; set entropy_source='forward'"):
         trainer.train()

@@ -1,4 +1,4 @@
-"""The model card: papers, options in force, files and results."""
+"""The model card: papers, options in effect, files and results."""
 
 import re
 from pathlib import Path
@@ -8,7 +8,6 @@ import yaml
 from huggingface_hub import ModelCard
 from peft import LoraConfig
 from toy import TASK, make_trainer, prompts
-from trl import GRPOTrainer, RLOOTrainer
 
 from canon_trl import AStarPOConfig, AStarPOTrainer
 from canon_trl.advantages import ESTIMATORS
@@ -41,8 +40,8 @@ def test_every_estimators_card_cites_its_own_paper(tmp_path, name):
     assert "curves.png" not in card.text, "nothing was trained"
 
 
-def test_the_card_has_the_options_in_force(tmp_path):
-    """Defaults of the estimator beside what was given, and what replaces the options of the configuration."""
+def test_the_card_lists_the_options_in_effect(tmp_path):
+    """It lists given and default options of the estimator, and those that replace options of the config."""
 
     def texts(**options):
         trainer = make_trainer(tmp_path, **options)
@@ -56,7 +55,7 @@ def test_the_card_has_the_options_in_force(tmp_path):
 
     text = texts(canon_mu_schedule="cosine_intra_to_inter", canon_cosine_cycles=2, canon_alpha=0.5)
     assert "| `canon_cosine_cycles` | `2` |" in text and "`canon_mu`" not in text
-    assert "`canon_cosine_low`" not in text, "the schedule's own default"
+    assert "`canon_cosine_low`" not in text, "the schedule's default"
 
     def second_thoughts(completions, **kwargs):
         return [float(text.count("=")) for text in completions]
@@ -69,7 +68,7 @@ def test_the_card_has_the_options_in_force(tmp_path):
     assert '| `dynamic_sampling` | `{"max_rounds": 10,' in text and dynamic_sampling.PAPER.citation in text
 
 
-def test_the_card_of_a_mix_cites_all_of_its_estimators(tmp_path):
+def test_the_card_of_a_mix_cites_all_its_estimators(tmp_path):
     trainer = make_trainer(tmp_path, advantage_estimator={"mix": {"canon": 0.5, "opo": 0.25}})
     trainer.create_model_card()
     text = (tmp_path / "README.md").read_text()
@@ -92,7 +91,7 @@ def test_a_star_po_is_cited_with_its_options(tmp_path):
     assert "[me/values](https://huggingface.co/datasets/me/values), 8 prompts" in card.text
 
 
-def test_files_are_named_without_the_way_to_them(tmp_path):
+def test_files_are_named_without_their_folders(tmp_path):
     path = tmp_path / "problems.jsonl"
     path.write_text("")
     trainer = make_trainer(tmp_path / "run", trainer_options={"peft_config": LoraConfig(target_modules="all-linear")})
@@ -103,7 +102,7 @@ def test_files_are_named_without_the_way_to_them(tmp_path):
     assert str(tmp_path) not in card.content and str(TASK.model_path.parent) not in card.content
 
 
-def test_results_are_the_last_of_each_kind():
+def test_the_card_reports_the_last_result_of_each_kind():
     history = [
         {"step": 1, "eval_rewards/r/mean": 0.1, "eval_a_loss": 0.0},
         {"step": 1, "eval_rewards/r/mean": 0.2, "eval_b_loss": 0.0},
@@ -112,7 +111,7 @@ def test_results_are_the_last_of_each_kind():
         {"step": 2, "eval_rewards/r/mean": None, "eval_b_loss": 0.0},
         {"step": 3, "evaluation/avg@8": 0.5, "evaluation/length": 7.0},
         {"step": 3, "rewards/r/mean": 0.9},
-        {"step": 4, "eval_rewards/r/mean": float("nan"), "eval_a_loss": 0.0},  # nothing was scored
+        {"step": 4, "eval_rewards/r/mean": float("nan"), "eval_a_loss": 0.0},  # no response was scored
         {"step": 5, "eval_rewards/r/mean": None, "eval_b_loss": 0.0},
     ]
     found = logged_results(history, "r", {"a": None, "b": None})
@@ -124,7 +123,7 @@ def test_results_are_the_last_of_each_kind():
     ]
 
 
-def test_nothing_of_the_machine_is_an_option(tmp_path):
+def test_no_option_reveals_the_machine_or_a_token(tmp_path):
     options = {"vllm_server_host": "10.0.0.1", "model_init_kwargs": {"token": "hf_secret"}, "hub_token": "hf_secret"}
     trainer = make_trainer(tmp_path, top_p=0.9)
     for name, value in options.items():
@@ -140,17 +139,7 @@ def test_every_method_has_a_paper():
     assert POLICY_LOSSES["clip_cov"].paper == POLICY_LOSSES["kl_cov"].paper == covariance.PAPER
 
 
-@pytest.mark.parametrize(("name", "trainer"), [("grpo", GRPOTrainer), ("rloo", RLOOTrainer)])
-def test_papers_that_trl_cites_as_well_are_cited_alike(name, trainer):
-    paper, theirs = ESTIMATORS[name].paper, trainer._paper
-    assert (paper.title, paper.id) == (theirs["title"], theirs["id"])
-    (authors,) = re.findall(r"author\s*= {(.*)},\n", theirs["citation"])
-    ours = paper.authors.replace("\\", "").split(" and ")  # TRL's string has lost the backslashes
-    assert [author for author in ours if author in authors] == authors.split(" and ")  # it leaves two of GRPO's out
-    assert f"@{{{paper.key}," in re.sub(r"@\w+", "@", theirs["citation"])
-
-
-def test_the_citations_have_the_facts_of_the_citation_file():
+def test_citations_agree_with_the_citation_file():
     given = yaml.safe_load((ROOT / "CITATION.cff").read_text())
     for fact in (given["title"], given["authors"][0]["name"], given["version"], given["license"]):
         assert f"{{{fact}}}" in package_citation()

@@ -1,10 +1,10 @@
-"""Weights, log-probabilities and gradients that are not finite: stopped with the step and the tensor."""
+"""Weights, log-probabilities or gradients that are not finite stop training; the error names step and tensor."""
 
 import re
 
 import pytest
 import torch
-from observe import on_outputs
+from observe import on_generate, on_outputs
 from toy import assert_same_parameters, logged, make_trainer, parameters
 from transformers import TrainerCallback
 from trl import GRPOConfig
@@ -12,11 +12,11 @@ from trl import GRPOConfig
 from canon_trl import PluggableGRPOTrainer
 from canon_trl.advantages import dr_grpo_advantage
 
-STEP = 1  # optimiser steps that go well
+STEP = 1  # optimiser steps before the fault
 
 
 class At(TrainerCallback):
-    """Does something to the trainer's model at the beginning of a step."""
+    """Applies an action to the trainer's model at the beginning of a step."""
 
     def __init__(self, action):
         self.action = action
@@ -37,20 +37,20 @@ def run_with(tmp_path, action, **options):
     return trainer
 
 
-def test_a_weight_before_a_rollout(tmp_path):
+def test_a_bad_weight_is_found_before_a_rollout(tmp_path):
     trainer = run_with(tmp_path, spoil_a_weight)
-    sampled, generate = [], trainer._generate
-    trainer._generate = lambda prompts: sampled.append(len(prompts)) or generate(prompts)
+    samplings = []
+    on_generate(trainer, samplings.append)
     message = (
         "optimiser step 1: the rollout is not sampled. Not finite: parameter model.layers.1.mlp.up_proj.weight "
         "(1 of 49152 numbers) on rank 0"
     )
     with pytest.raises(FloatingPointError, match=re.escape(message)):
         trainer.train()
-    assert sampled == [8]  # of the first rollout
+    assert len(samplings) == 1  # that of the first rollout
 
 
-def test_a_weight_in_the_loss(tmp_path):
+def test_a_bad_weight_is_found_in_the_loss(tmp_path):
     """A second update on the same rollout, which is not sampled again."""
     trainer = run_with(tmp_path, spoil_a_weight, num_iterations=2)
     message = (
@@ -67,7 +67,7 @@ def test_a_weight_in_the_loss(tmp_path):
         ("ref_per_token_logps", "the reference model's log-probabilities (8 of 96 numbers)"),
     ],
 )
-def test_log_probabilities(tmp_path, name, said):
+def test_bad_log_probabilities_of_a_rollout(tmp_path, name, said):
     trainer = make_trainer(tmp_path, num_iterations=2, beta=0.1)
     on_outputs(trainer, lambda output: output[name][:, 0].fill_(torch.nan))
     before = parameters(trainer)
@@ -77,16 +77,16 @@ def test_log_probabilities(tmp_path, name, said):
     assert_same_parameters(parameters(trainer), before)
 
 
-def test_log_probabilities_of_the_policy(tmp_path):
+def test_bad_log_probabilities_of_the_policy(tmp_path):
     trainer = make_trainer(tmp_path)
-    trainer.model.model.norm.register_forward_hook(  # of the loss, not of sampling
+    trainer.model.model.norm.register_forward_hook(  # in the loss, not in sampling
         lambda module, args, output: output * torch.nan if torch.is_grad_enabled() else output
     )
     with pytest.raises(FloatingPointError, match="Not finite: the policy's log-probabilities"):
         trainer.train()
 
 
-def test_gradients_before_they_change_a_weight(tmp_path):
+def test_bad_gradients_are_found_before_they_change_a_weight(tmp_path):
     trainer = make_trainer(tmp_path, max_grad_norm=0.0)
     weight = trainer.model.get_submodule("model.layers.0.mlp.down_proj").weight
     weight.register_hook(lambda gradient: gradient.index_fill(0, torch.tensor([2]), torch.inf))
@@ -110,8 +110,8 @@ def with_loss(folder, loss_function, **options):
 
 
 @pytest.mark.parametrize("value", [torch.inf, -torch.inf, torch.nan])
-def test_a_loss_of_ones_own(tmp_path, value):
-    """Its gradient may be finite: the step would be taken, and the log would say 0."""
+def test_a_users_own_loss_that_is_not_finite(tmp_path, value):
+    """Its gradient may be finite, so that the optimiser would step and the log would show 0."""
 
     def loss(log_probs, ref_log_probs, advantages, mask):
         return log_probs.masked_fill(~mask, 0.0).mean() + value
@@ -123,8 +123,8 @@ def test_a_loss_of_ones_own(tmp_path, value):
     assert_same_parameters(parameters(trainer), before)
 
 
-def test_a_loss_of_ones_own_is_logged(tmp_path):
-    """And TRL's, which is not differentiated, stops nothing: here its ratios to a rollout's log-probabilities."""
+def test_a_users_own_loss_is_logged(tmp_path):
+    """TRL's loss, which is not differentiated, may be infinite, as its ratios to the rollout are here."""
 
     def loss(log_probs, ref_log_probs, advantages, mask):
         return 0 * log_probs.masked_fill(~mask, 0.0).sum() + 3.5

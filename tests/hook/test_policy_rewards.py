@@ -1,12 +1,11 @@
-"""Rewards from the policy itself: what they read, what they add to, and what becomes of them."""
+"""Rewards from the policy itself: what they read, what they add to, and how they are logged and resumed."""
 
 import logging
 import math
 
-import pandas
 import pytest
 import torch
-from observe import count_forwards, keep_outputs, keep_rollouts, scored_entropy
+from observe import completions_table, count_forwards, keep_outputs, keep_rollouts, on_outputs, scored_entropy
 from peft import LoraConfig
 from toy import (
     ONE_ROLLOUT,
@@ -37,19 +36,17 @@ WHERE_FROM = {
 
 
 def train(folder, trainer_options=None, **options):
-    """A trained trainer with its rollouts, and the entropies of their responses by a pass of the test's own."""
+    """A trained trainer, its rollouts, the entropies of their responses by an independent pass, and the advantages."""
     trainer = make_trainer(folder, trainer_options=trainer_options, **(RENT | {"max_steps": 1} | options))
-    rollouts, advantages = keep_rollouts(trainer), []
+    rollouts, advantages, entropies = keep_rollouts(trainer), [], []
     trainer.on_rollout(lambda rollout, used: advantages.append(used))
-    generate, entropies = trainer._generate_and_score_completions, []
 
-    def keep(inputs):
-        output, training = generate(inputs), trainer.model.training
+    def score(output):
+        training = trainer.model.training
         entropies.append(scored_entropy(trainer, output)[0])
         trainer.model.train(training)
-        return output
 
-    trainer._generate_and_score_completions = keep
+    on_outputs(trainer, score)
     trainer.train()
     return trainer, rollouts, entropies, advantages
 
@@ -62,11 +59,11 @@ def train(folder, trainer_options=None, **options):
         *(("bf16", "recorded"), ("bf16", "a pass on request"), ("checkpointing", "a pass on request")),
     ],
 )
-def test_it_joins_the_reward_with_its_weight(tmp_path, kind, where):
+def test_it_adds_to_the_reward_with_its_weight(tmp_path, kind, where):
     options, tolerance = dict(WHERE_FROM[where]), 2e-5
     more = {"peft_config": LoraConfig(r=2, target_modules="all-linear")} if kind == "lora" else {}
     if kind == "lora":
-        options |= {"beta": 0.1}  # the reference is scored by the same module, its adapters off
+        options |= {"beta": 0.1}  # the same module scores the reference, with its adapters off
     elif kind == "bf16":
         options, tolerance = options | {"bf16": True}, 2e-2
     elif kind == "checkpointing":
@@ -85,25 +82,25 @@ def test_it_joins_the_reward_with_its_weight(tmp_path, kind, where):
     assert entry["rewards/accuracy/mean"] == pytest.approx(correct.mean().item())
     assert entry["reward"] == pytest.approx(rollout.rewards.mean().item(), rel=1e-5)
     assert entry["rewards/rent/constant_rollouts"] == 0.0
-    table = pandas.read_parquet(tmp_path / "completions" / "completions_00001.parquet")
-    assert table["rent"].tolist() == certainty.flatten().tolist()
-    assert table["metric/entropy"].tolist() == pytest.approx((-certainty).flatten().tolist(), rel=1e-5)
+    table = completions_table(trainer)
+    assert table["rent"] == certainty.flatten().tolist()
+    assert table["metric/entropy"] == pytest.approx((-certainty).flatten().tolist(), rel=1e-5)
 
 
 @pytest.mark.parametrize(("where", "passes"), [("recorded", 0), ("a pass of TRL's", 1), ("a pass on request", 1)])
-def test_what_it_costs(tmp_path, where, passes):
+def test_passes_over_the_model(tmp_path, where, passes):
     trainer = make_trainer(tmp_path, **(RENT | ONE_ROLLOUT | WHERE_FROM[where]))
     calls, outputs = count_forwards(trainer), keep_outputs(trainer)
     iterations = trainer.num_iterations
     trainer.train()
     assert calls == {"with_grad": 1, "without_grad": passes}
     assert trainer.num_iterations == iterations
-    # A pass on request leaves TRL's loss as it is.
+    # A pass on request does not change TRL's loss.
     assert ("old_per_token_logps" in outputs[0]) == (where == "a pass of TRL's")
 
 
 def test_a_pass_on_request_changes_no_parameter(tmp_path):
-    """Where its numbers weigh nothing, also with the ratios of several micro-batches."""
+    """With weight 0 its numbers have no effect, even with ratios over several micro-batches."""
     options = {"policy_reward": {"rent": {"weight": 0.0}}, "gradient_accumulation_steps": 2, "max_steps": 2}
     trained = [
         parameters(train(tmp_path / source, **(options | {"entropy_source": source}))[0])
@@ -132,7 +129,7 @@ def test_without_a_reward_function(tmp_path):
     card = (tmp_path / "README.md").read_text()
     assert "[rent](https://huggingface.co/papers/2505.22660)" in card and "prabhudesai2025maximizing" in card
     assert '| `rent` | `{"weight": 1.0, "empty": -7.0}` |' in card
-    assert "type: accuracy" not in card, "certainty is none"
+    assert "type: accuracy" not in card, "certainty is not an accuracy"
     evaluated = trainer.state.log_history[-1]
     assert evaluated["eval_rewards/rent/mean"] == pytest.approx(-torch.cat(entropies[2:]).mean().item(), rel=1e-5)
     assert not any(name.startswith("eval_policy_reward") for name in evaluated)
@@ -148,31 +145,31 @@ def test_labels_of_weight_0_change_nothing(tmp_path):
 
 
 def brevity(log_probs, mask, prompts, completions, answer, *, base=1.0):
-    """A policy reward of a user's own, of everything that one can read."""
+    """A user's policy reward that reads everything available."""
     assert log_probs.shape == mask.shape and log_probs.shape[0] == len(prompts) == len(completions) == len(answer)
     assert all(isinstance(each, str) for each in (*prompts, *completions, *answer))
     return (log_probs * mask).sum(dim=1) - base * mask.sum(dim=1)
 
 
 @pytest.mark.parametrize("spec", [brevity, {brevity: {"base": 2.0}}, [{"test_policy_rewards:brevity": {"base": 2.0}}]])
-def test_one_of_a_users_own(tmp_path, spec):
+def test_a_users_own_policy_reward(tmp_path, spec):
     given = {"policy_reward": spec} if callable(spec) or brevity in spec else {}
     options = {"policy_reward": None if given else spec, "mask_truncated_completions": True}
     (rollout,) = train(tmp_path, {"rollout_func": rollout_with_tool} | given, **options)[1]
     assert rollout.reward_names == ("accuracy", "brevity")
-    # Row r has 2 + r % 3 tokens of the model's, each of log-probability -(r + 1), and one of a tool's.
+    # Row r has 2 + r % 3 tokens of the model, each of log-probability -(r + 1), and one of a tool.
     base = 1.0 if spec is brevity else 2.0
     want = [-(row + 1 + base) * (2 + row % 3) for row in range(8)]
     assert rollout.lengths.flatten().tolist() == [2 + row % 3 for row in range(8)]
     assert rollout.rewards_per_func[..., 1].flatten().tolist() == pytest.approx(want)
 
 
-def test_entropies_leave_out_what_a_tool_wrote(tmp_path):
+def test_entropies_exclude_tool_tokens(tmp_path):
     (rollout,) = train(tmp_path, {"rollout_func": rollout_with_tool})[1]
     assert torch.equal(rollout.rewards_per_func[..., 1], -rollout.metrics["entropy"])
 
 
-def test_several_with_weights_of_their_own(tmp_path):
+def test_several_with_separate_weights(tmp_path):
     def constant(mask):
         return torch.full((len(mask),), 2.0)
 
@@ -198,7 +195,7 @@ class Reweigh(TrainerCallback):
 
 
 @pytest.mark.parametrize("weights", [[0.25], [0.25, 7.0]], ids=["of the given functions", "of all"])
-def test_a_callback_weighs_the_given_functions_alone(tmp_path, weights):
+def test_a_callback_changes_the_weights_of_reward_functions_only(tmp_path, weights):
     reweigh = Reweigh(weights)
     trainer = make_trainer(tmp_path, trainer_options={"callbacks": [reweigh]}, **(RENT | {"max_steps": 2}))
     reweigh.trainer = trainer
@@ -210,8 +207,8 @@ def test_a_callback_weighs_the_given_functions_alone(tmp_path, weights):
 
 
 @pytest.mark.parametrize("options", [{}, {"num_iterations": 2}], ids=["recorded", "and scored"])
-def test_groups_are_chosen_by_it(tmp_path, options):
-    """All have spread with it; without a weight the accuracy decides, and what was recorded comes along."""
+def test_dynamic_sampling_takes_it_into_account(tmp_path, options):
+    """With it every group has spread; at weight 0 the accuracy decides, and entropies stay with their groups."""
     options = options | {"dynamic_sampling": True, "per_device_train_batch_size": 16, "max_steps": 2}
     trainer, rollouts, _, _ = train(tmp_path / "weighed", **options)
     assert logged(trainer)[0]["dynamic_sampling/rounds"] == 1.0
@@ -227,14 +224,14 @@ def test_groups_are_chosen_by_it(tmp_path, options):
 
 @pytest.mark.parametrize("options", [{"num_iterations": 2}, {"entropy_source": "forward"}], ids=str)
 def test_a_resumed_run_ends_in_the_same_weights(tmp_path, options):
-    """And in the same logs, in which the first rollout's length and entropy stand."""
-    trainers = assert_resumes(make_trainer, tmp_path, **(RENT | options))
-    assert all("policy_reward/length_of_first" in logged(trainer)[0] for trainer in trainers)
-    whole, *resumed = [trainer._collapse.first for trainer in trainers]
-    assert whole.keys() == {"length", "entropy"} and resumed == [whole] * 3
+    """The logs agree too; they compare each rollout's length and entropy with those of the first."""
+    whole, *_ = assert_resumes(make_trainer, tmp_path, **(RENT | options))
+    for name in ("policy_reward/length_of_first", "policy_reward/entropy_of_first"):
+        first, *later = [entry[name] for entry in logged(whole) if name in entry]
+        assert first == 1.0 not in later
 
 
-def test_collapse_is_told_once(caplog):
+def test_collapse_gives_one_warning(caplog):
     collapse = Collapse()
     with caplog.at_level(logging.WARNING):
         assert collapse.compare({"length": 8.0, "entropy": 0.5}) == {"length": 1.0, "entropy": 1.0}
@@ -257,7 +254,7 @@ def test_collapse_is_told_once(caplog):
 
 
 def test_the_embedded_task_collapses(tmp_path, caplog):
-    """Certainty is learnt in place of arithmetic, by responses that go on and on; the log tells once."""
+    """It learns certainty instead of arithmetic, by ever longer responses; one warning says so."""
     options = {"policy_reward": "rent", "reward_weights": [0.0], "max_completion_length": 32, "num_generations": 16}
     with caplog.at_level(logging.WARNING):
         trainer = train(tmp_path, **options, per_device_train_batch_size=32, max_steps=14)[0]
@@ -268,8 +265,8 @@ def test_the_embedded_task_collapses(tmp_path, caplog):
     assert last["policy_reward/entropy_of_first"] == pytest.approx(
         last["rewards/rent/mean"] / first["rewards/rent/mean"], rel=1e-5
     )
-    told = [record.getMessage() for record in caplog.records if record.name == "canon_trl.guards.collapse"]
-    assert ["mean length" in message for message in told] == [True]
+    messages = [record.getMessage() for record in caplog.records if record.name == "canon_trl.guards.collapse"]
+    assert ["mean length" in message for message in messages] == [True]
 
 
 def one_number(mask):
@@ -287,7 +284,7 @@ def infinite(mask):
         (infinite, "reward function 'infinite' returned inf for completion 0"),
     ],
 )
-def test_what_it_returns_is_checked(tmp_path, function, message):
+def test_policy_reward_results_are_checked(tmp_path, function, message):
     with pytest.raises(ValueError, match=message):
         train(tmp_path, {"policy_reward": function}, policy_reward=None)
 
@@ -318,7 +315,7 @@ def weighs(mask, *, weight=1.0):
         ("{'rent'", "policy_reward=\"{'rent'\" is not JSON"),
     ],
 )
-def test_a_wrong_choice_is_refused_before_a_model_is_loaded(spec, message):
+def test_an_invalid_choice_is_rejected_before_a_model_is_loaded(spec, message):
     with pytest.raises(ValueError, match=message):
         CANONConfig("out", policy_reward=spec, **OPTIONS)
 
@@ -364,18 +361,18 @@ def test_a_wrong_choice_is_refused_before_a_model_is_loaded(spec, message):
         ),
     ],
 )
-def test_a_combination_is_refused_before_a_model_is_loaded(tmp_path, given, options, message):
+def test_a_combination_is_rejected_before_a_model_is_loaded(tmp_path, given, options, message):
     with pytest.raises(ValueError, match=message):
         make_trainer(tmp_path, trainer_options=given, model="no/such-model", **options)
 
 
-def test_an_entropy_source_is_honoured_by_it(tmp_path):
+def test_entropy_source_applies_to_it(tmp_path):
     make_trainer(tmp_path, canon_metric="length", entropy_source="forward", policy_reward="rent")
     with pytest.raises(ValueError, match="entropy_source='forward' would be ignored: none of the metrics"):
         make_trainer(tmp_path, canon_metric="length", entropy_source="forward")
 
 
-def test_the_forms_of_the_field():
+def test_forms_of_the_field():
     (plain,) = find_policy_rewards("rent")
     (weighed,) = find_policy_rewards({"rent": {"weight": 2, "empty": -5.0}})
     assert (plain.name, plain.weight, plain.method.options) == ("rent", 1.0, {})

@@ -22,7 +22,7 @@ from transformers import AutoTokenizer
         ([["$1$", "$2$"], ["7"]], "{answer}", ["$1$, $2$", "7"]),
     ],
 )
-def test_solutions_are_made_of_answers(tmp_path, answers, template, want):
+def test_solutions_are_made_from_answers(tmp_path, answers, template, want):
     datasets.Dataset.from_dict({"prompt": ["a", "b"], "answer": answers}).to_json(tmp_path / "data.jsonl")
     flags = ["--dataset_name", str(tmp_path / "data.jsonl"), "--model_name_or_path", "m"]
     arguments, *_ = parse_canon(*flags, "--reward_funcs", "accuracy_reward", "--answer_template", template)
@@ -35,7 +35,7 @@ SOLUTIONS = ["$2$", None, None, None, "$3$"]
 
 
 def write_rows(path, rows, form):
-    """Rows as a file of that form, its path as text."""
+    """Write rows to a file of this type; return its path as text."""
     file = path / f"data.{form}"
     table = datasets.Dataset.from_list(rows)
     {"jsonl": table.to_json, "csv": table.to_csv, "parquet": table.to_parquet}[form](file)
@@ -43,7 +43,7 @@ def write_rows(path, rows, form):
 
 
 def of_file(path, *flags):
-    """The recipe of a file with one reward function."""
+    """The recipe for a file with one reward function."""
     given = ["--dataset_name", str(path), "--model_name_or_path", str(TASK.model_path)]
     return parse_canon(*given, "--reward_funcs", "accuracy_reward", *flags)[0]
 
@@ -63,7 +63,7 @@ def test_a_missing_answer_stays_missing(tmp_path, form, caplog):
         ([["1", None], ["1", "2"], [], None], [None, "1, 2", None, None]),
         ([float("nan"), 2.0, 0.5, None], [None, "2", "0.5", None]),
         ([7, None, 0], ["7", None, "0"]),
-        ([None] * 1500 + ["1"], [None] * 1500 + ["1"]),  # no type can be told of the first ones
+        ([None] * 1500 + ["1"], [None] * 1500 + ["1"]),  # the first rows have no type
     ],
     ids=["lists", "numbers", "whole numbers", "the first thousand"],
 )
@@ -91,12 +91,12 @@ def chat_model(folder):
 
 
 def judged(completions, solution, **kwargs):
-    """Right where a response ends in the answer; without one it cannot be judged."""
+    """1 if a response ends with the answer; without an answer it cannot be judged."""
     texts = [completion[0]["content"] for completion in completions]
     return [None if s is None else float(text.endswith(s)) for text, s in zip(texts, solution, strict=True)]
 
 
-def test_values_of_prompts_that_cannot_be_judged_are_left_out(tmp_path, capsys):
+def test_values_leave_out_prompts_that_cannot_be_judged(tmp_path, capsys):
     rows = TASK.dataset("train", 6).to_list()
     rows[2]["answer"] = rows[5]["answer"] = None
     flags = ["--dataset_name", write_rows(tmp_path, rows, "jsonl"), "--reward_funcs", f"{__name__}:judged"]
@@ -109,7 +109,7 @@ def test_values_of_prompts_that_cannot_be_judged_are_left_out(tmp_path, capsys):
     )
 
 
-def test_values_of_no_prompt_at_all(tmp_path):
+def test_values_without_any_prompt(tmp_path):
     rows = [row | {"answer": None} for row in TASK.dataset("train", 2).to_list()]
     flags = ["--dataset_name", write_rows(tmp_path, rows, "jsonl"), "--reward_funcs", f"{__name__}:judged"]
     flags += ["--model_name_or_path", chat_model(tmp_path / "model"), "--output_dir", str(tmp_path / "values")]
@@ -152,19 +152,19 @@ def test_local_datasets(tmp_path, kind):
 
 def test_a_system_prompt_precedes_conversations_that_have_none(tmp_path):
     asked = [{"role": "user", "content": "1 + 1?"}]
-    told = [{"role": "system", "content": "Be verbose."}, *asked]
-    datasets.Dataset.from_list([{"prompt": prompt, "answer": "2"} for prompt in (asked, told)]).to_json(
+    given = [{"role": "system", "content": "Be verbose."}, *asked]
+    datasets.Dataset.from_list([{"prompt": prompt, "answer": "2"} for prompt in (asked, given)]).to_json(
         tmp_path / "data.jsonl"
     )
     flags = ["--dataset_name", str(tmp_path / "data.jsonl"), "--model_name_or_path", "m"]
     arguments, *_ = parse_canon(*flags, "--reward_funcs", "accuracy_reward", "--system_prompt", "Be brief.")
     train, _ = recipe.load_data(arguments, wants_eval=False)
-    assert train["prompt"][:] == [[{"role": "system", "content": "Be brief."}, *asked], told]
+    assert train["prompt"][:] == [[{"role": "system", "content": "Be brief."}, *asked], given]
 
 
 @pytest.mark.parametrize("form", ["jsonl", "csv", "parquet"])
 @pytest.mark.parametrize("streaming", ["false", "true"])
-def test_held_out_prompts_in_a_file_of_their_own(tmp_path, form, streaming):
+def test_held_out_prompts_in_a_separate_file(tmp_path, form, streaming):
     (tmp_path / "held out").mkdir()
     train = write_rows(tmp_path, [{"prompt": "1 + 1?", "answer": "2"}], form)
     held_out = write_rows(tmp_path / "held out", [{"prompt": "2 + 2?", "answer": "4"}], form)
@@ -199,8 +199,8 @@ def test_a_held_out_dataset_has_splits_and_a_configuration(tmp_path):
     assert held_out["solution"][:] == ["2"]
 
 
-def test_a_file_that_is_streamed_is_trained_on(tmp_path):
-    """From the rows of a file, evaluated on those of another, with a model that is told to be streamed to."""
+def test_training_on_a_streamed_file(tmp_path):
+    """Training and evaluation each stream a file."""
     (tmp_path / "held out").mkdir()
     data = write_rows(tmp_path, TASK.dataset("train", 16).to_list(), "jsonl")
     held_out = write_rows(tmp_path / "held out", TASK.dataset("test", 4).to_list(), "jsonl")
@@ -213,7 +213,7 @@ def test_a_file_that_is_streamed_is_trained_on(tmp_path):
     assert moved_from_the_base_model(tmp_path / "trained") > 1e-4
 
 
-def test_values_and_evaluation_take_the_held_out_file(tmp_path):
+def test_values_and_evaluation_use_the_held_out_file(tmp_path):
     (tmp_path / "held out").mkdir()
     data = write_rows(tmp_path, TASK.dataset("train", 4).to_list(), "jsonl")
     held_out = write_rows(tmp_path / "held out", TASK.dataset("test", 3).to_list(), "parquet")
@@ -232,7 +232,7 @@ def test_values_and_evaluation_take_the_held_out_file(tmp_path):
 
 
 @pytest.mark.parametrize("flags", [["--dataset-name", "{}"], ["--dataset-name={}"], ["--dataset_name={}"]], ids=str)
-def test_data_may_be_named_with_dashes(tmp_path, flags):
+def test_data_flags_may_have_dashes(tmp_path, flags):
     path = write_rows(tmp_path, [{"prompt": "1?", "answer": "1"}], "jsonl")
     rest = ["--model_name_or_path", str(TASK.model_path), "--reward_funcs", "accuracy_reward", "--bf16", "false"]
     arguments, *_ = parse_canon(*[flag.format(path) for flag in flags], *rest)
@@ -250,7 +250,7 @@ def test_data_may_be_named_with_dashes(tmp_path, flags):
 )
 @pytest.mark.parametrize("streaming", ["false", "true"])
 @pytest.mark.parametrize("system_prompt", [[], ["--system_prompt", "Be brief."]], ids=["plain", "system prompt"])
-def test_a_prompt_that_is_none_is_named(tmp_path, row, fault, streaming, system_prompt):
+def test_the_error_names_an_unusable_prompt(tmp_path, row, fault, streaming, system_prompt):
     sound = [{"role": "user", "content": "1?"}]
     rows = [{"prompt": prompt, "answer": "1"} for prompt in (sound, sound, row, sound)]
     path = write_rows(tmp_path, rows, "parquet")
@@ -259,7 +259,7 @@ def test_a_prompt_that_is_none_is_named(tmp_path, row, fault, streaming, system_
         list(train)
 
 
-def test_columns_that_reward_functions_could_not_get(tmp_path):
+def test_columns_that_collide_with_arguments_of_reward_functions(tmp_path):
     path = write_rows(tmp_path, [{"prompt": "1?", "answer": "1", "completions": "x", "log_extra": "y"}], "jsonl")
     with pytest.raises(
         ValueError, match=r"data.jsonl has the columns \['completions', 'log_extra'\], but reward func"
@@ -273,7 +273,7 @@ def test_a_file_has_no_configuration(tmp_path):
         recipe.load_data(of_file(path, "--dataset_config", "main"), wants_eval=False)
 
 
-def test_an_unknown_kind_of_file_is_named(tmp_path):
+def test_the_error_names_an_unknown_file_type(tmp_path):
     (tmp_path / "data.xlsx").touch()
     flags = ["--dataset_name", str(tmp_path / "data.xlsx"), "--model_name_or_path", "m"]
     arguments, *_ = parse_canon(*flags, "--reward_funcs", "accuracy_reward")
@@ -281,7 +281,7 @@ def test_an_unknown_kind_of_file_is_named(tmp_path):
         recipe.load_data(arguments, wants_eval=False)
 
 
-def test_a_missing_column_is_named(tmp_path):
+def test_the_error_names_a_missing_column(tmp_path):
     datasets.Dataset.from_dict({"question": ["q"], "answer": ["a"]}).to_json(tmp_path / "data.jsonl")
     flags = ["--dataset_name", str(tmp_path / "data.jsonl"), "--model_name_or_path", "m"]
     arguments, *_ = parse_canon(*flags, "--reward_funcs", "accuracy_reward")

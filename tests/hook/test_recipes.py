@@ -1,4 +1,4 @@
-"""Every recipe parses, validates and says what it promises; the script refuses what it cannot do."""
+"""Every recipe parses and has the settings that it promises; the script rejects what it cannot do."""
 
 from pathlib import Path
 
@@ -32,7 +32,7 @@ PAPER = {
 }
 
 
-KINDS = {  # by an option that only its recipes have
+KINDS = {  # each kind is recognised by an option that only its recipes have
     "beta2": (ValueData, AStarPOConfig),
     "num_samples": (ValueArguments,),
     "num_generations": (CANONConfig,),
@@ -68,7 +68,7 @@ def test_evaluation_parses(path):
 
 
 def test_the_mathematics_benchmarks():
-    """Names, splits and columns as their cards have them."""
+    """Names, splits and columns are those of the dataset cards."""
     benchmarks, _, _ = evaluate.read_benchmarks(["--config", str(recipe.CONFIGS / "evaluate_math.yaml")])
     names = ("dataset_name", "dataset_test_split", "prompt_column", "answer_column")
     assert {each.name: tuple(getattr(each.recipe, name) for name in names) for each in benchmarks} == {
@@ -96,13 +96,15 @@ def on_training_prompts_alone(completions, prompts, answer, **kwargs):
 def fails_on_the_trained_model(completions, prompts, answer, **kwargs):
     if set(prompts) & set(TASK.dataset("test", 8)["prompt"]):
         evaluated.append(prompts)
-        if len(evaluated) > 8 * 4 / 8:  # responses in batches of 8: those before the first step are through
+        if len(evaluated) > 8 * 4 / 8:  # in batches of 8, after the evaluation before the first step
             raise ConnectionError("the judge is gone")
     return TASK.reward(completions, answer=answer)
 
 
-@pytest.mark.parametrize("delay", ["0", "9"], ids=["by the trainer's last evaluation", "by one after training"])
-def test_held_out_prompts_that_are_not_scored_lose_nothing(tmp_path, delay, capsys):
+@pytest.mark.parametrize(
+    "delay", ["0", "9"], ids=["in the trainer's last evaluation", "in an evaluation after training"]
+)
+def test_unscored_held_out_prompts_do_not_lose_the_run(tmp_path, delay, capsys):
     flags = ["--output_dir", str(tmp_path), "--reward_funcs", f"{__name__}:on_training_prompts_alone"]
     train_canon.main([*RUN, *flags, "--eval_delay", delay])
     assert "on held-out prompts: not scored before, not scored after training" in capsys.readouterr().out
@@ -110,7 +112,9 @@ def test_held_out_prompts_that_are_not_scored_lose_nothing(tmp_path, delay, caps
     assert {"README.md", "metrics.csv", "curves.png"} <= {path.name for path in tmp_path.iterdir()}
 
 
-@pytest.mark.parametrize("delay", ["0", "9"], ids=["by the trainer's last evaluation", "by one after training"])
+@pytest.mark.parametrize(
+    "delay", ["0", "9"], ids=["in the trainer's last evaluation", "in an evaluation after training"]
+)
 def test_an_evaluation_that_fails_does_not_lose_the_model(tmp_path, delay):
     evaluated.clear()
     flags = ["--output_dir", str(tmp_path), "--reward_funcs", f"{__name__}:fails_on_the_trained_model"]
@@ -169,7 +173,7 @@ def test_the_other_methods(name, caplog):
         "a_grae": {"scale": name != "a_grae_dr_grpo", "attenuation": 1.0},
         "w_reinforce": {"positive_weight": 0.1},
     }.get(training.advantage_estimator, {})
-    assert training.steps_per_generation == 16 * training.gradient_accumulation_steps, "several updates a rollout"
+    assert training.steps_per_generation == 16 * training.gradient_accumulation_steps, "several updates per rollout"
     assert "plain policy gradient" not in caplog.text
 
 
@@ -206,13 +210,13 @@ def test_astar_po_needs_values_with_a_task_and_only_then(flags):
         train_astar_po.main([*flags, *rest])
 
 
-def test_values_that_are_nowhere(tmp_path):
+def test_missing_values_file(tmp_path):
     flags = ["--task", "arithmetic", "--values", str(tmp_path / "none"), "--use_cpu", "true", "--bf16", "false"]
     with pytest.raises(ValueError, match=r"none': there is no such folder; estimate_values\.py writes it"):
         train_astar_po.main(flags)
 
 
-def test_no_arguments_is_the_embedded_task():
+def test_without_arguments_the_embedded_task_is_trained():
     arguments, training, model = parse_canon()
     assert (arguments.task, model.model_name_or_path) == ("arithmetic", None)
     assert (training.max_steps, training.canon_metric) == (80, "entropy")
@@ -291,7 +295,7 @@ def test_rewards_by_path_and_model():
 
 
 @pytest.mark.parametrize("config", ["--config={}", "--config {}"])
-def test_a_recipe_is_read_however_it_is_named(tmp_path, config):
+def test_the_config_flag_may_be_written_in_several_ways(tmp_path, config):
     (tmp_path / "run.yaml").write_text("task: countdown\ncanon_mu: 0.25\nbf16: false\n")
     arguments, training, _ = parse_canon(*config.format(tmp_path / "run.yaml").split())
     assert (arguments.task, training.canon_mu, training.canon_metric) == ("countdown", 0.25, "entropy")
@@ -299,7 +303,7 @@ def test_a_recipe_is_read_however_it_is_named(tmp_path, config):
         recipe.parse(["--task", "arithmetic", "--config"], CANONConfig, embedded=Path())
 
 
-def test_missing_math_verify_is_named(monkeypatch):
+def test_the_error_names_missing_math_verify(monkeypatch):
     monkeypatch.setattr(recipe, "find_spec", lambda name: None)
     flags = ["--dataset_name", "x", "--model_name_or_path", "m", "--reward_funcs", "accuracy_reward"]
     with pytest.raises(ImportError, match=r"'accuracy_reward', which needs math-verify; install canon-trl\[math\]"):

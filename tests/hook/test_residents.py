@@ -1,4 +1,4 @@
-"""The first method of each stage in the trainer: it acts, its numbers are those of its function, and it resumes."""
+"""The first method of each stage in the trainer: it takes effect, its numbers match its function, and it resumes."""
 
 import math
 
@@ -23,12 +23,12 @@ def trained(folder, observe=None, **options):
 @pytest.fixture(scope="module")
 def plain(tmp_path_factory):
     trainer = trained(tmp_path_factory.mktemp("plain"))
-    assert all(entry["grad_norm"] > 0 for entry in logged(trainer)), "every step must have something to learn"
+    assert all(entry["grad_norm"] > 0 for entry in logged(trainer)), "the case needs a gradient at every step"
     return trainer
 
 
 @pytest.mark.parametrize("field", FIRST)
-def test_it_acts(tmp_path, plain, field):
+def test_it_changes_training(tmp_path, plain, field):
     trainer = trained(tmp_path, **{field: FIRST[field]})
     assert all(math.isfinite(entry["loss"]) for entry in logged(trainer))
     ends = parameters(trainer)
@@ -40,7 +40,7 @@ def test_it_resumes_bit_for_bit(tmp_path, field):
     assert_resumes(make_trainer, tmp_path, num_iterations=2, **{field: FIRST[field]})
 
 
-def test_the_advantages_of_the_loss_are_shaped_by_the_entropy_of_each_update(tmp_path):
+def test_advantages_are_shaped_by_the_entropy_of_each_update(tmp_path):
     seen, rollouts = [], []
     trainer = make_trainer(tmp_path, max_steps=2, num_iterations=2, token_advantage=FIRST["token_advantage"])
     trainer.on_tokens(seen.append)
@@ -50,10 +50,10 @@ def test_the_advantages_of_the_loss_are_shaped_by_the_entropy_of_each_update(tmp
     for tokens in seen:
         want = entropy_shaped(rollouts[0].flatten()[tokens.response], tokens.entropies, alpha=0.4)
         assert torch.equal(tokens.advantages, want.masked_fill(~tokens.mask, 0.0))
-    assert not torch.equal(first.advantages, second.advantages), "the policy has moved"
+    assert not torch.equal(first.advantages, second.advantages), "the policy must have moved"
 
 
-def test_the_term_is_that_of_the_last_steps_entropy(tmp_path):
+def test_the_term_reads_the_entropy_of_the_last_step(tmp_path):
     seen = []
     options = FIRST["loss_term"]["ter"]
     trainer = trained(tmp_path, seen.append, loss_term=FIRST["loss_term"])
@@ -65,7 +65,7 @@ def test_the_term_is_that_of_the_last_steps_entropy(tmp_path):
         means.append((tokens.entropies * tokens.mask).sum().item() / tokens.mask.sum().item())
 
 
-def test_disco_is_handed_whole_groups(tmp_path):
+def test_disco_receives_whole_groups(tmp_path):
     seen = []
     options = {"per_device_train_batch_size": 8, "gradient_accumulation_steps": 2}
     trainer = trained(tmp_path, seen.append, policy_loss=FIRST["policy_loss"], **options)
@@ -81,8 +81,8 @@ def test_disco_is_handed_whole_groups(tmp_path):
 
 
 @pytest.mark.parametrize(("target", "sign"), [(0.0, -1), (5.0, 1)])
-def test_the_entropy_moves_to_its_target(tmp_path, target, sign):
-    """On the same responses; the term outweighs what the rewards teach."""
+def test_the_entropy_moves_towards_its_target(tmp_path, target, sign):
+    """Measured on the same responses; the term outweighs the rewards."""
     term = {"ter": {"coef": 10.0, "target": target}}
     first, second = logged(trained(tmp_path, loss_term=term, max_steps=2, optim="sgd", learning_rate=0.02))
     assert sign * (second["entropy"] - first["entropy"]) > 0.02

@@ -4,10 +4,9 @@ import random
 import shutil
 
 import numpy
-import pandas
 import pytest
 import torch
-from observe import keep_rollouts
+from observe import completions_table, keep_rollouts
 from peft import LoraConfig, get_peft_model
 from toy import (
     OPTIONS,
@@ -34,10 +33,10 @@ CASES = {
     "intra_to_inter": {"canon_mu_schedule": "intra_to_inter"},
     "cosine_inter_to_intra": {"canon_mu_schedule": "cosine_inter_to_intra", "canon_cosine_cycles": 1},
     "cosine_intra_to_inter": {"canon_mu_schedule": "cosine_intra_to_inter", "canon_cosine_cycles": 1},
-    "two updates on a rollout": {"num_iterations": 2},
+    "two updates per rollout": {"num_iterations": 2},
     "a rollout in two parts, twice": {"num_iterations": 2, "steps_per_generation": 2, "canon_metric": "random"},
-    "two rollouts a step": {"steps_per_generation": 1, "gradient_accumulation_steps": 2},
-    # one of the two steps lies before the checkpoint
+    "two rollouts per step": {"steps_per_generation": 1, "gradient_accumulation_steps": 2},
+    # one of the two steps comes before the checkpoint
     "logs across steps": {"num_iterations": 2, "logging_steps": 2},
     "logs of a policy loss across steps": {"policy_loss": "kl_cov", "num_iterations": 2, "logging_steps": 2},
     "reference model": {"num_iterations": 2, "beta": 0.05},
@@ -77,26 +76,23 @@ def test_resume_at_any_step(tmp_path):
 
 
 def test_resume_in_a_later_epoch(tmp_path):
-    """The prompts of the second epoch come in an order of their own."""
-    trainer_options = {"train_dataset": prompts(6)}  # three rollouts an epoch
+    """The second epoch has a different order of prompts."""
+    trainer_options = {"train_dataset": prompts(6)}  # three rollouts per epoch
     options = {"trainer_options": trainer_options, "steps": 7, "max_steps": 7}
     assert_resumes(tmp_path, at=[3, 4], **options)
 
 
 def test_the_completions_table_of_the_rollout_in_flight(tmp_path):
     options = {"num_iterations": 2, "log_completions": True}
-    train(tmp_path / "whole", steps=2, **options)
+    whole = completions_table(train(tmp_path / "whole", steps=2, **options))
     shutil.copytree(tmp_path / "whole" / "checkpoint-1", tmp_path / "resumed" / "checkpoint-1")
-    train(tmp_path / "resumed", steps=2, resume=str(tmp_path / "resumed" / "checkpoint-1"), **options)
-    whole, resumed = [
-        pandas.read_parquet(tmp_path / run / "completions" / "completions_00002.parquet")
-        for run in ("whole", "resumed")
-    ]
-    assert len(whole) == 8
-    pandas.testing.assert_frame_equal(resumed, whole)
+    checkpoint = str(tmp_path / "resumed" / "checkpoint-1")
+    resumed = completions_table(train(tmp_path / "resumed", steps=2, resume=checkpoint, **options))
+    assert len(whole["advantage"]) == 8
+    assert resumed == whole
 
 
-def test_numbers_of_numpy_in_the_completions_table(tmp_path):
+def test_numpy_numbers_in_the_completions_table(tmp_path):
     def with_columns(completions, log_extra, **kwargs):
         log_extra("letters", [numpy.int64(len(text)) for text in completions])
         log_extra("share", list(numpy.linspace(0, 1, len(completions))))
@@ -105,24 +101,24 @@ def test_numbers_of_numpy_in_the_completions_table(tmp_path):
     options = {"num_iterations": 2, "log_completions": True, "trainer_options": {"reward_funcs": with_columns}}
     train(tmp_path, steps=2, **options)
     resumed = train(tmp_path, steps=2, resume=str(tmp_path / "checkpoint-1"), **options)
-    assert list(resumed._logs["extra"]["share"]) == pytest.approx(numpy.linspace(0, 1, 8).tolist())
+    assert completions_table(resumed)["share"] == pytest.approx(numpy.linspace(0, 1, 8).tolist())
 
 
-def test_the_table_is_saved_only_where_it_is_written(tmp_path):
+def test_the_table_is_saved_only_when_it_is_logged(tmp_path):
     train(tmp_path, steps=1)
     state = torch.load(tmp_path / "checkpoint-1" / "rollout_state_0.pt", weights_only=True)
     assert (state["table"], state["table_columns"]) == ({}, {})
 
 
-def test_another_batch_is_resumed_with_a_warning(tmp_path, caplog):
+def test_another_batch_size_is_resumed_with_a_warning(tmp_path, caplog):
     train(tmp_path, steps=3, num_iterations=2)
     train(tmp_path, steps=3, num_iterations=3, resume_with_changes=True, resume=str(tmp_path / "checkpoint-1"))
     assert "the rollout in flight is sampled again" in caplog.text
 
 
-def test_rollouts_are_counted_on_where_one_is_sampled_anew(tmp_path):
+def test_counting_continues_when_a_rollout_is_sampled_again(tmp_path):
     train(tmp_path, steps=4, num_iterations=2, canon_metric="random")
-    # One update a rollout: two updates were two rollouts.
+    # With one update per rollout, the two updates were two rollouts.
     options = {"max_steps": 4, "canon_metric": "random", "resume_with_changes": True}
     trainer = make_trainer(tmp_path, **options)
     rollouts = keep_rollouts(trainer)
@@ -137,14 +133,14 @@ def test_a_checkpoint_of_another_trainer_is_resumed_with_a_warning(tmp_path, cap
     assert "the rollout in flight is sampled again" in caplog.text
 
 
-def test_only_the_model_is_saved_if_so_asked(tmp_path):
+def test_only_the_model_is_saved_on_request(tmp_path):
     train(tmp_path, steps=1, save_only_model=True)
     assert not (tmp_path / "checkpoint-1" / "rollout_state_0.pt").exists()
     assert (tmp_path / "checkpoint-1" / "model.safetensors").exists()
 
 
 def prompts_of_each_rollout():
-    """A reward function, and the prompts that it is shown, without their repetitions."""
+    """A reward function, and the prompts that it receives per rollout, without repetitions."""
     seen = []
 
     def keeps(prompts, completions, **kwargs):
@@ -156,7 +152,7 @@ def prompts_of_each_rollout():
 
 @pytest.mark.parametrize("shuffle", [True, False])
 def test_a_stream_in_any_of_its_passes(tmp_path, shuffle):
-    """12 rows are six rollouts a pass: the 14 steps end in the third."""
+    """12 rows give six rollouts per pass, so the 14 steps end in the third pass."""
 
     def run(folder, resume=None):
         reward, seen = prompts_of_each_rollout()
@@ -176,7 +172,7 @@ def test_a_stream_in_any_of_its_passes(tmp_path, shuffle):
 
 
 def test_a_stream_that_is_resumed_with_more_steps(tmp_path):
-    """The share of a pass that transformers notes is one of all steps."""
+    """transformers stores the position in a pass as a share of all steps."""
 
     def run(steps, resume=None, **options):
         reward, seen = prompts_of_each_rollout()
@@ -191,8 +187,8 @@ def test_a_stream_that_is_resumed_with_more_steps(tmp_path):
 
 
 @pytest.mark.parametrize("stream", [False, True])
-def test_a_run_that_has_ended_stays_as_it_is(tmp_path, stream):
-    """The last line of a job script that is started again must not train one step more."""
+def test_a_finished_run_is_not_trained_further(tmp_path, stream):
+    """A job script that runs again must not train one more step."""
     data = prompts(12).to_iterable_dataset() if stream else prompts(12)
     options = {"trainer_options": {"train_dataset": data}, "steps": 2}
     ended = train(tmp_path, **options)
@@ -216,7 +212,7 @@ def test_random_numbers_of_python_and_numpy(tmp_path):
 
 
 class Falls(TrainerCallback):
-    """Takes the second reward's weight down at every step, from where it finds it."""
+    """Lowers the weight of the second reward at every step."""
 
     def on_step_end(self, args, state, control, **kwargs):
         self.trainer.reward_weights = self.trainer.reward_weights * torch.tensor([1.0, 0.5])
@@ -236,7 +232,7 @@ class Stops(TrainerCallback, ExportableState):
         return {"args": {}, "attributes": {"seen": self.seen}}
 
 
-def test_what_callbacks_change_and_keep(tmp_path):
+def test_changes_and_state_of_callbacks_are_resumed(tmp_path):
     def run(folder, resume=None):
         data = {"reward_funcs": [TASK.reward, length_reward], "callbacks": [Falls(), Stops()]}
         options = {"max_steps": 5, "save_strategy": "steps", "save_steps": 1, "reward_weights": [1.0, 1.0]}
@@ -261,9 +257,9 @@ def evaluations(trainer):
 
 @pytest.mark.parametrize("stream", [False, True])
 @pytest.mark.parametrize("save", ["steps", "epoch"])
-def test_an_evaluation_at_an_epochs_end_comes_once(tmp_path, stream, save):
-    """It draws random numbers, so that a run that leaves it out or repeats it samples other responses afterwards."""
-    rows = prompts(4)  # two rollouts an epoch
+def test_the_end_of_an_epoch_is_evaluated_once(tmp_path, stream, save):
+    """It draws random numbers, so a run that skips or repeats it would sample other responses afterwards."""
+    rows = prompts(4)  # two rollouts per epoch
     data = {"train_dataset": rows.to_iterable_dataset() if stream else rows, "eval_dataset": prompts(2)}
     options = {"eval_strategy": "epoch", "save_strategy": save, "trainer_options": data, "max_completion_length": 4}
     options |= {"metric_for_best_model": "reward", "greater_is_better": True}
@@ -279,7 +275,7 @@ def test_an_evaluation_at_an_epochs_end_comes_once(tmp_path, stream, save):
 
 
 def test_a_stream_whose_pass_ends_within_an_optimiser_step(tmp_path):
-    """12 rows are six micro-batches, four of which are a step: two wait for the next pass, with their gradients."""
+    """12 rows are six micro-batches, and a step takes four: the gradients of two wait for the next pass."""
     data = {"train_dataset": prompts(12).to_iterable_dataset()}
     options = {"trainer_options": data, "gradient_accumulation_steps": 4, "steps_per_generation": 1}
     options |= {"max_completion_length": 4, "save_strategy": "epoch"}
@@ -290,8 +286,8 @@ def test_a_stream_whose_pass_ends_within_an_optimiser_step(tmp_path):
     assert logged(resumed) == logged(whole)
 
 
-def test_adapters_and_the_adapters_that_they_are_compared_with(tmp_path):
-    """Of a model that has been tuned before, TRL compares with a copy of its adapters, which is in no checkpoint."""
+def test_adapters_and_their_reference_adapters(tmp_path):
+    """For a model with trained adapters TRL's reference is a copy of them, which no checkpoint contains."""
 
     def make(folder, **options):
         torch.manual_seed(0)

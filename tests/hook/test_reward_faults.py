@@ -1,4 +1,4 @@
-"""What a reward function may do wrong, and what training does then."""
+"""Faults of reward functions, and how training handles them."""
 
 import asyncio
 import logging
@@ -45,7 +45,7 @@ def test_an_error_is_raised_as_it_is_and_names_the_function(tmp_path, reward):
     assert caught.value.__notes__ == [f"in reward function '{reward.__name__}'"]
 
 
-def test_of_two_functions_that_fail_the_first_ones_error_is_raised(tmp_path):
+def test_when_two_functions_fail_the_first_error_is_raised(tmp_path):
     def fails_too(completions, **kwargs):
         raise ZeroDivisionError("a consequence")
 
@@ -55,7 +55,7 @@ def test_of_two_functions_that_fail_the_first_ones_error_is_raised(tmp_path):
 
 
 def test_an_error_outside_of_a_rollout_waits_for_nobody(tmp_path):
-    """As where a rollout_func scores by itself."""
+    """As when a rollout_func computes rewards itself."""
     trainer = make_trainer(tmp_path, trainer_options={"reward_funcs": raises})
     with pytest.raises(KeyError, match="no such answer"):
         trainer.reward_funcs[0](prompts=["1+1="], completions=["2"])
@@ -87,7 +87,7 @@ def test_an_error_after_a_rollout_waits_for_nobody(tmp_path):
         (lambda n: torch.zeros(n, 2), TypeError, "returned [0.0, 0.0], a list, for completion 0"),
     ],
 )
-def test_what_is_not_a_list_of_numbers_is_refused(tmp_path, returned, error, message):
+def test_rewards_must_be_a_list_of_numbers(tmp_path, returned, error, message):
     def broken(completions, **kwargs):
         return returned(len(completions))
 
@@ -106,7 +106,7 @@ def test_what_is_not_a_list_of_numbers_is_refused(tmp_path, returned, error, mes
     ],
     ids=["numbers", "a tuple", "numbers of torch and numpy", "a tensor", "an array"],
 )
-def test_numbers_of_every_kind_are_taken(rewards):
+def test_numbers_of_every_type_are_accepted(rewards):
     checked = checked_rewards(rewards, 3, "it")
     assert checked[:2] == [1.0, 0.5]
     assert checked[2] is None or math.isnan(checked[2])
@@ -144,22 +144,22 @@ async def catches_while_it_waits(completions, **kwargs):
 
 
 @pytest.mark.parametrize("reward", [sleeps, matches_for_ever, catches_everything, waits, catches_while_it_waits])
-def test_a_function_that_hangs_is_stopped_after_its_time(tmp_path, reward):
+def test_a_function_that_hangs_is_stopped_at_the_time_limit(tmp_path, reward):
     trainer = make_trainer(tmp_path, trainer_options={"reward_funcs": reward}, reward_time_limit=0.5)
     started = time.monotonic()
     message = f"reward function '{reward.__name__}' took longer than reward_time_limit=0.5 seconds"
     with pytest.raises(TimeoutError, match=message):
         trainer.train()
-    assert time.monotonic() - started < 30  # of 60 that it would take
+    assert time.monotonic() - started < 30  # it would take 60
 
 
-def test_a_limit_that_is_kept_changes_nothing(tmp_path):
+def test_a_limit_that_is_not_reached_changes_nothing(tmp_path):
     without = trained(tmp_path / "without", TASK.reward)
     limited = trained(tmp_path / "limited", TASK.reward, reward_time_limit=60.0)
     assert_same_parameters(parameters(limited), parameters(without))
 
 
-def test_signals_are_left_as_they_were():
+def test_signal_handlers_are_restored():
     before = signal.signal(signal.SIGVTALRM, signal.SIG_IGN)
     try:
         for sleep in (0.0, 5.0):
@@ -171,7 +171,7 @@ def test_signals_are_left_as_they_were():
         signal.signal(signal.SIGVTALRM, before)
 
 
-def test_a_signal_that_comes_as_the_function_ends_is_a_timeout_as_well(monkeypatch):
+def test_a_signal_as_the_function_ends_is_also_a_timeout(monkeypatch):
     finish = threading.Event.set
 
     def late(event):
@@ -184,12 +184,12 @@ def test_a_signal_that_comes_as_the_function_ends_is_a_timeout_as_well(monkeypat
         monkeypatch.setattr(threading.Event, "set", late)
 
 
-def test_time_of_the_processor_on_many_threads_is_not_time_on_the_clock():
+def test_processor_time_is_not_mistaken_for_wall_clock_time():
     with time_limit(60.0, "it"):
-        signal.raise_signal(signal.SIGVTALRM)  # as the timer does after 60 seconds of the processor
+        signal.raise_signal(signal.SIGVTALRM)  # as the timer does after 60 seconds of processor time
 
 
-def test_a_limit_outside_of_the_main_thread_is_refused():
+def test_a_limit_outside_the_main_thread_is_rejected():
     def limited():
         with time_limit(1.0, "it"):
             pass
@@ -202,7 +202,7 @@ def test_a_limit_outside_of_the_main_thread_is_refused():
 
 
 @pytest.mark.parametrize("limit", [0.0, -1.0, math.nan, math.inf])
-def test_a_limit_that_is_none_is_refused(tmp_path, limit):
+def test_an_invalid_limit_is_rejected(tmp_path, limit):
     with pytest.raises(ValueError, match=rf"reward_time_limit={limit} must lie in \(0, inf\)"):
         make_trainer(tmp_path, reward_time_limit=limit)
 
@@ -211,7 +211,7 @@ def nothing(completions, **kwargs):
     return [None] * len(completions)
 
 
-def test_rewards_of_none_for_all_teach_nothing(tmp_path):
+def test_if_no_response_is_scored_nothing_is_learnt(tmp_path):
     trainer = make_trainer(tmp_path, trainer_options={"reward_funcs": nothing})
     before = parameters(trainer)
     trainer.train()
@@ -219,7 +219,7 @@ def test_rewards_of_none_for_all_teach_nothing(tmp_path):
     assert [entry["grad_norm"] for entry in logged(trainer)] == [0.0, 0.0, 0.0]
 
 
-def test_rewards_of_none_for_some_leave_them_out(tmp_path):
+def test_responses_with_a_reward_of_none_are_left_out(tmp_path):
     def some(completions, **kwargs):
         return [None if index % 4 == 3 else float(index % 2) for index in range(len(completions))]
 
@@ -252,7 +252,7 @@ def test_a_constant_reward_is_counted_and_named_once(tmp_path, caplog):
     assert "reward function 'right_for_a_while' gave 0.25 to every response of the last 10 rollouts" in warnings[1]
 
 
-def test_rollouts_of_an_evaluation_are_not_counted(tmp_path):
+def test_evaluation_rollouts_are_not_counted(tmp_path):
     def constant(completions, **kwargs):
         return [1.0] * len(completions)
 

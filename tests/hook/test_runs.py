@@ -1,4 +1,4 @@
-"""Rollouts are counted as they are made; a second run of one trainer begins as the first did."""
+"""Rollouts are counted as they are made; a second run of a trainer starts over."""
 
 import math
 
@@ -11,12 +11,12 @@ from transformers import TrainerCallback
 
 from canon_trl import CANONTrainer
 
-# A rollout of one micro-batch has one prompt.
+# With these options a rollout of one micro-batch has one prompt.
 SMALL = {"per_device_train_batch_size": 4, "max_completion_length": 2, "learning_rate": 0.0}
 
 
 def counted(trainer, **options):
-    """Trains; the steps and the totals that the estimator was told."""
+    """Train; return the steps and totals that the estimator received."""
     rollouts = keep_rollouts(trainer)
     trainer.train(**options)
     return [rollout.step for rollout in rollouts], {rollout.total_steps for rollout in rollouts}
@@ -36,8 +36,8 @@ def counted(trainer, **options):
     ],
     ids=str,
 )
-def test_rollouts_are_counted_as_the_loop_makes_them(tmp_path, size, length, batches):
-    """Also where the last update of an epoch takes what is left of it."""
+def test_rollouts_are_counted_as_they_are_made(tmp_path, size, length, batches):
+    """Also where the last update of an epoch takes the remainder."""
     trainer_options = {"train_dataset": prompts(size)}
     trainer = make_trainer(tmp_path, trainer_options=trainer_options, **SMALL, **length, **batches)
     steps, totals = counted(trainer)
@@ -47,7 +47,7 @@ def test_rollouts_are_counted_as_the_loop_makes_them(tmp_path, size, length, bat
 
 
 def test_a_schedule_ends_with_the_run(tmp_path):
-    """Three rollouts an epoch in two updates, four epochs: 12 rollouts, where 8 updates of two would make 16."""
+    """Four epochs of three rollouts in two updates: 12 rollouts, not the 16 of 8 updates of two."""
     trainer = make_trainer(
         tmp_path,
         trainer_options={"train_dataset": prompts(3)},
@@ -60,7 +60,7 @@ def test_a_schedule_ends_with_the_run(tmp_path):
         **SMALL,
     )
     trainer.train()
-    # Warm-up 2 of 12, then one cycle of 10, of which the last rollout is at 9/10; it has the last update for itself.
+    # Warm-up of 2 in 12, then one cycle of 10, in which the last rollout is at 9/10; the last update has only it.
     want = 0.4 + 0.6 * (1 + math.cos(math.pi * 0.9)) / 2
     assert (
         [entry["canon/mu"] for entry in logged(trainer)][-1] == pytest.approx(want) == pytest.approx(0.415, abs=1e-3)
@@ -68,7 +68,7 @@ def test_a_schedule_ends_with_the_run(tmp_path):
 
 
 @pytest.mark.parametrize("stream", [False, True])
-def test_an_evaluation_before_training_is_told_the_same(tmp_path, stream):
+def test_an_evaluation_before_training_has_the_same_total(tmp_path, stream):
     dataset = prompts(7).to_iterable_dataset() if stream else prompts(7)
     trainer = make_trainer(
         tmp_path,
@@ -85,8 +85,8 @@ def test_an_evaluation_before_training_is_told_the_same(tmp_path, stream):
 
 
 @pytest.mark.parametrize("kept", [True, False])
-def test_a_resumed_run_goes_on_counting(tmp_path, kept):
-    """From within an epoch and from its end, also where the state of the rollout in flight is gone."""
+def test_a_resumed_run_continues_counting(tmp_path, kept):
+    """From the middle and the end of an epoch, and when the state of the rollout in flight is missing."""
     options = SMALL | {"max_steps": 5, "gradient_accumulation_steps": 2, "steps_per_generation": 1, "save_steps": 1}
     options |= {"save_strategy": "steps"}
     trainer_options = {"train_dataset": prompts(3)}
@@ -125,30 +125,30 @@ class Interruption(TrainerCallback):
     ],
     ids=lambda options: next(iter(options)),
 )
-def test_a_second_run_is_that_of_a_new_trainer_with_the_same_weights(tmp_path, options):
-    """No rollout in flight, counter, moment of the optimiser or table row of the first run is left."""
+def test_a_second_run_equals_that_of_a_new_trainer_with_the_same_weights(tmp_path, options):
+    """The first run leaves no rollout in flight, counter, optimiser moment or table row."""
     always = {"reward_funcs": [TASK.reward, constant]}
     options = {"max_steps": 4} | options
     trainer = make_trainer(tmp_path / "both", trainer_options=always | {"callbacks": [Interruption()]}, **options)
     with pytest.raises(KeyboardInterrupt):
         trainer.train()
     trainer.remove_callback(Interruption)
-    anew = make_trainer(tmp_path / "anew", trainer_options=always, **options)
-    anew.model.load_state_dict(trainer.model.state_dict())
+    fresh = make_trainer(tmp_path / "fresh", trainer_options=always, **options)
+    fresh.model.load_state_dict(trainer.model.state_dict())
     runs = []
-    for each in (trainer, anew):
-        torch.manual_seed(7)  # that tokens are sampled from
+    for each in (trainer, fresh):
+        torch.manual_seed(7)  # for sampling
         runs.append(counted(each))
     assert runs[0] == runs[1]
-    assert logged(trainer) == logged(anew)
-    assert_same_parameters(parameters(trainer), parameters(anew))
+    assert logged(trainer) == logged(fresh)
+    assert_same_parameters(parameters(trainer), parameters(fresh))
     if "log_completions" in options:
-        tables = [tmp_path / name / "completions/completions_00001.parquet" for name in ("both", "anew")]
+        tables = [tmp_path / name / "completions/completions_00001.parquet" for name in ("both", "fresh")]
         pandas.testing.assert_frame_equal(*map(pandas.read_parquet, tables))
 
 
-def test_an_optimiser_that_was_given_is_kept(tmp_path):
-    """Whoever made it says what it remembers."""
+def test_a_given_optimiser_keeps_its_state(tmp_path):
+    """Only the user decides when to reset it."""
     trainer = make_trainer(tmp_path, max_steps=1)
     optimizer = torch.optim.SGD(trainer.model.parameters(), lr=1e-2)
     trainer = CANONTrainer(trainer.model, TASK.reward, trainer.args, prompts(), optimizers=(optimizer, None))
@@ -157,7 +157,7 @@ def test_an_optimiser_that_was_given_is_kept(tmp_path):
         assert trainer.optimizer.optimizer is optimizer
 
 
-def test_two_trainers_of_one_list_of_reward_functions(tmp_path):
+def test_two_trainers_with_one_list_of_reward_functions(tmp_path):
     """The first one's checks and names do not reach the second."""
     functions = [TASK.reward, constant]
     for _ in range(2):
@@ -169,7 +169,7 @@ def test_two_trainers_of_one_list_of_reward_functions(tmp_path):
 
 
 def test_resuming_after_another_run_of_the_same_trainer(tmp_path):
-    """The checkpoint says how it goes on, not what the trainer did before."""
+    """The run continues from the checkpoint, whatever the trainer did before."""
     options = {"max_steps": 4, "num_iterations": 2, "save_strategy": "steps", "save_steps": 1}
     trainer = make_trainer(tmp_path, **options)
     trainer.train()

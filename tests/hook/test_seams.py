@@ -2,37 +2,40 @@
 
 import inspect
 import math
+import re
 from collections import deque
 from operator import attrgetter
 
 import pytest
 import torch
-from toy import make_trainer
-from trl import GRPOTrainer
+from toy import ONE_ROLLOUT, make_trainer, rollout_with_tool
+from trl import GRPOConfig, GRPOTrainer, RLOOTrainer
 from trl.trainer.utils import strip_images_from_messages
 
+from canon_trl.advantages import ESTIMATORS
 from canon_trl.hook.members import MEMBERS
+from canon_trl.hook.normaliser import aggregate
 from canon_trl.hook.rollout_parts import GENERATED
 
 
 @pytest.mark.parametrize(
     "member", [member for member in MEMBERS if member.parameters is not None], ids=attrgetter("name")
 )
-def test_a_method_takes_what_the_hook_hands_it(member):
+def test_a_method_has_the_parameters_that_the_hook_passes(member):
     _, *found = inspect.signature(getattr(GRPOTrainer, member.name)).parameters
     assert tuple(found[: len(member.parameters)]) == member.parameters, f"{member.name}: {member.why}"
 
 
 @pytest.mark.parametrize("member", [member for member in MEMBERS if member.parameters is None], ids=attrgetter("name"))
 def test_a_trainer_has_the_attribute(observed, member):
-    if member.name == "_last_loaded_step":  # with vLLM alone
+    if member.name == "_last_loaded_step":  # with vLLM only
         assert "self._last_loaded_step = -1" in inspect.getsource(GRPOTrainer.__init__), member.why
     else:
         assert hasattr(observed, member.name), f"{member.name}: {member.why}"
 
 
 class Observed(GRPOTrainer):
-    """Plain TRL that notes what passes the seams."""
+    """TRL's trainer, which records what passes the seams."""
 
     def _generate(self, prompts):
         self.generated = super()._generate(prompts)
@@ -58,8 +61,6 @@ class Observed(GRPOTrainer):
 
 @pytest.fixture(scope="module")
 def observed(tmp_path_factory):
-    from trl import GRPOConfig
-
     trainer = make_trainer(
         tmp_path_factory.mktemp("seams"),
         trainer_class=Observed,
@@ -99,14 +100,14 @@ def test_output_of_a_rollout(observed):
 
 def test_the_policy_pass_is_called_as_expected(observed):
     (model, args, kwargs, scored), *more = observed.scored_in_rollout
-    assert not more, "one scoring pass"
+    assert not more, "there is one scoring pass"
     assert model is observed.model
     input_ids, attention_mask, logits_to_keep = args
     assert logits_to_keep == observed.output["completion_ids"].shape[1]
     assert input_ids.shape == attention_mask.shape
     assert "compute_entropy" not in kwargs
     log_probs, entropies, aux_loss = scored
-    assert log_probs is observed.output["old_per_token_logps"], "the pass is known by its log-probabilities"
+    assert log_probs is observed.output["old_per_token_logps"], "the log-probabilities identify the pass"
     assert entropies is None and aux_loss is None
     truncated = observed.output["completion_mask"].sum(dim=1) == 0
     assert truncated.any()
@@ -136,7 +137,7 @@ def test_the_loss_takes_advantages_per_token(observed):
 
 
 def test_the_loss_scores_first_and_then_reads_the_advantages(observed, monkeypatch):
-    """So a policy loss can replace them once it has seen the tokens' log-probabilities."""
+    """So a policy loss can replace them after it has read the tokens' log-probabilities."""
     inputs = dict(observed._buffered_inputs[0])
     assert observed._compute_loss(observed.model, inputs) != 0
     score = observed._get_per_token_logps_and_entropies
@@ -159,7 +160,7 @@ def test_columns_wait_for_the_table(observed):
     observed._pending_extra_logs.clear()
 
 
-def test_a_sampler_draws_one_order_an_epoch(observed):
+def test_a_sampler_draws_one_order_per_epoch(observed):
     sampler = observed._get_train_sampler()
     first, second = list(sampler), list(sampler)
     assert first != second
@@ -168,7 +169,7 @@ def test_a_sampler_draws_one_order_an_epoch(observed):
     assert list(again) == second, "_get_train_sampler"
 
 
-def test_the_rest_of_what_is_touched(observed):
+def test_other_members(observed):
     trainer = observed
     assert "max_steps" in inspect.getsource(type(trainer).set_initial_training_values), "set_initial_training_values"
     assert trainer.set_initial_training_values(trainer.args, trainer.get_train_dataloader())[-2:] == (32 * 2, 1)
@@ -182,7 +183,7 @@ def test_the_rest_of_what_is_touched(observed):
     assert (trainer.log_completions, trainer.num_generations, trainer.num_generations_eval) == (False, 4, 4)
 
 
-def test_what_outlives_a_run(observed):
+def test_members_that_outlive_a_run(observed):
     assert observed._pending_metrics == {}, "_pending_metrics"
     assert observed._current_train_step_time == 0.0, "_current_train_step_time"
     assert (observed.entropy_coef, observed._last_world_entropy, observed._entropy_window_stats) == (
@@ -212,8 +213,6 @@ class Requesting(Observed):
 
 def test_a_scoring_pass_can_be_requested_while_generating(tmp_path):
     """TRL decides by num_iterations after it has generated, and scores before it computes rewards."""
-    from trl import GRPOConfig
-
     trainer = make_trainer(tmp_path, trainer_class=Requesting, config_class=GRPOConfig, max_steps=1)
     trainer.train()
     assert trainer.scored_before_rewards == 1, "num_iterations"
@@ -222,8 +221,7 @@ def test_a_scoring_pass_can_be_requested_while_generating(tmp_path):
 
 @pytest.fixture(scope="module")
 def sampled_elsewhere(tmp_path_factory):
-    """A sampler that gives log-probabilities of its own."""
-    from trl import GRPOConfig
+    """A trainer whose sampler reports log-probabilities."""
 
     def rollout(prompts, trainer):
         ids = trainer.processing_class(prompts)["input_ids"]
@@ -245,3 +243,59 @@ def test_log_probabilities_of_the_sampler(sampled_elsewhere):
     got = output["sampling_per_token_logps"]
     assert got.shape == output["completion_ids"].shape, "sampling_per_token_logps"
     assert torch.equal(got, -0.5 * output["completion_mask"]), "sampling_per_token_logps"
+
+
+@pytest.mark.parametrize(("micro_batches", "accumulation"), [(1, 1), (2, 2), (2, 4)])
+@pytest.mark.parametrize("loss_type", ["grpo", "bnpo", "dr_grpo", "dapo", "luspo"])
+def test_a_term_has_the_divisor_of_the_loss(tmp_path, loss_type, micro_batches, accumulation):
+    """`aggregate(x)` is minus TRL's loss with advantages x on-policy, to the last bit."""
+    seen = []
+
+    class Measuring(GRPOTrainer):
+        def _compute_loss(self, model, inputs):
+            values = torch.randn(inputs["completion_ids"].shape)
+            inputs = {name: part for name, part in inputs.items() if name != "old_per_token_logps"}
+            loss = super()._compute_loss(model, inputs | {"advantages": values})
+            seen.append((loss, aggregate(values, inputs["completion_mask"].bool(), self, inputs)))
+            return loss
+
+    trainer = make_trainer(
+        tmp_path,
+        trainer_class=Measuring,
+        config_class=GRPOConfig,
+        loss_type=loss_type,
+        max_steps=1,
+        max_completion_length=40,  # longer than any response, so it differs from the width
+        per_device_train_batch_size=4,
+        steps_per_generation=micro_batches,
+        gradient_accumulation_steps=accumulation,
+    )
+    trainer.train()
+    assert len(seen) == accumulation
+    for loss, aggregated in seen:
+        assert aggregated == -loss != 0
+
+
+def test_a_rollout_func_may_score_with_the_trainer(tmp_path):
+    calls = []
+
+    def scoring_rollout(prompts, trainer):
+        written = rollout_with_tool(prompts, trainer)
+        ids = torch.tensor([written["prompt_ids"][0] + written["completion_ids"][0]])
+        scored = trainer._get_per_token_logps_and_entropies(trainer.model, ids, torch.ones_like(ids), 2)
+        calls.append(scored[0].shape)
+        return written
+
+    trainer = make_trainer(tmp_path, trainer_options={"rollout_func": scoring_rollout}, **ONE_ROLLOUT)
+    trainer.train()
+    assert calls == [(1, 2)]
+
+
+@pytest.mark.parametrize(("name", "trainer"), [("grpo", GRPOTrainer), ("rloo", RLOOTrainer)])
+def test_papers_that_trl_also_cites_are_cited_alike(name, trainer):
+    paper, theirs = ESTIMATORS[name].paper, trainer._paper
+    assert (paper.title, paper.id) == (theirs["title"], theirs["id"])
+    (authors,) = re.findall(r"author\s*= {(.*)},\n", theirs["citation"])
+    ours = paper.authors.replace("\\", "").split(" and ")  # TRL's string has lost the backslashes
+    assert [author for author in ours if author in authors] == authors.split(" and ")  # TRL leaves out two of GRPO's
+    assert f"@{{{paper.key}," in re.sub(r"@\w+", "@", theirs["citation"])

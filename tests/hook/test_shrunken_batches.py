@@ -1,4 +1,4 @@
-"""A rollout that is not full weighs its responses like a smaller one that is."""
+"""A partial rollout weighs its responses like a smaller full one."""
 
 import logging
 import math
@@ -26,13 +26,13 @@ from canon_trl import CANONConfig, CANONTrainer, PluggableGRPOTrainer
 from canon_trl.config.checks import check_shrink, one_rollout_a_step
 from canon_trl.sampling import DynamicSampling
 
-# The first and the last row of MIXED teach, and all but the second of these.
+# The first and last rows of MIXED teach; here all but the second do.
 THREE_OF_FOUR = Dataset.from_dict({"prompt": ["2+3*4=", "3+3*4=", "4-1*2=", "6-1*2="]})
 DATASETS = {"MIXED": MIXED, "THREE_OF_FOUR": THREE_OF_FOUR}
 
 
 def by_a_tool_too(prompts, trainer):
-    """The same responses, of which a tool wrote the `#`."""
+    """The same responses, but a tool wrote the `#`."""
     written = fixed_responses(prompts, trainer)
     masks = [[1] * (len(ids) - 2) + [0, 1] for ids in written["completion_ids"]]
     return written | {"env_mask": masks}
@@ -68,7 +68,7 @@ def start(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def small_step(tmp_path_factory):
-    """A step on the given rows alone, once for each set of arguments."""
+    """A step on the given rows only, run once for each set of arguments."""
 
     @cache
     def step(rows, size, write, loss_type):
@@ -92,8 +92,8 @@ def assert_same_step(got, want, start):
     # bnpo divides by the tokens of each micro-batch, which depend on the shuffle
     [("bnpo", 1), *((loss_type, parts) for loss_type in ("grpo", "dapo", "dr_grpo") for parts in (1, 2, 4))],
 )
-def test_a_shrunken_batch_is_trained_on_like_one_of_that_size(tmp_path, start, small_step, loss_type, parts, write):
-    """The gradient is that of a batch of the kept groups alone, whatever the loss divides by."""
+def test_a_shrunken_batch_trains_like_a_full_one_of_that_size(tmp_path, start, small_step, loss_type, parts, write):
+    """The gradient equals that of a batch of only the kept groups, whatever the loss divides by."""
     shrunken, _ = one_sgd_step(
         tmp_path,
         MIXED,
@@ -113,7 +113,7 @@ def test_a_shrunken_batch_is_trained_on_like_one_of_that_size(tmp_path, start, s
 def test_responses_of_all_rollouts_of_an_optimiser_step_weigh_the_same(
     tmp_path, start, small_step, loss_type, accumulated, parts
 ):
-    """Two rollouts per step, of which the first is half empty: 12 of 16 places are trained on, each with 1/12."""
+    """Two rollouts per step, the first half empty: 12 of 16 places are trained on, each with weight 1/12."""
     shrunken, entry = one_sgd_step(
         tmp_path,
         THREE_OF_FOUR,
@@ -144,7 +144,7 @@ def test_responses_of_all_rollouts_of_an_optimiser_step_weigh_the_same(
         (3, 2, 3, False),  # the first step takes the first part twice
     ],
 )
-def test_which_steps_are_of_one_rollout(a_step, a_rollout, iterations, one):
+def test_steps_that_take_one_rollout(a_step, a_rollout, iterations, one):
     names = ("gradient_accumulation_steps", "steps_per_generation", "num_iterations")
     args = SimpleNamespace(**dict(zip(names, (a_step, a_rollout, iterations), strict=True)))
     assert one_rollout_a_step(args) == one
@@ -157,7 +157,7 @@ def test_which_steps_are_of_one_rollout(a_step, a_rollout, iterations, one):
         ({"use_adaptive_entropy": True}, "entropy_coef=0.0 and use_adaptive_entropy=True"),
     ],
 )
-def test_an_entropy_bonus_is_refused_beside_shrink_whatever_the_config(tmp_path, bonus, message):
+def test_an_entropy_bonus_is_rejected_with_shrink(tmp_path, bonus, message):
     def make(exhausted):
         return PluggableGRPOTrainer(
             str(TASK.model_path),
@@ -180,7 +180,7 @@ def wide_only(mask):
     return mask.sum() * 0.0
 
 
-def test_a_term_of_one_number_is_rejected_where_shrink_scales_gradients(tmp_path):
+def test_a_scalar_term_is_rejected_where_shrink_scales_gradients(tmp_path):
     """Before a model is loaded, or at the first micro-batch if the term fails on example tokens."""
     options = {"dynamic_sampling": True, "gradient_accumulation_steps": 2, "steps_per_generation": 1}
     message = "loss_term/{} is one number per micro-batch, .*; set dynamic_sampling_kwargs"
@@ -193,7 +193,7 @@ def test_a_term_of_one_number_is_rejected_where_shrink_scales_gradients(tmp_path
         trainer.train()
 
 
-def test_gradients_of_several_rollouts_are_not_to_be_had_from_deepspeed(tmp_path):
+def test_deepspeed_with_gradients_of_several_rollouts_is_rejected(tmp_path):
     steps = {"gradient_accumulation_steps": 2, "steps_per_generation": 1}
     config = CANONConfig(str(tmp_path), **OPTIONS | steps, dynamic_sampling=True)
     config.deepspeed_plugin = object()
@@ -223,7 +223,7 @@ def test_a_shrunken_batch(tmp_path, caplog, num_iterations):
     assert f"after 1 generation rounds, {kept} of 6 groups are usable" in caplog.text
     assert 0 < kept < 6
     assert rollout.valid.all(dim=1).tolist() == [True] * kept + [False] * (6 - kept)
-    # Of all that was drawn, not of what is trained on: half a group right, or 0.1 throughout.
+    # Over all drawn groups, not only the trained ones: half a group right, or 0.1 throughout.
     assert float(rollout.accuracy) == pytest.approx((0.5 * kept + 0.1 * (6 - kept)) / 6)
     assert output["trained"].tolist() == [True] * 4 * kept + [False] * 4 * (6 - kept)
     assert (output["completion_mask"].sum(dim=1) > 0).tolist() == output["trained"].tolist()
@@ -240,7 +240,7 @@ def of_equal_length(prompts, trainer):
 
 @pytest.mark.parametrize("loss_type", ["grpo", "bnpo", "dapo", "dr_grpo"])
 def test_a_shrunken_batch_leaves_the_routing_loss_as_it_is(tmp_path, loss_type):
-    """Responses of one length, on policy: the advantages of a group cancel, and the loss is the routing's alone."""
+    """On policy with equal lengths, the advantages of a group cancel and only the routing loss remains."""
     experts = save_mixture_of_experts(tmp_path / "experts")
     trainer = make_trainer(
         tmp_path,

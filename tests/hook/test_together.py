@@ -1,4 +1,4 @@
-"""Any advantage estimator with any policy loss, with dynamic sampling and without: the numbers that reach the loss."""
+"""Any advantage estimator with any policy loss, with and without dynamic sampling: the numbers that reach the loss."""
 
 import math
 from itertools import product
@@ -11,19 +11,19 @@ from toy import assert_same_parameters, logged, make_trainer, parameters
 from canon_trl.advantages import ESTIMATORS
 from canon_trl.policy_losses import POLICY_LOSSES, OnTRL, clip_cov_mask, kl_cov_mask
 
-# What an estimator needs beyond its defaults: options, and the fields of the config that say so.
+# What an estimator needs in addition to its defaults: options and fields of the config.
 NEEDED = {"canon": {"mu": 0.7}, "mix": {"dr_grpo": 0.5, "opo": 0.5}, "pass_at_k": {"k": 2}, "pshw": {"low": 0}}
 FIELDS = {name: {"advantage_estimator_kwargs": options} for name, options in NEEDED.items()}
 FIELDS["canon"] = {"canon_mu": 0.7}
 OPTIONS = {
     None: {},
-    "clip_cov": {"low": 0.0, "high": 9.0, "ratio": 1.0},  # every candidate, so nothing is left to chance
+    "clip_cov": {"low": 0.0, "high": 9.0, "ratio": 1.0},  # every candidate, so nothing is random
     "kl_cov": {"fraction": 0.2, "coef": 2.0},
 }
 
 
-def test_the_tables_are_whole():
-    """A whole loss is not among them: one that reads no advantages goes with no estimator."""
+def test_options_cover_every_loss_that_builds_on_trls():
+    """Whole losses are missing, as they combine with no estimator."""
     assert OPTIONS.keys() - {None} == {name for name, loss in POLICY_LOSSES.items() if isinstance(loss, OnTRL)}
 
 
@@ -78,7 +78,7 @@ def test_combination(tmp_path, estimator, policy_loss, dynamic_sampling):
 
 @pytest.mark.parametrize("policy_loss", OPTIONS)
 def test_a_combination_resumes(tmp_path, policy_loss):
-    """CANON by the random metric, A-GRAE's companions and dynamic sampling at once, in the middle of a rollout."""
+    """CANON with the random metric, a policy loss and dynamic sampling at once, in the middle of a rollout."""
     options = {"policy_loss": policy_loss, "policy_loss_kwargs": OPTIONS[policy_loss]} if policy_loss else {}
     options |= {"canon_metric": "random", "dynamic_sampling": True, "num_iterations": 2, "max_steps": 4}
     options |= {"save_strategy": "steps", "save_steps": 1}

@@ -1,4 +1,4 @@
-"""TRL's tool loop under the hook: what a tool wrote counts in no metric."""
+"""TRL's tool loop under the hook: tool tokens count in no metric."""
 
 import torch
 from datasets import Dataset
@@ -41,7 +41,7 @@ def test_tool_loop(tmp_path):
     written = output["completion_mask"].sum(dim=1)
     by_model = (output["completion_mask"] * output["tool_mask"]).sum(dim=1)
     assert trainer.state.log_history[0]["tools/call_frequency"] == 1.0
-    assert (by_model < written).all(), "the tool wrote something"
+    assert (by_model < written).all(), "the tool must write tokens"
     assert torch.equal(rollout.lengths.flatten(), by_model)
     ids = torch.cat([output["prompt_ids"], output["completion_ids"]], dim=1)
     attention = torch.cat([output["prompt_mask"], output["completion_mask"]], dim=1)

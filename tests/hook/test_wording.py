@@ -1,4 +1,4 @@
-"""What the model reads and where its responses end: the same in training, callback, values and evaluation."""
+"""The model reads the same prompts, and its responses end alike, in training, callback, values and evaluation."""
 
 import functools
 import json
@@ -23,7 +23,7 @@ from canon_trl.sampling.samplers import Response, TransformersSampler
 TEMPLATE = """{% for m in messages %}{{ m['content'] }}
 {% endfor %}{% if add_generation_prompt %}<bot>
 {% if enable_thinking is defined and not enable_thinking %}<answer>{% else %}<think>{% endif %}{% endif %}"""
-# What stands after <think> is no answer; see `parse_response` of transformers.
+# Text after <think> is no answer; see `parse_response` of transformers.
 RESPONSE_TEMPLATE = {
     "defaults": {"role": "assistant"},
     "start_anchor": "<bot>\n",
@@ -69,7 +69,7 @@ def chatter(tmp_path_factory):
 
 @pytest.fixture
 def prompts_read(monkeypatch):
-    """The prompts that models read from here on, without padding, one a row of a pass that begins a response."""
+    """The prompts that models read from here on, without padding: one per row of a pass that begins a response."""
     read, forward = [], Qwen3ForCausalLM.forward
 
     @functools.wraps(forward)
@@ -139,7 +139,7 @@ SCRIPTS = [(estimate_values, "values"), (evaluate, "evaluation")]
 
 
 @pytest.mark.parametrize(("script", "name"), SCRIPTS)
-def test_folders_of_another_wording_are_refused(chatter, tmp_path, script, name):
+def test_folders_with_other_prompts_are_rejected(chatter, tmp_path, script, name):
     script.main(script_flags(tmp_path, chatter, name, None))
     with pytest.raises(
         ValueError, match=r"was started with chat_template_kwargs=None, not \{'enable_thinking': False\}"
@@ -160,9 +160,7 @@ def test_folders_of_another_wording_are_refused(chatter, tmp_path, script, name)
         (["--repetition_penalty", "0"], "repetition_penalty=0.0 must be positive and finite; 1 is no penalty"),
     ],
 )
-def test_what_no_prompt_can_be_made_of_is_told_before_the_model_is_loaded(
-    chatter, tmp_path, script, name, flags, message, capfd
-):
+def test_unusable_prompts_are_found_before_the_model_is_loaded(chatter, tmp_path, script, name, flags, message, capfd):
     with pytest.raises(ValueError, match=message):
         script.main([*script_flags(tmp_path, chatter, name, None), *flags])
     assert "Loading weights" not in capfd.readouterr().err
@@ -175,8 +173,8 @@ def test_conversations_need_a_chat_template(tmp_path, script, name, capfd):
     assert "Loading weights" not in capfd.readouterr().err
 
 
-def test_reward_functions_see_responses_parsed_alike(chatter, tmp_path):
-    """Where the tokenizer says how a response is parsed, TRL hands over what it is parsed to."""
+def test_reward_functions_receive_the_same_parsed_responses(chatter, tmp_path):
+    """If the tokenizer defines how to parse responses, TRL passes the parsed ones."""
     folder = tmp_path / "chatter"
     Qwen3ForCausalLM.from_pretrained(chatter).save_pretrained(folder)
     tokenizer = AutoTokenizer.from_pretrained(chatter)
@@ -194,7 +192,7 @@ def test_reward_functions_see_responses_parsed_alike(chatter, tmp_path):
         evaluate.main(script_flags(here, folder, "evaluation", chat_template_kwargs))
         evaluated = [completion[0] for completions in seen_by_reward for completion in completions]
         for messages in (in_training, evaluated):
-            assert {message["content"] == "" for message in messages} == {empty}, "all of it is thought"
+            assert {message["content"] == "" for message in messages} == {empty}, "the whole response is reasoning"
             assert {"reasoning_content" in message for message in messages} == {empty}
 
 
@@ -209,7 +207,7 @@ def generated(model, tokenizer, prompt, **options):
 
 @pytest.mark.parametrize("penalty", [1.5, 0.7])
 def test_the_sampler_writes_what_generate_writes(penalty):
-    """The likeliest token, prompts of several lengths in a batch, and rows that leave it."""
+    """Greedy decoding of a batch with prompts of several lengths, in which rows finish early."""
     tokenizer, model = AutoTokenizer.from_pretrained(TASK.model_path), base_model()
     options = {"repetition_penalty": penalty}
     prompts = [*TASK.dataset("test", 20)["prompt"], "1*2=", "9-9*1="]
@@ -222,7 +220,7 @@ def test_the_sampler_writes_what_generate_writes(penalty):
 
 
 def test_a_stop_string_ends_a_response_as_it_ends_generate(chatter):
-    """Those that it does not end are cut off, and rows leave the batch in between."""
+    """Other responses are cut off at the maximum length, and rows finish early."""
     tokenizer, model = AutoTokenizer.from_pretrained(chatter), Qwen3ForCausalLM.from_pretrained(chatter)
     options = {"num_samples": 1, "max_new_tokens": 40, "top_k": 1}
     plain = [given[0].ids for given in TransformersSampler(model, tokenizer, **options)(QUESTIONS, 0)]
@@ -234,8 +232,8 @@ def test_a_stop_string_ends_a_response_as_it_ends_generate(chatter):
         assert response.ids == generated(model, tokenizer, prompt, stop_strings=stops)
 
 
-def test_unlikely_tokens_are_cut_by_min_p():
-    """The share of each first token over many responses, against the probabilities of what is left."""
+def test_min_p_removes_unlikely_tokens():
+    """Compares the share of each first token over many responses with the renormalised probabilities."""
     tokenizer, model = AutoTokenizer.from_pretrained(TASK.model_path), base_model()
     prompt = "7+8*3-9+4*6="
     with torch.no_grad():
@@ -248,11 +246,11 @@ def test_unlikely_tokens_are_cut_by_min_p():
     assert (shares[~kept] == 0).all()
 
 
-def test_a_response_ends_where_it_does_in_training(chatter, tmp_path):
-    """At the texts that vLLM is given there in the callback, at its own in the script."""
+def test_responses_end_as_in_training(chatter, tmp_path):
+    """The callback uses the stop texts that training gives vLLM; the script has its own option."""
     stops = [letter for letter in "aeiou0123456789.,#"]
     trainer = make(chatter, tmp_path / "trained")
-    trainer.args.generation_kwargs = {"stop": stops}  # which are refused without vLLM
+    trainer.args.generation_kwargs = {"stop": stops}  # which the config accepts with vLLM only
     written = []
 
     def keep(completions, **kwargs):
@@ -270,7 +268,7 @@ def test_a_response_ends_where_it_does_in_training(chatter, tmp_path):
 
 
 class Engine:
-    """Stands in for vLLM's, which the tests here do not have: keeps what it is asked for."""
+    """Replaces vLLM's engine, which is not installed here, and records the requests."""
 
     def generate(self, prompts, parameters, use_tqdm):
         self.prompts = [prompt["prompt_token_ids"] for prompt in prompts]
@@ -279,7 +277,7 @@ class Engine:
         return [SimpleNamespace(outputs=[written]) for _ in prompts]
 
 
-def test_vllm_is_given_the_same_prompts_and_ends(chatter, monkeypatch):
+def test_vllm_receives_the_same_prompts_and_stop_texts(chatter, monkeypatch):
     monkeypatch.setitem(sys.modules, "vllm", SimpleNamespace(SamplingParams=SimpleNamespace))
     tokenizer, engine = AutoTokenizer.from_pretrained(chatter), Engine()
     own = {"min_p": 0.1, "repetition_penalty": 1.2, "stop_strings": ["###"], "chat_template_kwargs": NOT_THINKING}
@@ -305,7 +303,7 @@ def answer(question: str) -> str:
 @pytest.mark.parametrize(
     ("name", "value"), [("tools", [answer]), ("environment_factories", {None: object}), ("rollout_func", print)]
 )
-def test_what_the_callback_cannot_follow_is_refused(name, value, tmp_path):
+def test_options_that_the_callback_cannot_follow_are_rejected(name, value, tmp_path):
     trainer = make_trainer(tmp_path)
     setattr(trainer, name, value)
     with pytest.raises(ValueError, match=f"the trainer has {name}, which evaluation does not support"):
