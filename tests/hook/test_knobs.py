@@ -68,7 +68,7 @@ def test_a_head_without_a_known_temperature_is_rejected(name, tmp_path):
 def test_a_head_made_at_another_temperature_is_rejected(tmp_path):
     trainer = make_trainer(tmp_path)
     trainer.temperature = 0.5
-    with pytest.raises(RuntimeError, match=r"keeps the temperature 0\.5 "):
+    with pytest.raises(RuntimeError, match=r"stores the temperature 0\.5 "):
         Temperature(trainer)
 
 
