@@ -1,6 +1,6 @@
 """Advantage estimators and entropy controls for TRL's GRPOTrainer; CANON is the flagship.
 
-The public names are imported when they are used: a method's file is pure torch, and importing it loads no trainer.
+Public names are imported on first use, so that importing a method, which is pure torch, loads no trainer.
 """
 
 from importlib import import_module
@@ -40,7 +40,7 @@ MODULES = {
 }
 
 
-if not TYPE_CHECKING:  # a type checker would take any name for known
+if not TYPE_CHECKING:  # with __getattr__, a type checker would accept any name
 
     def __getattr__(name: str) -> Any:
         if name not in MODULES:

@@ -1,4 +1,4 @@
-"""Functions named in a YAML file or on the command line, and names that a module no longer has."""
+"""Functions given by import path, in YAML or on the command line, and names that have moved."""
 
 import importlib
 from collections.abc import Callable, Mapping
@@ -10,14 +10,14 @@ def is_import_path(name: str) -> bool:
 
 
 def load_function(path: str, *, field: str) -> Callable[..., Any]:
-    """The function at `"package.module:function"`.
+    """Import the function at `"package.module:function"`.
 
     Args:
-        path: import path; the module must be importable, as by `python -c "import package.module"`.
-        field: the option that it was given for, named in errors.
+        path: the import path; `python -c "import package.module"` must work.
+        field: the option that holds the path, named in errors.
 
     Raises:
-        ValueError: the module or the function is missing, or what is there cannot be called.
+        ValueError: the module or the function is missing, or the object cannot be called.
     """
     module_name, _, function_name = path.partition(":")
     try:
@@ -30,10 +30,10 @@ def load_function(path: str, *, field: str) -> Callable[..., Any]:
 
 
 def moved(module: str, successors: Mapping[str, str]) -> Callable[[str], NoReturn]:
-    """The `__getattr__` of a module that has lost public names: using one raises an error that names its successor."""
+    """Make a module's `__getattr__`, which names the successor of each public name that the module has lost."""
 
     def lookup(name: str) -> NoReturn:
-        if name in successors:  # an AttributeError would be replaced by `from ... import name`
+        if name in successors:  # `from ... import name` would replace an AttributeError by its own
             raise ImportError(f"{module}.{name} has gone; use {successors[name]} (docs/migrating.md)")
         raise AttributeError(f"module {module!r} has no attribute {name!r}")
 

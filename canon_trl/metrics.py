@@ -1,21 +1,21 @@
-"""Response metrics: one number per response, by which CANON regroups a prompt group.
+"""Response metrics: one number per response, by which CANON splits a prompt group.
 
-A metric is a function of the rows that were sampled on this rank, B of them, called with keyword arguments only. It
-can take what a reward function of TRL takes (`prompts`, `completions`, `completion_ids`, every column of the dataset)
-and, by naming them in its signature, these `(B, T)` tensors:
+A metric is a function of the B responses that this rank sampled. The trainer calls it with keyword arguments: those of
+a TRL reward function (`prompts`, `completions`, `completion_ids`, every column of the dataset) and, if its signature
+names them, these `(B, T)` tensors:
 
-    entropies    entropy in nats of the policy's distribution of each token, at the sampling temperature
-    log_probs    log-probability of each sampled token in that same distribution
-    mask         True on the tokens that the model wrote; tools, environments and padding are False, the tokens of a
-                 truncated completion are True also where training masks them
+    entropies    entropy in nats of the policy's distribution at each token, at the sampling temperature
+    log_probs    log-probability of each sampled token in that distribution
+    mask         True on tokens that the model wrote, also in truncated completions that training masks; False on
+                 padding and on tokens of tools and environments
 
-The distribution is softmax(logits / temperature), whoever samples: what `top_k`, `top_p`, `min_p`, penalties or a
-setting of the model's own make of it afterwards has no part in either. So with `top_k=1`, where the sampler is certain
-of every token, they are not 0. A `rollout_func` that hands over `logprobs` says what they are.
+The distribution is softmax(logits / temperature) for every sampler: `top_k`, `top_p`, `min_p`, penalties and the
+model's own generation settings do not change it. So with `top_k=1` neither tensor is 0, although sampling is
+deterministic. If a `rollout_func` returns `logprobs`, those are used.
 
-Naming `entropies` or `log_probs` may cost a forward pass, so the trainer prepares only what is named. A metric returns
-B finite numbers, as a list or a tensor. It gets those keyword arguments that its signature names, or all of them if it
-takes `**kwargs`.
+`entropies` and `log_probs` may cost a forward pass, so the trainer computes them only for metrics that name them. A
+metric receives the arguments that its signature names, or all of them if it takes `**kwargs`. It returns B finite
+numbers, as a list or a tensor.
 """
 
 import inspect
@@ -34,9 +34,9 @@ TOKEN_INPUTS = ("entropies", "log_probs", "mask")
 
 
 def mean_over_response(values: Tensor, mask: Tensor) -> Tensor:
-    """Mean over the tokens of each response that `mask` selects, `(B, T) -> (B,)` in float32; 0 where it selects none.
+    """Average over the tokens of each response that `mask` selects, `(B, T) -> (B,)` in float32; 0 if it selects none.
 
-    NaN values (vLLM cannot score every token) are left out of the mean.
+    The mean skips NaN, which marks tokens that vLLM could not score.
     """
     mask = mask.bool() & ~values.isnan()
     total = values.float().masked_fill(~mask, 0.0).sum(dim=-1)
@@ -44,7 +44,7 @@ def mean_over_response(values: Tensor, mask: Tensor) -> Tensor:
 
 
 def entropy(entropies: Tensor, mask: Tensor) -> Tensor:
-    """Mean token entropy in nats: how undecided the model was while writing the response."""
+    """Mean token entropy in nats: how uncertain the model was while it wrote the response."""
     return mean_over_response(entropies, mask)
 
 
@@ -59,10 +59,10 @@ def length(mask: Tensor) -> Tensor:
 
 
 def random_metric(shape: torch.Size | tuple[int, int], *, seed: int, step: int) -> Tensor:
-    """A uniform draw for every response, `(P, G)`: the control that tells a metric's effect from that of regrouping.
+    """A uniform draw per response, `(P, G)`: a control that separates a metric's effect from the effect of splitting.
 
-    A function of the seed and the rollout's index alone, so every rank sees the same draw and a resumed run repeats
-    it. The reference implementation splits by position instead, which is as random, since responses are exchangeable.
+    It depends only on the seed and the rollout's index, so every rank has the same draw and a resumed run repeats it.
+    The reference implementation splits by position, which is as random, since responses are exchangeable.
     """
     generator = torch.Generator().manual_seed((seed * 1_000_003 + step) % 2**63)
     return torch.rand(tuple(shape), generator=generator)
@@ -74,17 +74,17 @@ RANDOM = "random"
 
 
 def metric_name(metric: str | ResponseMetric) -> str:
-    """The name by which a rollout carries the metric."""
+    """The metric's name in [`~canon_trl.Rollout.metrics`]."""
     return metric if isinstance(metric, str) else name_of(metric)
 
 
 def get_metric(metric: str | ResponseMetric, *, field: str) -> ResponseMetric | None:
-    """The metric of that name in [`METRICS`], at that import path, or itself; `None` for [`RANDOM`].
+    """Find a metric by its name in [`METRICS`] or its import path; a function is returned as it is.
 
-    The random one is no function of its rows: the trainer draws it for all ranks at once.
+    `"random"` gives `None`: it is no function of a rank's responses, since the trainer draws it for all ranks at once.
 
     Raises:
-        ValueError: there is none; the message lists the known names.
+        ValueError: the name is unknown; the message lists the known names.
     """
     if not isinstance(metric, str):
         return metric
@@ -102,10 +102,10 @@ def get_metric(metric: str | ResponseMetric, *, field: str) -> ResponseMetric | 
 def get_metrics(
     wanted: Iterable[str | ResponseMetric], *, field: str = "requires_metrics"
 ) -> dict[str, ResponseMetric | None]:
-    """Metrics by the names under which a rollout carries them.
+    """Find several metrics, by their names in [`~canon_trl.Rollout.metrics`].
 
     Raises:
-        ValueError: there is none of that name, or two functions share one.
+        ValueError: a name is unknown, or two functions have the same name.
     """
     metrics: dict[str, ResponseMetric | None] = {}
     for metric in wanted:
@@ -116,15 +116,15 @@ def get_metrics(
 
 
 def token_inputs(metric: ResponseMetric) -> set[str]:
-    """Which of the `(B, T)` tensors `entropies`, `log_probs` and `mask` the metric's signature names."""
+    """The tensors among `entropies`, `log_probs` and `mask` that the metric's signature names."""
     return set(inspect.signature(metric).parameters) & set(TOKEN_INPUTS)
 
 
 def measure(metric: ResponseMetric, name: str, rows: int, inputs: dict[str, object]) -> Tensor:
-    """Call the metric with those `inputs` that it takes; `(B,)` in float32, on the device that it returns.
+    """Call the metric with the `inputs` that it takes; `(B,)` in float32, on the device of the metric's result.
 
     Raises:
-        ValueError: it did not return one number a row.
+        ValueError: the metric did not return one number per response.
     """
     parameters = inspect.signature(metric).parameters
     if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()):
@@ -133,6 +133,6 @@ def measure(metric: ResponseMetric, name: str, rows: int, inputs: dict[str, obje
     if values.shape != (rows,):
         raise ValueError(
             f"metric {name!r} returned values of shape {tuple(values.shape)} for {rows} completions; it must return "
-            "one number a completion"
+            "one number per completion"
         )
     return values

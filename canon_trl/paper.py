@@ -1,17 +1,17 @@
-"""Where a method comes from: its paper, or the lack of one."""
+"""The paper that a method comes from."""
 
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
 class Paper:
-    """The paper of a method; every file of a method has one as its `PAPER`.
+    """The paper of a method, which the method's file defines as `PAPER`.
 
     Args:
-        key: of the BibTeX entry.
-        title, authors: as the paper has them; authors as BibTeX reads them, joined by `and`.
-        id: on arXiv; https://huggingface.co/papers/<id> shows it.
-        code: the reference implementation, as `owner/repository`; `None` where none is published.
+        key: key of the BibTeX entry.
+        title, authors: as in the paper; authors in BibTeX form, joined by `and`.
+        id: arXiv identifier; the paper's page is https://huggingface.co/papers/<id>.
+        code: repository of the authors' code on GitHub, as `owner/repository`; `None` if none is published.
     """
 
     key: str
@@ -38,5 +38,5 @@ class Paper:
 
     @property
     def for_trl(self) -> dict[str, str]:
-        """The form in which a trainer of TRL names its paper."""
+        """The paper in the form of the `_paper` attribute of TRL's trainers."""
         return {"title": self.title, "id": self.id, "citation": self.citation}

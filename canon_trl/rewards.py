@@ -1,4 +1,4 @@
-"""Renamed: see `canon_trl.guards`."""
+"""Renamed to `canon_trl.guards`."""
 
 from typing import NoReturn
 

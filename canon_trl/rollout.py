@@ -1,4 +1,4 @@
-"""What an advantage estimator sees of one rollout."""
+"""The rollout that an advantage estimator receives."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields
@@ -11,11 +11,11 @@ from canon_trl.rounding import rounding_error
 
 
 def weighted_reward(rewards_per_func: Tensor, weights: Tensor) -> Tensor:
-    """The weighted sum of the reward functions, `(N, F) -> (N,)`; NaN where none with a weight scored the response.
+    """Sum the reward functions by weight, `(N, F) -> (N,)`; NaN if no function with a weight scored the response.
 
-    A function that returned `None` (NaN) for a response adds nothing to its sum, as in TRL, so that each function may
-    judge prompts of its own kind. A function of weight 0 only measures: whether it scored a response changes nothing.
-    A sum whose terms cancel up to rounding, such as 1 - 0.9 - 0.1, is 0.
+    As in TRL, a function that returned `None` (NaN) for a response adds nothing, so that each function may score only
+    some of the prompts. A function of weight 0 only measures; whether it scored a response changes nothing. If the
+    terms cancel up to rounding, as in 1 - 0.9 - 0.1, the sum is 0.
     """
     weights = weights.to(rewards_per_func.device)
     terms = rewards_per_func * weights
@@ -26,12 +26,12 @@ def weighted_reward(rewards_per_func: Tensor, weights: Tensor) -> Tensor:
 
 
 class ResponseMetrics(dict[str, Tensor]):
-    """The metrics of a rollout by name, each `(P, G)`; asking for one that was not declared says how to declare it."""
+    """The metrics of a rollout by name, `(P, G)` each; the error for a missing one says how to declare it."""
 
     def __missing__(self, name: str) -> Tensor:
         raise KeyError(
-            f"metric {name!r} was not computed for this rollout (available: {sorted(self)}). An estimator declares "
-            f"what it reads: decorate it with @requires_metrics({name!r})"
+            f"metric {name!r} was not computed for this rollout; available: {sorted(self)}. Declare it with the "
+            f"estimator: @requires_metrics({name!r})"
         )
 
 
@@ -39,25 +39,25 @@ class ResponseMetrics(dict[str, Tensor]):
 class Rollout:
     """One rollout over all ranks, one prompt group per row: P prompts, G responses each, F reward functions.
 
-    Every rank holds the same values, also where the responses of a group were sampled on different ranks.
+    Every rank holds the same values, even if different ranks sampled the responses of a group.
 
     Attributes:
-        rewards: `(P, G)`, the weighted sum of the reward functions; NaN where none with a weight scored the response.
+        rewards: `(P, G)`, the weighted sum of the reward functions; NaN if no function with a weight scored the
+            response.
         rewards_per_func: `(P, G, F)`, unweighted; NaN where the function returned `None`.
         reward_names: the F names of the reward functions, in order.
         reward_weights: `(F,)`, their weights in `rewards`.
-        lengths: `(P, G)`, tokens that the model wrote, without those of tools and environments; the true length also
-            where the completion is masked as truncated.
-        metrics: by name, `(P, G)` each; only those that the estimator declares.
-        step: rollouts made in this run before this one, from 0. With one optimiser step per rollout this is the
-            optimiser step.
-        total_steps: rollouts in the whole run. A stream's passes have no length: where one ends within an optimiser
-            step, more are made.
-        accuracy: 0-d, the mean of the accuracy reward over all responses that were sampled for the batch, those that
-            dynamic sampling replaced included, clipped to [0, 1]; 0 where nothing was scored.
-        valid: `(P, G)` bool, false where the reward is NaN.
-        width: positions of the widest completion, those of tools and environments included; the T of a token-level
-            estimator.
+        lengths: `(P, G)`, number of tokens that the model wrote, without those of tools and environments; also the
+            true length if the completion is masked as truncated.
+        metrics: the metrics that the estimator declares, by name, `(P, G)` each.
+        step: number of earlier rollouts in this run. With one optimiser step per rollout, this is the optimiser step.
+        total_steps: number of rollouts in the whole run. A run on a stream may make more: the length of a pass is
+            unknown, and one that ends within an optimiser step adds a rollout.
+        accuracy: 0-d, the mean of the accuracy reward over all responses sampled for the batch, including those that
+            dynamic sampling replaced, clipped to [0, 1]; 0 if nothing was scored.
+        valid: `(P, G)` bool, False where the reward is NaN.
+        width: number of positions of the longest completion, including those of tools and environments; the T of a
+            token-level estimator.
     """
 
     rewards: Tensor
@@ -82,7 +82,7 @@ class Rollout:
         seed: int = 0,
         **given: Any,
     ) -> "Rollout":
-        """A random rollout, to try an estimator on.
+        """Make a random rollout for trying out an estimator.
 
         ```python
         advantages = my_estimator(Rollout.example(metrics=("entropy",)))
@@ -90,9 +90,9 @@ class Rollout:
 
         Args:
             prompts, responses: P and G.
-            metrics: that it carries, `(P, G)` each by name; random ones for names alone.
-            seed: of the numbers.
-            given: attributes in place of the random ones; without others, one reward function makes the rewards.
+            metrics: metrics by name, `(P, G)` each, or names of metrics to draw at random.
+            seed: seed of the random values.
+            given: attributes that replace the random ones. By default one reward function gives the rewards.
         """
         random = torch.Generator().manual_seed(seed)
         shape = (prompts, responses)

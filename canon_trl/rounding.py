@@ -1,12 +1,12 @@
-"""What a sum in floating point can be off by."""
+"""The rounding error of floating-point sums."""
 
 import torch
 from torch import Tensor
 
 
 def rounding_error(scale: Tensor) -> Tensor:
-    """How far two sums of numbers of this size may lie apart although they mean the same: 8 units in the last place.
+    """The largest difference between two sums of this size that counts as rounding: 8 units in the last place.
 
-    0.7 + 0.2 + 0.1 and 1 differ in float32 and in float64; a comparison of such sums allows for it.
+    0.7 + 0.2 + 0.1 and 1 differ in float32 and in float64, so comparisons of such sums need a tolerance.
     """
     return 8 * torch.finfo(scale.dtype).eps * scale.abs()

@@ -1,9 +1,9 @@
 """Schedules of mu, the weight of CANON's inter-group comparison (https://huggingface.co/papers/2509.23962).
 
 A schedule is a function `(step, total_steps, accuracy, **options) -> mu` of the rollout's index (from 0), the number
-of rollouts in the run and the batch's accuracy in [0, 1]. It carries no state: a resumed run has nothing to restore.
+of rollouts in the run and the batch's accuracy in [0, 1]. It has no state, so a resumed run has nothing to restore.
 
-The reference implementation counts its rollouts from 1, so at the same rollout its cosine curve is one step ahead.
+The reference implementation counts rollouts from 1, so its cosine curve is one step ahead.
 """
 
 import math
@@ -21,12 +21,12 @@ def constant(step: int, total_steps: int, accuracy: float | Tensor, *, mu: float
 
 
 def inter_to_intra(step: int, total_steps: int, accuracy: Number) -> Number:
-    """First-Inter-Later-Intra: mu = 1 - accuracy, so inter-group comparison fades as the model gets better."""
+    """First-Inter-Later-Intra: mu = 1 - accuracy, so the inter-group comparison fades as the model improves."""
     return 1 - accuracy
 
 
 def intra_to_inter(step: int, total_steps: int, accuracy: Number) -> Number:
-    """First-Intra-Later-Inter: mu = accuracy, so inter-group comparison grows as the model gets better."""
+    """First-Intra-Later-Inter: mu = accuracy, so the inter-group comparison grows as the model improves."""
     return accuracy
 
 
@@ -65,12 +65,12 @@ def cosine_restarts(step: int, *, total_steps: int, warmup_steps: int, cycles: i
     """A linear warm-up to `high`, then cosine cycles from `high` towards `low`.
 
         step < warmup    high * (step + 1) / warmup
-        after it         low + (high - low) * (1 + cos(pi * phase)) / 2
+        otherwise        low + (high - low) * (1 + cos(pi * phase)) / 2
                          phase = ((step - warmup) mod c) / c
-                         c = (total - warmup) // cycles, the steps of a cycle
+                         c = (total - warmup) // cycles, the steps per cycle
 
-    As in the reference implementation the warm-up starts above 0 and reaches `high` one step early, a cycle comes
-    close to `low` without touching it, and cycles continue beyond `total_steps`.
+    As in the reference implementation, the warm-up starts above 0 and reaches `high` one step early, a cycle comes
+    close to `low` but does not reach it, and cycles continue beyond `total_steps`.
 
     Raises:
         ValueError: a cycle would be shorter than one step.
@@ -78,8 +78,8 @@ def cosine_restarts(step: int, *, total_steps: int, warmup_steps: int, cycles: i
     cycle_length = (total_steps - warmup_steps) // cycles
     if cycle_length < 1:
         raise ValueError(
-            f"cycles={cycles} must be at most the {total_steps - warmup_steps} steps that are left of "
-            f"total_steps={total_steps} after warmup_steps={warmup_steps}"
+            f"cycles={cycles} must be at most {total_steps - warmup_steps}, the steps of total_steps={total_steps} "
+            f"after warmup_steps={warmup_steps}"
         )
     if step < warmup_steps:
         return high * (step + 1) / warmup_steps

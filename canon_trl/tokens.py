@@ -1,4 +1,4 @@
-"""What a method sees of one micro-batch, after TRL has scored it and before its loss is computed."""
+"""The micro-batch that a method receives, after TRL has scored it and before it computes the loss."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
@@ -13,7 +13,7 @@ Scope = Literal["micro_batch", "batch"]
 
 
 def token_mean(values: Tensor, among: Tensor) -> Tensor:
-    """The mean of `(B, T)` values over the tokens that `among` marks, 0-d in at least float32; 0 if it marks none."""
+    """Average `(B, T)` values over the tokens that `among` marks, 0-d in at least float32; 0 if it marks none."""
     total = values.masked_fill(~among, 0.0).sum(dtype=torch.promote_types(values.dtype, torch.float32))
     return total / among.sum().clamp(min=1)
 
@@ -22,31 +22,33 @@ def token_mean(values: Tensor, among: Tensor) -> Tensor:
 class Tokens:
     """The tokens of one micro-batch on this rank: B responses, T tokens each.
 
-    Rows stand in no order: TRL shuffles responses over micro-batches and ranks. `response` says which one a row is;
-    those of one prompt have the same `response // G`.
+    Rows are in no order, since TRL shuffles responses over micro-batches and ranks. `response` identifies the row's
+    response; responses to one prompt have the same `response // G`.
 
     Attributes:
-        log_probs: `(B, T)` with gradient, log-probability in nats of each sampled token under the policy as it is now.
+        log_probs: `(B, T)` with gradient, log-probability in nats of each sampled token under the current policy.
         entropies: `(B, T)` with gradient, entropy in nats of the policy's distribution at each token.
-        old_log_probs: `(B, T)`, under the policy that the rollout was sampled from, as TRL scored it; with one update
-            per rollout these are `log_probs` without their gradient.
-        sampling_log_probs: `(B, T)`, as the sampler reported them; NaN where it reported none.
-        ref_log_probs: `(B, T)` under the reference model; `None` without one (`beta=0`).
-        advantages: `(B, T)`, 0 off the mask.
-        response_advantages: `(B,)`, as the estimator returned them; of one per token their mean over the response.
-        mask: `(B, T)` bool, true on the tokens that are trained on.
-        rewards: `(B,)`, the weighted reward of each response; NaN where it has none.
-        group_rewards: `(B, G)`, those of all responses to the prompt, in sampling order.
-        response: `(B,)`, the index of each response in the rollout, over all ranks.
-        clip: how far TRL lets a ratio fall below 1 and rise above it.
-        measured: by name, numbers of all ranks at the last optimiser step; empty at the first.
-        step: optimiser steps before this one.
-        micro_step: micro-batches before this one.
-        seed: of random choices.
-        responses: of the rollout, over all ranks.
-        width: positions of its longest response, on any rank.
+        old_log_probs: `(B, T)`, log-probabilities under the policy that sampled the rollout, as TRL scored them; with
+            one update per rollout, `log_probs` without gradient.
+        sampling_log_probs: `(B, T)`, log-probabilities that the sampler reported; NaN where it reported none.
+        ref_log_probs: `(B, T)`, log-probabilities under the reference model; `None` without one (`beta=0`).
+        advantages: `(B, T)`, 0 outside the mask.
+        response_advantages: `(B,)`, as the estimator returned them; the mean over the response if the estimator is
+            token-level.
+        mask: `(B, T)` bool, True on the tokens to train on.
+        rewards: `(B,)`, the weighted reward of each response; NaN if it has none.
+        group_rewards: `(B, G)`, the rewards of all responses to the row's prompt, in sampling order.
+        response: `(B,)`, index of the response in the rollout, over all ranks.
+        clip: how far TRL lets a ratio fall below 1 and rise above 1.
+        measured: numbers measured over all ranks at the last optimiser step, by name; empty at the first.
+        step: number of earlier optimiser steps.
+        micro_step: number of earlier micro-batches.
+        seed: seed of random choices.
+        responses: number of responses in the rollout, over all ranks.
+        width: number of positions of the rollout's longest response, over all ranks.
         reduce: sums a tensor over the ranks.
-        step_tokens: the tokens of the whole optimiser step, and which of their rows are these; see [`within`].
+        step_tokens: returns the tokens of the whole optimiser step, and the rows of these tokens there; see
+            [`within`].
     """
 
     log_probs: Tensor
@@ -73,16 +75,17 @@ class Tokens:
 
     @classmethod
     def example(cls, responses: int = 4, tokens: int = 6, group: int = 2, *, seed: int = 0, **given: Any) -> "Tokens":
-        """Random tokens of one rank, to try a method on.
+        """Make random tokens of one rank for trying out a method.
 
         ```python
+        tokens = Tokens.example()
         shaped = my_token_advantage(tokens.advantages, tokens.entropies)
         ```
 
         Args:
             responses, tokens, group: B, T and G.
-            seed: of the numbers.
-            given: attributes in place of the random ones.
+            seed: seed of the random values.
+            given: attributes that replace the random ones.
         """
         random = torch.Generator().manual_seed(seed)
         old = torch.randn(responses, tokens, generator=random).abs().neg()
@@ -116,21 +119,21 @@ class Tokens:
 
     @property
     def prompt_rewards(self) -> Tensor:
-        """`(P, G)`, the rewards of each prompt's responses, for methods that need whole groups.
+        """`(P, G)`, the rewards per prompt, for methods that need whole groups.
 
-        Those are handed their rows prompt by prompt, in sampling order: row p * G + g is response g to prompt p.
+        These methods receive rows prompt by prompt, in sampling order: row p * G + g is response g to prompt p.
         """
         return self.group_rewards[:: self.group_rewards.shape[1]]
 
     @property
     def order(self) -> Tensor:
-        """`(B, T)` integers below `responses * width`: the place of each token in sampling order, over all ranks."""
+        """`(B, T)` integers below `responses * width`: each token's position in sampling order, over all ranks."""
         return self.response.unsqueeze(1) * self.width + torch.arange(self.mask.shape[1], device=self.mask.device)
 
     def largest(self, values: Tensor, among: Tensor, count: Tensor) -> Tensor:
-        """The `count` largest of the `(B, T)` values of all ranks that `among` marks, those of this rank, bool.
+        """Choose the `count` largest of the values that `among` marks on all ranks, `(B, T)` bool for this rank.
 
-        Of equal values the first in sampling order. No token is sent anywhere.
+        Ties go to the first in sampling order. No token leaves its rank.
         """
         search = largest(values, among, count.view(1), self.order, below=self.responses * self.width)
         chosen: Tensor
@@ -138,7 +141,7 @@ class Tokens:
         return chosen
 
     def draw(self, among: Tensor, count: Tensor) -> Tensor:
-        """`count` of the tokens of all ranks that `among` marks, at random, those of this rank, `(B, T)` bool."""
+        """Draw `count` of the tokens that `among` marks on all ranks at random, `(B, T)` bool for this rank."""
         position = torch.arange(self.mask.shape[1], device=self.mask.device)
         search = draw(among, count.view(1), self.response.unsqueeze(1), position, seed=self.seed, step=self.micro_step)
         chosen: Tensor
@@ -146,27 +149,27 @@ class Tokens:
         return chosen
 
     def within(self, scope: Scope) -> "tuple[Tokens, slice]":
-        """The tokens among which a method chooses, and which of their rows are these.
+        """The tokens that a method chooses among, and the rows of these tokens there.
 
         Args:
-            scope: `"micro_batch"` are these tokens; `"batch"` are those of the whole optimiser step, as the rollout
-                left them: with its log-probabilities and advantages, and neither entropies nor a gradient.
+            scope: `"micro_batch"` gives these tokens. `"batch"` gives those of the whole optimiser step with the
+                rollout's log-probabilities and advantages, without entropies and gradient.
         """
         if scope == "micro_batch" or self.step_tokens is None:
             return self, slice(0, len(self.mask))
         return self.step_tokens()
 
     def once(self, key: Any, search: Callable[[], Search[Any]]) -> Any:
-        """What a search over the ranks has found, which is made once for each key."""
+        """The result of a search over the ranks, which runs once per key."""
         if key not in self._found:
             (self._found[key],) = together(self.reduce, search())
         return self._found[key]
 
     def mean(self, values: Tensor, among: Tensor) -> Tensor:
-        """[`token_mean`] over the tokens of all ranks, the same number on each of them.
+        """[`token_mean`] over the tokens of all ranks; the same number on every rank.
 
-        Its gradient is that of this rank's part times the number of ranks, since the gradients of the ranks are
-        averaged. So however the tokens are dealt to ranks, a parameter gets the gradient of the whole mean.
+        Its gradient is that of this rank's part times the number of ranks, since training averages gradients over
+        ranks. So parameters get the gradient of the whole mean, however tokens are distributed over ranks.
         """
         total = values.masked_fill(~among, 0.0).sum(dtype=torch.float64)
         over_ranks, count, ranks = self.reduce(torch.stack([total.detach(), among.sum(), torch.ones_like(total)]))

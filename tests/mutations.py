@@ -304,7 +304,7 @@ TOKENS = [
         ("(further >= end)", "(further > end)", "test_selection.py::test_the_choice_is_that_of_a_full_sort"),
         ("(sums / count.clamp(min=1))", "(sums / (count + 1))", "test_policy_losses.py::test_covariance"),
         ("+ 0.0  # -0.0 becomes 0.0", "", "test_selection.py::test_the_choice_is_that_of_a_full_sort"),
-        ("& ~values.isnan(), ordered", ", ordered", "test_selection.py::test_the_choice_is_that_of_a_full_sort"),
+        ("& ~values.isnan(), flip", ", flip", "test_selection.py::test_the_choice_is_that_of_a_full_sort"),
         (
             "% 2**63)) + step)",
             "% 2**63)))",

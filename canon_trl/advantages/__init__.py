@@ -1,8 +1,8 @@
-"""Advantage estimators: what turns the rewards of a prompt group into advantages.
+"""Advantage estimators: functions that turn the rewards of a prompt group into advantages.
 
-Each method is a pure function of `(P, G)` tensors in a file of its own or of its family. [`ESTIMATORS`] names them for
-the config; there an estimator is called with a [`~canon_trl.rollout.Rollout`] and its options and returns `(P, G)`, or
-`(P, G, T)` where the method is token-level.
+Each method is a pure function of `(P, G)` tensors, in one file per method or family. [`ESTIMATORS`] holds them by the
+names that the config uses. An entry takes a [`~canon_trl.rollout.Rollout`] and options and returns `(P, G)`, or
+`(P, G, T)` if the method is token-level.
 """
 
 from collections.abc import Callable
@@ -54,13 +54,13 @@ ESTIMATORS = by_name(
     Method("w_reinforce", w_reinforce_advantage, reward_range="{0, 1}"),
 )
 STAGE = Stage("advantage_estimator", ESTIMATORS, READABLE, called_in="hook/rollout.py")
-ESTIMATORS["mix"] = Mix("mix", mix, stage=STAGE)  # of the others
+ESTIMATORS["mix"] = Mix("mix", mix, stage=STAGE)  # mixes the others
 
 Estimator = TypeVar("Estimator", bound=Callable[..., Tensor])
 
 
 def requires_metrics(*metrics: str | ResponseMetric) -> Callable[[Estimator], Estimator]:
-    """Declare the metrics that an estimator reads, so that the trainer computes those and no others.
+    """Declare the metrics that an estimator reads, so that the trainer computes only those.
 
     ```python
     @requires_metrics("entropy")
@@ -71,11 +71,11 @@ def requires_metrics(*metrics: str | ResponseMetric) -> Callable[[Estimator], Es
 
     Args:
         metrics: built-in metrics ("entropy", "length", "surprisal", "random"), import paths
-            `"package.module:function"`, or functions, which the rollout carries by their `__name__`.
+            `"package.module:function"`, or functions, which are in the rollout's metrics under their `__name__`.
     """
 
     def declare(estimator: Estimator) -> Estimator:
-        estimator.required_metrics = metrics  # type: ignore[attr-defined]  # a function's own attribute
+        estimator.required_metrics = metrics  # type: ignore[attr-defined]
         return estimator
 
     return declare

@@ -10,23 +10,23 @@ from canon_trl.options import check_arguments
 
 
 def optimal_value(rewards: Tensor, *, beta: Annotated[float, "[0, inf)"]) -> Tensor:
-    """Value of a prompt under the best policy near the reference, from rewards that the reference itself earned.
+    """Estimate a prompt's value under the best policy near the reference model, from the reference's own rewards.
 
         V* = beta * log mean_i exp(r_i / beta)                      Eq. 3, stage 1
 
-    computed as max(r) + beta * log mean_i exp((r_i - max(r)) / beta), which no reward overflows: the reference,
-    without the shift, is infinite from r / beta = 709 on. beta towards 0 tends to the best reward, beta towards
-    infinity to the mean; beta = 0 itself stands for the mean by the reference's convention.
+    It is computed as max(r) + beta * log mean_i exp((r_i - max(r)) / beta), which never overflows. The reference
+    implementation lacks the shift and is infinite from r / beta = 709 on. V* tends to the best reward as beta tends to
+    0, and to the mean as beta tends to infinity. By the reference's convention, beta = 0 means the mean.
 
     Args:
-        rewards: `(P, N)`, N responses of the reference model to each prompt; NaN marks one that was not scored.
+        rewards: `(P, N)`, N responses of the reference model per prompt; NaN marks an unscored response.
         beta: the paper's beta_1, at least 0.
 
     Returns:
         `(P,)` in at least float32; NaN where no response was scored.
 
     Raises:
-        ValueError: `beta` is negative. (The reference then gives zeros.)
+        ValueError: `beta` is negative or not finite. (The reference gives zeros for a negative one.)
     """
     check_arguments(optimal_value, beta=beta)
     scored = as_float(rewards)

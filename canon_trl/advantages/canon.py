@@ -1,19 +1,19 @@
 """CANON, conditional advantage estimation (https://huggingface.co/papers/2509.23962).
 
-Instead of presuming that a metric of a response (its entropy, its length) should be high or low, split every prompt
-group by it and let the rewards decide: comparing the halves shows which direction of the metric pays, comparing
-within a half shows which response is better at equal metric.
+CANON does not presume that a metric of a response (its entropy, its length) should be high or low. It splits every
+prompt group by the metric and lets the rewards decide. A comparison between the halves shows which direction of the
+metric pays; a comparison within a half shows which response is better at a similar metric.
 
 With H the half of a group where the metric is higher, L the half where it is lower and m(.) the mean reward of a half:
 
-    inter-group   r_i - m(the other half)          for being in the better half       Eq. 3
-    intra-group   r_i - m(the own half)            for being the better of a kind     Eq. 4
-    CANON         mu * inter + (1 - mu) * intra                                       Eq. 5
+    inter-group   r_i - m(the other half)          rewards the better half                  Eq. 3
+    intra-group   r_i - m(the response's half)     rewards the better response in a half    Eq. 4
+    CANON         mu * inter + (1 - mu) * intra                                             Eq. 5
 
-At mu = 0.5 with even groups CANON is Dr.GRPO (Eq. 7). Equations are numbered as in the text of ICLR 2026.
+At mu = 0.5 with even groups CANON is Dr.GRPO (Eq. 7). Equation numbers follow the ICLR 2026 text.
 
-Shapes: P prompts, G responses each. Everything is `(P, G)`, computed in at least float32 and returned in the dtype of
-`rewards`; inputs are never modified.
+Shapes: P prompts, G responses each. All tensors are `(P, G)`, computed in at least float32 and returned in the dtype
+of `rewards`. Inputs are never modified.
 """
 
 from typing import Annotated, Literal
@@ -40,15 +40,15 @@ AlphaGroup = Literal["higher", "lower"]
 
 
 def split_by_metric(metric: Tensor, valid: Tensor | None = None) -> Tensor:
-    """Regroup: True for the responses in the higher half of their prompt group.
+    """Split each prompt group by the metric: True for responses in the higher half.
 
-    A stable ascending sort by the metric; the lower half is the first `n // 2` of the `n` valid responses, so ties
-    keep the order of the responses and an odd group has its extra response in the higher half. Invalid responses, and
-    those whose metric is NaN, are in neither half (False).
+    A stable ascending sort puts the first `n // 2` of the `n` valid responses into the lower half. So ties keep the
+    order of the responses, and the higher half of an odd group has one response more. Invalid responses and those with
+    a NaN metric are in neither half (False).
 
     Args:
         metric: `(P, G)`, any unit; only its order counts.
-        valid: `(P, G)` bool, the responses that take part; default all.
+        valid: `(P, G)` bool, the responses to split; default all.
     """
     valid = is_scored(metric) if valid is None else valid & is_scored(metric)
     order = as_float(metric).masked_fill(~valid, torch.nan).argsort(dim=-1, stable=True)  # NaN sorts last
@@ -65,32 +65,32 @@ def inter_group_advantage(
     alpha_group: AlphaGroup = "higher",
     valid: Tensor | None = None,
 ) -> Tensor:
-    """Compare each response with the mean of the other half: which direction of the metric pays? (Eq. 3)
+    """Compare each response with the mean of the other half (Eq. 3).
 
-    alpha multiplies the rewards of `alpha_group` wherever they appear here, tilting the comparison (Eq. 9; Eq. 8 in
-    the README of the reference implementation):
+    alpha multiplies the rewards of `alpha_group` on both sides of the comparison (Eq. 9; Eq. 8 in the README of the
+    reference implementation):
 
         "higher"    i in H: alpha * r_i - m(L)    i in L: r_i - alpha * m(H)
         "lower"     i in H: r_i - alpha * m(L)    i in L: alpha * r_i - m(H)
 
-    With alpha = 1 and equal halves the advantages of a group sum to zero, and those of equal rewards are exactly 0,
-    where a computed mean would leave a rounding residue that Adam scales up to a whole step. With alpha other than 1,
-    equal rewards get advantages other than zero, as in the reference implementation.
+    With alpha = 1 and equal halves, the advantages of a group sum to zero. With alpha = 1 and equal rewards, they are
+    exactly 0; the rounding error of a computed mean would become a whole step of Adam. With any other alpha, equal
+    rewards get nonzero advantages, as in the reference implementation.
 
     Args:
         rewards: `(P, G)`; NaN marks an invalid response.
         higher: `(P, G)` bool from [`split_by_metric`].
-        alpha: above 0; below 1 favours the half that is not `alpha_group`. With length as the metric and
-            `alpha_group="higher"` that is the shorter half (CANON-Eff).
-        alpha_group: whose rewards alpha multiplies, `"higher"` or `"lower"`.
-        valid: `(P, G)` bool, the responses that take part; default those with a reward.
+        alpha: above 0; a value below 1 favours the half that is not `alpha_group`. With length as the metric and
+            `alpha_group="higher"`, that is the shorter half (CANON-Eff).
+        alpha_group: the half whose rewards alpha multiplies, `"higher"` or `"lower"`.
+        valid: `(P, G)` bool, the responses to compare; default those with a reward.
 
     Returns:
-        `(P, G)`; 0 for invalid responses and where the other half has no valid response, hence also in a group of
-        one. (The reference hands back the reward of a group of one, a case that training never meets.)
+        `(P, G)`; 0 for invalid responses and if the other half has no valid response, as in a group of one. (The
+        reference returns the raw reward of a group of one, which does not occur in training.)
 
     Raises:
-        ValueError: `alpha` is not positive or `alpha_group` is not one of the two.
+        ValueError: `alpha` is out of bounds, or `alpha_group` is unknown.
     """
     check_arguments(inter_group_advantage, alpha=alpha, alpha_group=alpha_group)
     valid = _valid(rewards, valid)
@@ -106,17 +106,17 @@ def inter_group_advantage(
 
 
 def intra_group_advantage(rewards: Tensor, higher: Tensor, *, valid: Tensor | None = None) -> Tensor:
-    """Compare each response with the mean of its own half: which one is better at like metric? (Eq. 4)
+    """Compare each response with the mean of its own half (Eq. 4).
 
-        A_i = r_i - m(the half that i is in)
+        A_i = r_i - m(the half of i)
 
     Args:
         rewards: `(P, G)`; NaN marks an invalid response.
         higher: `(P, G)` bool from [`split_by_metric`].
-        valid: `(P, G)` bool, the responses that take part; default those with a reward.
+        valid: `(P, G)` bool, the responses to compare; default those with a reward.
 
     Returns:
-        `(P, G)`; 0 for invalid responses and, exactly, where all rewards of the half are equal.
+        `(P, G)`; exactly 0 for invalid responses and in halves with equal rewards.
     """
     valid = _valid(rewards, valid)
     higher, lower = valid & higher, valid & ~higher
@@ -135,19 +135,19 @@ def canon_advantage(
     alpha_group: AlphaGroup = "higher",
     valid: Tensor | None = None,
 ) -> Tensor:
-    """Regroup by the metric, then mix inter-group and intra-group comparison (Eq. 5).
+    """Split by the metric, then mix the inter-group and the intra-group comparison (Eq. 5).
 
         A = mu * inter + (1 - mu) * intra
 
-    mu = 1 is CANON-Inter, mu = 0 CANON-Intra, and mu = 0.5 with an even group and alpha = 1 is exactly Dr.GRPO, since
-    the two half means then average to the group mean.
+    mu = 1 is CANON-Inter and mu = 0 CANON-Intra. mu = 0.5 with an even group and alpha = 1 is exactly Dr.GRPO, since
+    the means of the two halves then average to the group mean.
 
     Args:
         rewards: `(P, G)`; NaN marks an invalid response.
         metric: `(P, G)`; NaN marks an invalid response.
         mu: weight of the inter-group comparison in [0, 1]; a number, or a tensor that broadcasts over the groups.
-        alpha, alpha_group: see [`inter_group_advantage`]; the intra-group comparison is never tilted.
-        valid: `(P, G)` bool, the responses that take part; default those with a reward and a metric.
+        alpha, alpha_group: see [`inter_group_advantage`]; they do not change the intra-group comparison.
+        valid: `(P, G)` bool, the responses to compare; default those with a reward and a metric.
 
     Returns:
         `(P, G)`; 0 for invalid responses and in groups with fewer than two valid ones.
@@ -175,28 +175,28 @@ def canon_estimator(
     alpha: Positive = 1.0,
     alpha_group: AlphaGroup = "higher",
 ) -> Tensor:
-    """CANON: compare a response with the half of its group where a metric differs, and with its own half.
+    """CANON: split a group by a metric; compare a response with the other half and with its own half.
 
-        A = mu * (r_i - m(the other half)) + (1 - mu) * (r_i - m(the own half))
+        A = mu * (r_i - m(the other half)) + (1 - mu) * (r_i - m(the response's half))
 
-    [`canon_advantage`] of the metric that the rollout carries by that name, or by the name of that function. mu = 1 is
-    CANON-Inter, mu = 0 CANON-Intra, mu = 0.5 Dr.GRPO in even groups. The trainer takes the options from the `canon_*`
-    fields of its configuration, with mu from a schedule; within a mix they stand next to the weight.
+    It is [`canon_advantage`] on one of the rollout's metrics, given by name or as a function. mu = 1 is CANON-Inter,
+    mu = 0 CANON-Intra, and mu = 0.5 Dr.GRPO in even groups. The trainer takes the options from the `canon_*` fields of
+    its config, and mu from a schedule; in a mix, the options are given next to the weight.
     """
     values = rollout.metrics[metric_name(metric)]
     return canon_advantage(rollout.rewards, values, mu=mu, alpha=alpha, alpha_group=alpha_group, valid=rollout.valid)
 
 
 def canon_statistics(rewards: Tensor, metric: Tensor, *, valid: Tensor | None = None) -> dict[str, Tensor]:
-    """What the regrouping shows about the batch, as 0-d tensors; NaN where no group has both halves.
+    """Statistics of the split over the batch, as 0-d tensors; NaN if no group has both halves.
 
     Args:
         rewards, metric, valid: as for [`canon_advantage`].
 
     Returns:
-        `reward_gap`: mean over groups of m(H) - m(L); `higher_wins`: share of groups with m(H) > m(L), a tie counting
-        one half, so 0.5 means that the metric tells nothing; `metric_higher`, `metric_lower`: mean metric of all
-        responses in the higher and in the lower halves, in the metric's unit.
+        `reward_gap`: mean over groups of m(H) - m(L). `higher_wins`: share of groups with m(H) > m(L), where a tie
+        counts one half, so 0.5 means that the metric says nothing about the reward. `metric_higher`, `metric_lower`:
+        mean metric of all responses in the higher and the lower halves, in the metric's unit.
     """
     valid = _valid(rewards, valid) & is_scored(metric)
     higher = split_by_metric(metric, valid)

@@ -1,4 +1,4 @@
-"""Dr.GRPO, GRPO done right (https://huggingface.co/papers/2503.20783). Edges are those of `grpo.py`."""
+"""Dr.GRPO, GRPO done right (https://huggingface.co/papers/2503.20783). Edge cases are those of `grpo.py`."""
 
 from torch import Tensor
 
@@ -24,8 +24,8 @@ def dr_grpo_advantage(rewards: Tensor) -> Tensor:
         rewards: `(P, G)`; NaN marks a response that no reward function could score.
 
     Returns:
-        `(P, G)` in the dtype of `rewards`; 0 for unscored responses and, exactly, in groups with equal rewards or
-        fewer than two scored responses.
+        `(P, G)` in the dtype of `rewards`; exactly 0 for unscored responses and in groups with equal rewards or fewer
+        than two scored responses.
     """
     scored = as_float(rewards)
     valid = is_scored(scored)

@@ -1,10 +1,10 @@
 """GRPO, group relative policy optimization (https://huggingface.co/papers/2402.03300).
 
-Shapes: `rewards` is `(P, G)`, one prompt group per row; NaN marks a response that no reward function could score. It
-leaves the mean and gets advantage 0, as does a group with fewer than two scored responses. (The reference
-implementations return the raw reward of a group of one, a case that training never meets.) A group whose rewards are
-all equal, decided by equality, gets exactly 0: seven rewards of 0.1 have a float32 mean that is not quite 0.1, and
-what is left over would be scaled up to an advantage by a deviation near zero, or to a whole step by Adam.
+Shapes: `rewards` is `(P, G)`, one prompt group per row; NaN marks a response that no reward function could score.
+Such a response does not count in the mean and gets advantage 0, as do groups with fewer than two scored responses.
+(The reference implementations return the raw reward of a group of one, which does not occur in training.) A group with
+equal rewards gets exactly 0, decided by comparing rewards: the float32 mean of seven rewards of 0.1 is not quite 0.1,
+and a deviation near zero, or Adam, would scale the difference up to a whole step.
 """
 
 from torch import Tensor
@@ -23,11 +23,11 @@ PAPER = Paper(
 
 
 def grpo_advantage(rewards: Tensor, *, eps: Positive = 1e-6) -> Tensor:
-    """GRPO: the standardised reward within the group (Sec. 4.1.2).
+    """GRPO: the reward, standardised within the group (Sec. 4.1.2).
 
         A_i = (r_i - mean(r)) / (std(r) + eps)
 
-    std is the sample standard deviation, with divisor n - 1. `eps` is 1e-6 in verl and 1e-4 in TRL.
+    std is the sample standard deviation with divisor n - 1. `eps` is 1e-6 in verl and 1e-4 in TRL.
 
     Returns:
         `(P, G)` in the dtype of `rewards`.

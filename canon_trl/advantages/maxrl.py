@@ -16,24 +16,24 @@ PAPER = Paper(
 
 
 def maxrl_advantage(rewards: Tensor) -> Tensor:
-    """Divide the centred reward by the group's mean reward, so that the step follows the log of the success rate.
+    """Divide the centred reward by the group's mean reward, so that training follows the log of the success rate.
 
         A_i = (r_i - mean(r)) / mean(r)
 
-    With K of G answers right, 1 for right and 0 for wrong, a right answer gets (G - K) / K and a wrong one -1. Their
-    average over the group is the mean score of the right answers minus the mean score of all. Its expectation is the
-    gradient of -sum_{k=1..G-1} (1 - p)^k / k, the first terms of ln p, where Dr.GRPO follows p alone, so a prompt that
-    is rarely solved weighs more. (The paper has G terms, of the estimator without a baseline. With the baseline, a
-    group without a right answer would have to push all its answers away to keep the last term; here and in the
-    authors' code it gets 0.)
+    With rewards 1 and 0 and K of G answers right, a right answer gets (G - K) / K and a wrong one -1. The policy
+    gradient of the group is then the mean score function of the right answers minus that of all answers. Its
+    expectation is the gradient of -sum_{k=1..G-1} (1 - p)^k / k, the first terms of ln p, while Dr.GRPO follows p. So
+    prompts that are rarely solved weigh more. (The paper has G terms, for the estimator without a baseline. With the
+    baseline, the last term would require a group without a right answer to push all its answers away; here and in the
+    authors' code, such a group gets 0.)
 
     Args:
         rewards: `(P, G)`, at least 0; NaN marks a response that no reward function could score.
 
     Returns:
         `(P, G)` in the dtype of `rewards`; 0 for unscored responses and in groups with equal rewards, fewer than two
-        scored responses or a mean that is not positive. (The authors' code adds 1e-6 to the divisor and turns a group
-        of one into its reward times 1e6; the implementation in prime-rl agrees with this one.)
+        scored responses or a mean that is not positive. (The authors' code adds 1e-6 to the divisor and gives a group
+        of one its reward times 1e6; the implementation in prime-rl agrees with this one.)
     """
     scored = as_float(rewards)
     valid = is_scored(scored)

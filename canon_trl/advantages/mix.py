@@ -15,13 +15,13 @@ Parts = tuple[tuple[Method, float], ...]
 
 
 def mix(rollout: Rollout, *, parts: Parts) -> Tensor:
-    """The sum of the estimators' advantages, each times its weight: `{"mix": {"canon": 0.5, "opo": 0.5}}`.
+    """Sum the advantages of several estimators by weight: `{"mix": {"canon": 0.5, "opo": 0.5}}`.
 
         A_i = sum_m w_m * A_i^m
 
-    It has no paper. A weight may be any number; an estimator with options has them next to its weight:
-    `{"mix": {"grpo": 0.5, "a_grae": {"weight": 0.5, "form": "released"}}}`. Estimators of one's own are named by their
-    import path. The mix is defined for the rewards for which all of its estimators are.
+    It has no paper. A weight is any number. Options of an estimator go next to its weight:
+    `{"mix": {"grpo": 0.5, "a_grae": {"weight": 0.5, "form": "released"}}}`. Your own estimators are named by import
+    path. The mix accepts the rewards that all of its estimators accept.
 
     Returns:
         `(P, G)`, or `(P, G, T)` if one of the estimators is token-level.
@@ -34,10 +34,11 @@ def mix(rollout: Rollout, *, parts: Parts) -> Tensor:
 
 @dataclass(frozen=True, eq=False)
 class Mix(Method):
-    """[`mix`] as an estimator: its options are the names of other estimators and their weights.
+    """[`mix`] as an estimator, whose options are names of other estimators and their weights.
 
     Args:
-        stage: whose estimators it can mix.
+        stage: the stage of the estimators.
+        parts: the estimators and their weights.
     """
 
     stage: Stage | None = None
@@ -48,10 +49,6 @@ class Mix(Method):
         return mix(seen, parts=mixed.parts)
 
     @property
-    def all_options(self) -> dict[str, Any]:
-        return dict(self.options)
-
-    @property
     def papers(self) -> dict[str, Paper]:
         return {name: paper for method, _ in self.parts for name, paper in method.papers.items()}
 
@@ -60,16 +57,16 @@ class Mix(Method):
         return tuple(dict.fromkeys(metric for method, _ in self.parts for metric in method.required_metrics))
 
     def with_options(self, options: dict[str, Any], *, where: str) -> "Mix":
-        """The mix of those estimators.
+        """The mix of these estimators.
 
         Raises:
-            ValueError: it names no estimator, an unknown one, or one that cannot be; a weight is not a number; or no
-                rewards suit all of them.
+            ValueError: there is no estimator, an estimator is unknown or does not take an option, a weight is not a
+                number, or no rewards suit all estimators.
         """
         assert self.stage is not None
         options = self.options | options
         if not options:
-            raise ValueError(f"{where}names no estimators; give them with their weights: {{'canon': 0.5, 'opo': 0.5}}")
+            raise ValueError(f"{where}names no estimators; give weights by name, such as {{'canon': 0.5, 'opo': 0.5}}")
         parts = []
         for name, given in options.items():
             own = dict(given) if isinstance(given, Mapping) else {"weight": given}
@@ -81,17 +78,15 @@ class Mix(Method):
 
 
 def narrowest(ranges: list[RewardRange | None], *, where: str) -> RewardRange | None:
-    """The range of rewards that lies in all of these; `None` is any reward.
+    """The one of these ranges that lies within all the others; `None` means any reward.
 
     Raises:
-        ValueError: there is none.
+        ValueError: none of them does.
     """
     narrow = set(ranges) - {None}
     for inner, outer in ("[0, 1]", "[0, inf)"), ("{0, 1}", "[0, 1]"), ("{0, 1}", "[0, inf)"):
         if inner in narrow:
             narrow -= {outer}
     if len(narrow) > 1:
-        raise ValueError(
-            f"{where}no rewards suit all of its estimators: they are defined for {sorted(map(str, narrow))}"
-        )
+        raise ValueError(f"{where}no rewards suit all estimators, which are defined for {sorted(map(str, narrow))}")
     return next(iter(narrow), None)

@@ -15,17 +15,17 @@ PAPER = Paper(
 
 
 def opo_advantage(rewards: Tensor, lengths: Tensor) -> Tensor:
-    """The reward minus the length-weighted mean reward of the group, the baseline of least gradient variance.
+    """Subtract the length-weighted mean reward of the group, the baseline with the least gradient variance.
 
         A_i = r_i - sum_j(L_j * r_j) / sum_j(L_j)
 
     Args:
         rewards: `(P, G)`; NaN marks a response that no reward function could score.
-        lengths: `(P, G)` in tokens, the true length also of a response that is masked as truncated.
+        lengths: `(P, G)` in tokens; the true length, also of a response that is masked as truncated.
 
     Returns:
         `(P, G)` in the dtype of `rewards`; 0 for unscored responses and in groups with equal rewards, fewer than two
-        scored responses or without a token. (The reference gives the raw reward in the first case, NaN in the second.)
+        scored responses or no token. (The reference gives the raw reward to a group of one, and NaN without a token.)
     """
     scored = as_float(rewards)
     valid = is_scored(scored)

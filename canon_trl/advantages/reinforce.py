@@ -1,11 +1,12 @@
-"""Learning from right answers, from wrong ones, or from both with weights
+"""PSR, NSR and W-REINFORCE: learning from right answers, from wrong ones, or from both with weights
 (https://huggingface.co/papers/2506.01347, Sec. 2.2 and 5).
 
-REINFORCE on binary rewards without a baseline, taken apart: PSR reinforces right answers, NSR pushes wrong ones away,
-W-REINFORCE adds the two with the right ones weighted down. There is no group in it: a response's advantage is its own.
+These are the parts of REINFORCE on binary rewards without a baseline. PSR reinforces right answers, NSR pushes wrong
+ones away, and W-REINFORCE adds the two with a smaller weight on right ones. An advantage depends on the response's own
+reward only, not on its group.
 
 Shapes: `rewards` is `(P, G)`, 1 for a right answer and 0 for a wrong one; NaN marks a response that no reward function
-could score and gets 0. The trainer refuses other rewards; the functions do with them what the reference does.
+could score and gets 0. The trainer rejects other rewards; the functions treat them as the reference does.
 """
 
 import torch
@@ -35,12 +36,12 @@ def nsr_advantage(rewards: Tensor) -> Tensor:
 
 
 def w_reinforce_advantage(rewards: Tensor, *, positive_weight: NotNegative = 0.1) -> Tensor:
-    """W-REINFORCE: A = w for a right answer and -1 for a wrong one; other rewards pass as they are.
+    """W-REINFORCE: A = w for a right answer and -1 for a wrong one; other rewards stay unchanged.
 
     `positive_weight` is w, the lambda of Eq. 9, 0.1 in the paper; 1 is REINFORCE with rewards +1 and -1, 0 is NSR.
 
     Raises:
-        ValueError: `positive_weight` is negative.
+        ValueError: `positive_weight` is out of bounds.
     """
     check_arguments(w_reinforce_advantage, positive_weight=positive_weight)
     scored = as_float(rewards)

@@ -19,20 +19,21 @@ def reinforce_pp_baseline_advantage(rewards: Tensor, lengths: Tensor) -> Tensor:
         A'_i = r_i - mean(r)                                    within the group        Eq. 6
         A_i  = (A'_i - mean_t(A')) / sqrt(var_t(A') + 1e-8)     over the whole batch    Eq. 7
 
-    mean_t and var_t are over the tokens of the whole batch. Each token carries the value of its response, so a
-    response counts `lengths` times; the variance has divisor n - 1 and the mean n + 1e-8 with n tokens.
+    mean_t and var_t are over the n tokens of the whole batch. Each token has the value of its response, so a response
+    counts `lengths` times. The variance has divisor n - 1, the mean n + 1e-8.
 
-    Departure: that is verl's released code. The paper adds a constant of no stated size to the deviation, outside the
-    root, and takes mean and deviation over the responses (Appendix B.2), which is the same where all are equally long.
+    Departure from the paper: this follows verl's code. The paper adds a constant of unstated size to the deviation,
+    outside the root, and takes mean and deviation over the responses (Appendix B.2), which is the same if all have the
+    same length.
 
     Args:
         rewards: `(P, G)`; NaN marks a response that no reward function could score.
         lengths: `(P, G)` in tokens.
 
     Returns:
-        `(P, G)` in the dtype of `rewards`, the value of every token of the response; 0 for unscored responses, in
-        groups with fewer than two scored ones (the reference keeps their raw reward) and if the batch has fewer than
-        two tokens (the reference raises).
+        `(P, G)` in the dtype of `rewards`, the value of every token in the response; 0 for unscored responses, in
+        groups with fewer than two scored responses (the reference keeps their raw reward) and if the batch has fewer
+        than two tokens (the reference raises).
     """
     scored = as_float(rewards)
     valid = is_scored(scored) & (is_scored(scored).sum(dim=-1, keepdim=True) > 1)

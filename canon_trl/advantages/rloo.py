@@ -1,4 +1,4 @@
-"""RLOO, REINFORCE leave-one-out (https://huggingface.co/papers/2402.14740). Edges are those of `grpo.py`."""
+"""RLOO, REINFORCE leave-one-out (https://huggingface.co/papers/2402.14740). Edge cases are those of `grpo.py`."""
 
 from torch import Tensor
 
@@ -19,14 +19,14 @@ def rloo_advantage(rewards: Tensor) -> Tensor:
 
         A_i = r_i - mean(r_j, j != i) = n / (n - 1) * (r_i - mean(r))
 
-    n is the number of scored responses of the group.
+    n is the number of scored responses in the group.
 
     Args:
         rewards: `(P, G)`; NaN marks a response that no reward function could score.
 
     Returns:
-        `(P, G)` in the dtype of `rewards`; 0 for unscored responses and, exactly, in groups with equal rewards or
-        fewer than two scored responses.
+        `(P, G)` in the dtype of `rewards`; exactly 0 for unscored responses and in groups with equal rewards or fewer
+        than two scored responses.
     """
     scored = as_float(rewards)
     valid = is_scored(scored)

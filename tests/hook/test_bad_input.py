@@ -50,7 +50,7 @@ def with_bonus(rollout, *, bonus):
         ({"canon_mu": 0.0, "canon_alpha": 0.9}, "canon_alpha=0.9 acts in the inter-group comparison, which has no w"),
         (
             {"canon_mu_schedule": "cosine_inter_to_intra", "canon_cosine_cycles": 9},
-            "cycles=9 must be at most the 2 steps that are left of total_steps=3 after warmup_steps=1",
+            "cycles=9 must be at most 2, the steps of total_steps=3 after warmup_steps=1",
         ),
         (
             {"advantage_estimator": f"{__name__}:with_bonus"},
@@ -373,7 +373,7 @@ def test_reading_an_undeclared_metric_names_the_decorator(tmp_path):
     trainer = make_trainer(
         tmp_path, trainer_options={"advantage_estimator": lambda rollout: rollout.metrics["entropy"]}
     )
-    with pytest.raises(KeyError, match=r"'entropy' was not computed.*decorate it with @requires_metrics\('entropy'\)"):
+    with pytest.raises(KeyError, match=r"'entropy' was not computed.*: @requires_metrics\('entropy'\)"):
         trainer.train()
 
 
@@ -400,7 +400,7 @@ def test_too_many_cosine_cycles_for_the_dataset(tmp_path):
         canon_cosine_warmup_ratio=0.5,
         canon_cosine_cycles=3,
     )
-    with pytest.raises(ValueError, match="cycles=3 must be at most the 2 steps that are left of total_steps=4"):
+    with pytest.raises(ValueError, match="cycles=3 must be at most 2, the steps of total_steps=4"):
         trainer.train()
     assert trainer.state.global_step == 0
 

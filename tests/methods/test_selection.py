@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from canon_trl.policy_losses.covariance_over_ranks import Placement, clip_cov_over_ranks, kl_cov_over_ranks
-from canon_trl.selection import added, alone, counted_in_lanes, draw, largest, means, sums_of_largest, together
+from canon_trl.selection import added, alone, count_in_lanes, draw, largest, means, sums_of_largest, together
 
 RANKS = (1, 2, 4)
 FLOATS = {torch.float32: 32, torch.float64: 64, torch.float16: 16}
@@ -217,7 +217,7 @@ def test_counting_on_a_gpu():
     """By the same arithmetic on the CPU."""
     places = torch.randint(0, 512, (10_000,), generator=torch.Generator().manual_seed(0), dtype=torch.int32)
     places[:2000] = 7
-    assert torch.equal(counted_in_lanes(places, 768), torch.bincount(places, minlength=768))
+    assert torch.equal(count_in_lanes(places, 768), torch.bincount(places, minlength=768))
 
 
 # Draws
