@@ -40,7 +40,7 @@ def check_options(function: Callable[..., Any], options: Mapping[str, Any], *, w
             raise ValueError(f"{where}takes no option {name!r}{did_you_mean(name, known)}; it takes {known}")
     missing = [p.name for p in options_of(function) if p.default is p.empty and p.name not in options]
     if missing:
-        raise ValueError(f"{where}lacks {missing}, which it needs")
+        raise ValueError(f"{where}needs a value for {missing}")
     check_values(options, hints(function), where=where)
 
 

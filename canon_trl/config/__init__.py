@@ -1,4 +1,4 @@
-"""Configurations, and what they refuse before a model is loaded."""
+"""Configurations, which reject bad options before a model is loaded."""
 
 from canon_trl.config.astar_po import AStarPOConfig
 from canon_trl.config.canon import CANONConfig

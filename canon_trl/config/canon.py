@@ -18,14 +18,14 @@ logger = logging.getLogger(__name__)
 
 ACCURACY_SCHEDULES = ("inter_to_intra", "intra_to_inter")
 COSINE_SCHEDULES = ("cosine_inter_to_intra", "cosine_intra_to_inter")
-CLIP_HIGHER = 0.28  # a field that holds this very object was not set
+CLIP_HIGHER = 0.28  # epsilon_high is this very object if it was not set
 CISPO_CAP = 5.0
 
-# The reference implementation's names for its estimators. Its `alpha` is canon_alpha, its `_lambda` is canon_mu.
+# Names of the estimators in the reference implementation. Its `alpha` is canon_alpha and its `_lambda` is canon_mu.
 PRESETS: dict[str, dict[str, Any]] = {
     "dr_entropy_token_budget": {"canon_metric": "entropy"},
     "dr_length_on_mean": {"canon_metric": "length"},
-    # The line in force in the reference is mu = accuracy; its alternative is canon_mu_schedule="inter_to_intra".
+    # The reference uses mu = accuracy; its alternative is canon_mu_schedule="inter_to_intra".
     "dr_entropy_token_budget_annel": {"canon_metric": "entropy", "canon_mu_schedule": "intra_to_inter"},
     "dr_entropy_token_budget_cosine_restart": {
         "canon_metric": "entropy",
@@ -51,10 +51,10 @@ class CANONConfig(StagesConfig):
     Args:
         > Parameters that control CANON
 
-        canon_metric: What the responses to a prompt are regrouped by: `"entropy"`, `"length"`, `"surprisal"`,
-            `"random"` or an import path of a metric, see `canon_trl.metrics`.
-        canon_mu: Weight of the inter-group comparison (Eq. 5 of the paper): 1 is CANON-Inter, 0 CANON-Intra, 0.5 with
-            even groups and `canon_alpha=1` Dr.GRPO.
+        canon_metric: Metric that splits the responses to a prompt: `"entropy"`, `"length"`, `"surprisal"`, `"random"`
+            or the import path of a metric, see `canon_trl.metrics`.
+        canon_mu: Weight of the inter-group comparison (Eq. 5 of the paper): 1 is CANON-Inter, 0 CANON-Intra, and 0.5
+            with even groups and `canon_alpha=1` Dr.GRPO.
         canon_mu_schedule: A name in `canon_trl.schedules.SCHEDULES`: `"constant"`, `"inter_to_intra"` (mu = 1 -
             accuracy), `"intra_to_inter"` (mu = accuracy), `"cosine_inter_to_intra"`, `"cosine_intra_to_inter"`.
         canon_alpha: Factor on the rewards of `canon_alpha_group` in the inter-group comparison (Eq. 9 of the ICLR
@@ -62,20 +62,20 @@ class CANONConfig(StagesConfig):
             (entropy).
         canon_alpha_group: `"higher"` or `"lower"`. Default: `"higher"` for the metric `"length"`, `"lower"` for every
             other.
-        canon_cosine_warmup_ratio: Share of the rollouts in which the cosine schedules warm up.
+        canon_cosine_warmup_ratio: Share of the rollouts that the cosine schedules spend on the warm-up.
         canon_cosine_cycles: Number of cosine cycles after the warm-up.
-        canon_cosine_low: Lowest value of the curve. Default, as in the reference: 0.4 of the inter-group weight for
-            `"cosine_inter_to_intra"`, 0 of the intra-group weight for `"cosine_intra_to_inter"`.
+        canon_cosine_low: Lowest value of the curve. Default, as in the reference: 0.4 for the inter-group weight of
+            `"cosine_inter_to_intra"`, 0 for the intra-group weight of `"cosine_intra_to_inter"`.
         canon_cosine_high: Highest value of the curve. Default, as in the reference: 1 and 0.6.
 
-        > Parameters that have another default than TRL's
+        > Parameters with another default than TRL's
 
         loss_type: The loss, see [`~trl.GRPOConfig`]. CANON is defined with `"dr_grpo"`.
-        scale_rewards: TRL's scaling of advantages, which the estimator replaces: `"none"`, or `"group"` as well with
+        scale_rewards: TRL's scaling of advantages, which the estimator replaces: `"none"`, or also `"group"` with
             `advantage_estimator="grpo"`.
-        epsilon_high: Upper clip of the ratio. Default: 0.28 where the loss clips the ratio of a token as PPO does
+        epsilon_high: Upper clip of the ratio. Default: 0.28 if the loss clips the ratio per token as PPO does
             (`loss_type` `"grpo"`, `"bnpo"`, `"dapo"` or `"dr_grpo"`, `importance_sampling_level="token"`); 5.0, which
-            TRL recommends, with `loss_type="cispo"`, whose ratios it caps; elsewhere TRL's `None`.
+            TRL recommends, with `loss_type="cispo"`, which caps the ratios; otherwise TRL's `None`.
         num_generations: Number of responses to sample per prompt, the size G of a prompt group.
         per_device_train_batch_size: Responses per device and forward pass in training.
         per_device_eval_batch_size: Responses per device and forward pass in evaluation.
@@ -107,7 +107,7 @@ class CANONConfig(StagesConfig):
 
     @classmethod
     def from_preset(cls, name: str, **overrides: Any) -> "CANONConfig":
-        """The configuration of an estimator of the reference implementation, by its name there.
+        """The configuration for an estimator of the reference implementation, by its name there.
 
         Args:
             name: `"dr_entropy_token_budget"`, `"dr_length_on_mean"`, `"dr_entropy_token_budget_annel"`,
@@ -116,14 +116,14 @@ class CANONConfig(StagesConfig):
             overrides: any field; the reference's `alpha` is `canon_alpha` and its `_lambda` is `canon_mu`.
 
         Raises:
-            ValueError: the name is unknown, or a value is.
+            ValueError: the name is unknown, or a field has a bad value.
         """
         if name not in PRESETS:
             raise ValueError(f"preset {name!r} is unknown; choose one of {sorted(PRESETS)}")
         return cls(**{**PRESETS[name], **overrides})
 
     def mu_schedule(self) -> partial:
-        """The schedule `(step, total_steps, accuracy) -> mu` with its options bound."""
+        """The schedule `(step, total_steps, accuracy) -> mu` with options bound."""
         schedule = SCHEDULES[self.canon_mu_schedule]
         if self.canon_mu_schedule == "constant":
             return partial(schedule, mu=self.canon_mu)
@@ -138,7 +138,7 @@ class CANONConfig(StagesConfig):
         return partial(schedule)
 
     def alpha_group(self, metric: ResponseMetric | None) -> str:
-        """The half whose rewards alpha multiplies; where it is not set, that of the metric in use."""
+        """The half whose rewards alpha multiplies; the default depends on the metric."""
         return self.canon_alpha_group or ("higher" if metric is METRICS["length"] else "lower")
 
     def changed_canon_fields(self) -> list[str]:
@@ -150,17 +150,17 @@ class CANONConfig(StagesConfig):
         ]
 
     def _settle_epsilon_high(self) -> None:
-        """Where it was not set: 0.28 is meant for the clipped ratio of a token, and elsewhere has another meaning."""
+        """Choose the default: 0.28 suits a ratio that is clipped per token; other losses give it another meaning."""
         if self.loss_type == "cispo":
             self.epsilon_high = CISPO_CAP
         elif self.loss_type not in PPO_LOSSES or self.importance_sampling_level != "token":
             self.epsilon_high = None
 
     def make_estimator(self, metric: ResponseMetric | None = None) -> Method:
-        """The advantage estimator with its options bound; those of CANON but for mu, which has a schedule.
+        """The advantage estimator with options bound; CANON's mu comes from a schedule instead.
 
         Args:
-            metric: in place of the one that `canon_metric` names.
+            metric: replaces `canon_metric`.
         """
         if self.advantage_estimator != "canon":
             return super().make_estimator()
@@ -174,14 +174,14 @@ class CANONConfig(StagesConfig):
         changed = self.changed_canon_fields()
         if self.advantage_estimator == "canon" and self.advantage_estimator_kwargs:
             raise ValueError(
-                f"advantage_estimator_kwargs={self.advantage_estimator_kwargs} must be empty for 'canon': its "
+                f"advantage_estimator_kwargs={self.advantage_estimator_kwargs} must be empty for 'canon', whose "
                 "options are the canon_* fields"
             )
         super()._check_estimator()
         if self.advantage_estimator != "canon" and changed:
             raise ValueError(
-                f"{assignments(self, changed)}: options of CANON, which advantage_estimator="
-                f"{self.advantage_estimator!r} does not use; leave them at their defaults"
+                f"{assignments(self, changed)} would be ignored: options of CANON do not apply to "
+                f"advantage_estimator={self.advantage_estimator!r}"
             )
 
     def _check_canon(self) -> None:
@@ -199,14 +199,14 @@ class CANONConfig(StagesConfig):
             )
         if self.canon_alpha != 1 and self.canon_mu_schedule == "constant" and self.canon_mu == 0:
             raise ValueError(
-                f"canon_alpha={self.canon_alpha} acts in the inter-group comparison, which has no weight with "
-                "canon_mu=0.0; leave it at 1.0"
+                f"canon_alpha={self.canon_alpha} would be ignored: canon_mu=0.0 gives the inter-group comparison no "
+                "weight"
             )
         cosine = [name for name in changed if name.startswith("canon_cosine_")]
         if cosine and self.canon_mu_schedule not in COSINE_SCHEDULES:
             raise ValueError(
-                f"{assignments(self, cosine)}: honoured only by canon_mu_schedule in {COSINE_SCHEDULES}, not by "
-                f"{self.canon_mu_schedule!r}"
+                f"{assignments(self, cosine)} would be ignored by canon_mu_schedule={self.canon_mu_schedule!r}; "
+                f"it must be one of {COSINE_SCHEDULES}"
             )
         if self.canon_mu_schedule in COSINE_SCHEDULES:
             bounds = SCHEDULES[self.canon_mu_schedule].__kwdefaults__
@@ -214,24 +214,24 @@ class CANONConfig(StagesConfig):
             high = bounds["high"] if self.canon_cosine_high is None else self.canon_cosine_high
             if low > high:
                 raise ValueError(f"canon_cosine_low={low!r} must be at most canon_cosine_high={high!r}")
-            if self.max_steps > 0:  # else the length of the dataset decides, and the schedule checks it
+            if self.max_steps > 0:  # otherwise the schedule checks it, with the dataset's length
                 try:
                     self.mu_schedule()(0, self.rollouts(), 0.0)
                 except ValueError as error:
-                    of_run = assignments(self, ["canon_mu_schedule", "canon_cosine_cycles", "max_steps"])
-                    raise ValueError(f"{of_run}: {error}") from None
+                    chosen = assignments(self, ["canon_mu_schedule", "canon_cosine_cycles", "max_steps"])
+                    raise ValueError(f"{chosen}: {error}") from None
         if self.advantage_estimator == "canon":
             self._warn_about_halves()
 
     def _warn_about_halves(self) -> None:
         if self.num_generations < 4:
             logger.warning(
-                "num_generations=%d leaves a half of one response, whose intra-group advantage is always 0; CANON is "
-                "meant for groups of 4 or more",
+                "num_generations=%d leaves a half with one response, whose intra-group advantage is always 0; CANON "
+                "is meant for groups of 4 or more",
                 self.num_generations,
             )
         elif self.num_generations % 2:
             logger.warning(
-                "num_generations=%d is odd: the higher half has one response more, and mu = 0.5 is not Dr.GRPO",
+                "num_generations=%d is odd, so the higher half has one response more and mu = 0.5 is not Dr.GRPO",
                 self.num_generations,
             )

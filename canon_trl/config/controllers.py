@@ -1,4 +1,4 @@
-"""Which knobs controllers may steer: those that something reads, one controller each."""
+"""Checks of controllers: something must read each knob, and a knob takes one controller."""
 
 import logging
 from collections.abc import Sequence
@@ -19,10 +19,10 @@ KNOBS = ("temperature", "entropy_coef", "epsilon_high")
 
 
 def by_knob(makers: Sequence[Method]) -> dict[str, Method]:
-    """What makes the controllers, by the knob that each steers.
+    """Order the makers of controllers by the knob that each controller steers.
 
     Raises:
-        ValueError: one cannot be made with its options, or two would steer the same knob.
+        ValueError: a controller cannot be made with its options, or two controllers steer the same knob.
     """
     found: dict[str, Method] = {}
     for maker in makers:
@@ -31,18 +31,16 @@ def by_knob(makers: Sequence[Method]) -> dict[str, Method]:
         except Exception as error:
             raise ValueError(f"controller {maker.name!r}: {error}") from error
         if knob in found:
-            raise ValueError(
-                f"controller: {found[knob].name!r} and {maker.name!r} both steer {knob!r}, which takes one controller"
-            )
+            raise ValueError(f"controller: {found[knob].name!r} and {maker.name!r} both steer {knob!r}; choose one")
         found[knob] = maker
     return found
 
 
 def check_controllers(makers: Sequence[Method], args: GRPOConfig, stages: LossStages) -> None:
-    """Refuse controllers whose knob nothing reads.
+    """Reject controllers whose knob nothing reads.
 
     Args:
-        makers: of the controllers.
+        makers: the makers of the controllers.
         args: the config.
         stages: the methods in the loss.
 
@@ -55,42 +53,42 @@ def check_controllers(makers: Sequence[Method], args: GRPOConfig, stages: LossSt
 
 
 def why_not_read(knob: str, args: GRPOConfig, stages: LossStages) -> str | None:
-    """Why nothing would read a knob, in words; `None` if something does."""
+    """The reason why nothing reads a knob, for a message; `None` if something does."""
     if knob == "temperature":
         return None
     if knob in ("entropy_coef", "epsilon_high") and stages.whole is not None:
-        return f"which the loss {stages.whole.name!r} does not read: it takes the place of TRL's"
+        return f"which policy_loss={stages.whole.name!r} does not read, since it replaces TRL's loss"
     if knob == "entropy_coef":
-        return "which use_adaptive_entropy=True steers already" if args.use_adaptive_entropy else None
+        return "which use_adaptive_entropy=True already steers" if args.use_adaptive_entropy else None
     if knob == "epsilon_high":
         return why_not_clipped(args, stages)
     of, _, option = knob.rpartition(".")
     method = next((method for method in stages if method.name == of), None)
     if method is None:
         options = [f"{each.name}.{name}" for each in stages for name in numbers_of(each)]
-        return f"which nothing here reads{did_you_mean(knob, [*KNOBS, *options])}; knobs are {[*KNOBS, *options]}"
+        return f"which nothing reads{did_you_mean(knob, [*KNOBS, *options])}; available: {[*KNOBS, *options]}"
     options = numbers_of(method)
     if option not in options:
-        return f"which is no number among the options of {of!r}{did_you_mean(option, options)}; those are {options}"
+        return f"which is not a numeric option of {of!r}{did_you_mean(option, options)}; available: {options}"
     return None
 
 
 def why_not_clipped(args: GRPOConfig, stages: LossStages) -> str | None:
-    """Why nothing would read `epsilon_high`, in words; `None` if something does."""
+    """The reason why nothing reads `epsilon_high`, for a message; `None` if something does."""
     if isinstance(stages.policy_loss, OnTRL) and not stages.policy_loss.clips:
         return f"but {stages.policy_loss.name!r} clips no ratios"
     if args.loss_type in UNCLIPPED_LOSSES:
         return f"but loss_type={args.loss_type!r} clips no ratios"
     if args.gradient_accumulation_steps % (args.steps_per_generation * args.num_iterations) == 0:
         logger.warning(
-            "a controller steers 'epsilon_high', and with one update per rollout no ratio is ever clipped; set "
+            "a controller steers 'epsilon_high', but with one update per rollout no ratio is ever clipped; set "
             "steps_per_generation or num_iterations for several updates per rollout"
         )
     return None
 
 
 def numbers_of(method: Method) -> list[str]:
-    """The options of a method that are numbers."""
+    """The names of a method's numeric options."""
     return [
         name for name, value in method.all_options.items() if isinstance(value, Real) and not isinstance(value, bool)
     ]

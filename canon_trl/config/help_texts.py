@@ -1,4 +1,4 @@
-"""The text of an option is written once, under `Args:` in the docstring of its class; `--help` takes it from there."""
+"""Help texts of options, which `--help` takes from `Args:` in the docstring of the config class."""
 
 import re
 from dataclasses import fields
@@ -13,9 +13,9 @@ LINK = re.compile(r"\[`~?(?:\w+\.)*(\w+)`\]")
 
 
 def with_help(config: type[Config]) -> type[Config]:
-    """Give each field that a dataclass declares the text of its docstring as `help`.
+    """Set the `help` of each field that a dataclass declares to the field's text in the class docstring.
 
-    A field that only changes an inherited default and has no text keeps the one that it inherits.
+    A field that changes an inherited default and has no text keeps the inherited text.
     """
     texts = option_texts(config.__doc__ or "")
     inherited = {
@@ -32,7 +32,7 @@ def with_help(config: type[Config]) -> type[Config]:
 
 
 def option_texts(docstring: str) -> dict[str, str]:
-    """The texts under `Args:`, by option, each a line as argparse shows it."""
+    """The texts under `Args:` by option, each as one line for argparse."""
     _, _, listed = cleandoc(docstring).partition("\nArgs:\n")
     found = {name: " ".join(LINK.sub(r"`\1`", text).split()) for name, text in OPTION.findall(listed)}
     return {name: text.replace("%", "%%") for name, text in found.items()}

@@ -1,4 +1,4 @@
-"""The stages between the advantages and the gradient (T, L, L+) as they are chosen, and what does not go together."""
+"""The chosen methods of the stages between advantages and gradient (T, L, L+), and checks of their combination."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, fields, replace
@@ -15,10 +15,10 @@ from canon_trl.tokens import Tokens
 
 ORDER = ("shape", "weight", "mask")
 
-# Losses that clip the ratio of every token as PPO does; they differ in what they divide by.
+# Losses that clip the ratio of every token as PPO does. They differ only in their divisor.
 PPO_LOSSES = ("grpo", "bnpo", "dapo", "dr_grpo")
 
-# Options of TRL's loss, which a loss in its place does not read.
+# Options of TRL's loss, which a loss that replaces it does not read.
 CLIP = ("epsilon", "epsilon_high")
 LOSS_OPTIONS = (
     "delta",
@@ -30,18 +30,18 @@ LOSS_OPTIONS = (
     "use_bias_correction_kl",
 )
 
-# Losses whose divisor is that of a loss term per token as well: there a term has its place next to TRL's own KL.
+# Losses whose divisor also suits a loss term per token, which is added where TRL adds its KL term.
 WITH_TERMS = ("grpo", "bnpo", "dr_grpo", "dapo", "luspo")
 
 
 @dataclass(frozen=True)
 class LossStages:
-    """The methods that act in the loss of a micro-batch, in training.
+    """The methods that act in a micro-batch's loss, in training.
 
     Args:
-        token_advantages: change the advantages, one after the other.
-        policy_loss: how the loss differs from TRL's; default not at all.
-        loss_terms: are added to the loss.
+        token_advantages: methods that change the advantages, one after another.
+        policy_loss: a change of TRL's loss, or a loss that replaces it; default neither.
+        loss_terms: methods whose result is added to the loss.
     """
 
     token_advantages: tuple[Method, ...] = ()
@@ -55,22 +55,24 @@ class LossStages:
         yield from self.loss_terms
 
     def own(self) -> "LossStages":
-        """The same methods with options that nobody else holds, so that controllers may change them."""
-        kept = None if self.policy_loss is None else replace(self.policy_loss, options=dict(self.policy_loss.options))
-        owned = [
+        """Copy the methods with their options, so that controllers may change the options."""
+        chosen = (
+            None if self.policy_loss is None else replace(self.policy_loss, options=dict(self.policy_loss.options))
+        )
+        token_advantages, loss_terms = (
             tuple(replace(method, options=dict(method.options)) for method in methods)
             for methods in (self.token_advantages, self.loss_terms)
-        ]
-        return LossStages(owned[0], kept, owned[1])
+        )
+        return LossStages(token_advantages, chosen, loss_terms)
 
     @property
     def step_wide(self) -> bool:
-        """Whether a method chooses among the tokens of the whole optimiser step."""
+        """Whether a method selects among the tokens of the whole optimiser step."""
         return any(method.all_options.get("scope") == "batch" for method in self)
 
     @property
     def evaluation(self) -> "LossStages":
-        """What acts in evaluation: TRL's loss is reported, unless a whole loss is said to be."""
+        """The methods that act in evaluation: none but a whole loss that is declared for it."""
         return LossStages(policy_loss=self.whole) if self.whole is not None and self.whole.evaluates else LossStages()
 
     @property
@@ -82,50 +84,50 @@ class LossStages:
 
     @property
     def added(self) -> tuple[Method, ...]:
-        """All methods that are added to the loss."""
+        """All methods whose result is added to the loss."""
         chosen = self.policy_loss
         first = (chosen,) if isinstance(chosen, OnTRL) and chosen.part == "loss_term" else ()
         return (*first, *self.loss_terms)
 
     def prefix(self, method: Method) -> str:
-        """The name under which a method is logged."""
+        """The prefix of a method's names in the log."""
         if method is self.policy_loss:
             return "policy_loss"
         return f"{'token_advantage' if method in self.token_advantages else 'loss_term'}/{method.name}"
 
     @property
     def whole(self) -> Whole | None:
-        """The loss in place of TRL's, if there is one."""
+        """The loss that replaces TRL's, or `None`."""
         return self.policy_loss if isinstance(self.policy_loss, Whole) else None
 
     @property
     def ignores_advantages(self) -> bool:
-        """Whether a whole loss makes do without what the advantage estimator returns."""
+        """Whether a whole loss does not read the advantages."""
         reads = () if self.whole is None else self.whole.reads
         return self.whole is not None and not {"advantages", "response_advantages", "tokens"} & {*reads}
 
     def read(self, *names: str) -> bool:
-        """Whether a method reads one of these, or the tokens as a whole, which have them all."""
+        """Whether a method reads one of these attributes, or the tokens as a whole."""
         return any({"tokens", *names} & {*method.reads} for method in self)
 
 
 def kind_of(method: Method) -> str:
-    """What a token advantage returns."""
+    """What a token advantage returns: a shape, a weight or a mask."""
     return method.kind if isinstance(method, TokenAdvantage) else "shape"
 
 
 def find_policy_loss(spec: Any, options: dict[str, Any] | None = None) -> OnTRL | Whole | None:
-    """The policy loss that a field stands for, if any. A function of one's own is a whole loss.
+    """Find the policy loss that a config field names, if any. A user's function is a whole loss.
 
     Raises:
-        TypeError: an object with `select` and `advantages`, as a policy loss was in 0.1.
+        TypeError: the object has `select` and `advantages`, the form of a policy loss in 0.1.
         ValueError: see [`~canon_trl.method.find`].
     """
     if spec is None:
         return None
     if hasattr(spec, "select") and hasattr(spec, "advantages"):
         raise TypeError(
-            f"policy_loss={spec!r} has select and advantages, as in 0.1; now it is a function of the tokens, such as "
+            f"policy_loss={spec!r} has select and advantages, as in 0.1; it must be a function of the tokens, such as "
             "canon_trl.policy_losses.OnTRL('name', f, part='token_advantage')"
         )
     method = find(POLICY_LOSS, spec, options or None)
@@ -133,40 +135,40 @@ def find_policy_loss(spec: Any, options: dict[str, Any] | None = None) -> OnTRL 
         method = Whole(**{each.name: getattr(method, each.name) for each in fields(method)})
     try:
         if method.name in POLICY_LOSSES:
-            method(Tokens.example())  # options that do not go together are refused before a model is loaded
+            method(Tokens.example())  # checks combinations of options before a model is loaded
     except ValueError as error:
         raise ValueError(f"policy_loss {method.name!r}: {error}") from None
     return method
 
 
 def check_policy_loss(policy_loss: OnTRL, args: GRPOConfig) -> None:
-    """Refuse what would give a part of PPO's loss per token another meaning."""
+    """Reject options that would change the meaning of a method defined on PPO's loss per token."""
     needed: dict[str, tuple[Any, ...]] = {"loss_type": PPO_LOSSES, "importance_sampling_level": ("token",)}
     needed |= {"delta": (None,), "off_policy_mask_threshold": (None,)}
     for name, allowed in needed.items():
         if (value := getattr(args, name)) not in allowed:
             raise ValueError(
-                f"{name}={value!r} does not go with policy_loss={policy_loss.name!r}, which is defined on PPO's loss "
-                f"per token; it must be one of {allowed}"
+                f"{name}={value!r} does not work with policy_loss={policy_loss.name!r}, which is defined on PPO's "
+                f"loss per token; it must be one of {allowed}"
             )
     if args.top_entropy_quantile < 1:
         raise ValueError(
-            f"top_entropy_quantile={args.top_entropy_quantile!r} does not go with policy_loss={policy_loss.name!r}: "
-            "most of the tokens that it selects would be among those that have no loss; it must be 1.0"
+            f"top_entropy_quantile={args.top_entropy_quantile!r} does not work with policy_loss={policy_loss.name!r}: "
+            "it removes most of the tokens that the method selects from the loss; it must be 1.0"
         )
     if not policy_loss.clips:
         check_ignored(args, CLIP, f"policy_loss={policy_loss.name!r} clips no ratio")
-    a_step, a_rollout = args.gradient_accumulation_steps, args.steps_per_generation
-    if policy_loss.all_options.get("scope") == "batch" and a_rollout % a_step:
+    per_step, per_rollout = args.gradient_accumulation_steps, args.steps_per_generation
+    if policy_loss.all_options.get("scope") == "batch" and per_rollout % per_step:
         raise ValueError(
-            f"policy_loss={policy_loss.name!r} has scope='batch', the batch of one optimiser step, whose "
-            f"gradient_accumulation_steps={a_step} micro-batches must come from one rollout of "
-            f"steps_per_generation={a_rollout}; make this a multiple of the former"
+            f"policy_loss={policy_loss.name!r} has scope='batch', the batch of one optimiser step, which must come "
+            f"from one rollout; make steps_per_generation={per_rollout} a multiple of "
+            f"gradient_accumulation_steps={per_step}"
         )
 
 
 def check_loss_stages(stages: LossStages, args: GRPOConfig) -> None:
-    """Refuse what would be ignored, or would have another meaning, before a model is loaded.
+    """Reject combinations that would be ignored or would change a method's meaning.
 
     Raises:
         ValueError: names the method and the option.
@@ -177,19 +179,18 @@ def check_loss_stages(stages: LossStages, args: GRPOConfig) -> None:
     if kinds != sorted(kinds, key=ORDER.index):
         listed = [f"{m.name} (a {kind})" for m, kind in zip(stages.token_advantages, kinds, strict=True)]
         raise ValueError(
-            f"token_advantage lists {', '.join(listed)}; shapes come first, then weights, then masks, since the later "
-            "ones act on what the earlier ones return"
+            f"token_advantage lists {', '.join(listed)}; shapes must come first, then weights, then masks, since each "
+            "acts on the result of those before it"
         )
     for method in stages:
         if "ref_log_probs" in method.reads and not args.beta:
             raise ValueError(
-                f"{method.name} reads ref_log_probs, the log-probabilities under the reference model, which "
-                f"beta={args.beta!r} does without; set beta above 0"
+                f"{method.name} reads ref_log_probs, but beta={args.beta!r} loads no reference model; set beta above 0"
             )
     if stages.loss_terms and args.loss_type not in WITH_TERMS and stages.whole is None:
         raise ValueError(
-            f"loss_term={stages.loss_terms[0].name!r} does not go with loss_type={args.loss_type!r}, whose tokens are "
-            f"weighed by more than the advantage; it must be one of {WITH_TERMS}"
+            f"loss_term={stages.loss_terms[0].name!r} does not work with loss_type={args.loss_type!r}, which weights "
+            f"tokens by more than the advantage; it must be one of {WITH_TERMS}"
         )
     if stages.whole is None:
         return
@@ -202,12 +203,12 @@ def check_loss_stages(stages: LossStages, args: GRPOConfig) -> None:
         estimator = [option.name for option in fields(args) if option.name == "advantage_estimator"]
         check_ignored(args, estimator, f"policy_loss={stages.whole.name!r} reads no advantages")
     unread = LOSS_OPTIONS if stages.read("clip") else (*CLIP, *LOSS_OPTIONS)
-    check_ignored(args, unread, f"policy_loss={stages.whole.name!r} takes the place of TRL's loss")
+    check_ignored(args, unread, f"policy_loss={stages.whole.name!r} replaces TRL's loss")
     if not stages.read("ref_log_probs"):
         check_ignored(args, ["beta"], f"policy_loss={stages.whole.name!r} reads no ref_log_probs")
     if stages.whole.whole_groups and args.per_device_train_batch_size % args.num_generations:
         raise ValueError(
             f"policy_loss={stages.whole.name!r} needs all responses to a prompt in one micro-batch, and "
             f"per_device_train_batch_size={args.per_device_train_batch_size} cannot hold whole groups of "
-            f"num_generations={args.num_generations}; make the former a multiple of the latter"
+            f"num_generations={args.num_generations}; make it a multiple of num_generations"
         )

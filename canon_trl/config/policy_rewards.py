@@ -1,4 +1,4 @@
-"""What the field `policy_reward` holds: policy rewards, each with a weight."""
+"""Values of the field `policy_reward`: policy rewards with weights."""
 
 from collections.abc import Mapping
 from typing import Annotated, Any
@@ -7,11 +7,11 @@ from canon_trl.config.specs import find_all
 from canon_trl.options import check_values
 from canon_trl.policy_rewards import STAGE, PolicyReward
 
-Weight = Annotated[float, "[-1e6, 1e6]"]  # beyond, float32 soon overflows
+Weight = Annotated[float, "[-1e6, 1e6]"]  # float32 soon overflows above 1e6
 
 
 def find_policy_rewards(spec: Any) -> tuple[PolicyReward, ...]:
-    """The policy rewards that a value of the field stands for, with their weights.
+    """Find the policy rewards that a value of the field names, with their weights.
 
     ```yaml
     policy_reward: rent
@@ -19,35 +19,35 @@ def find_policy_rewards(spec: Any) -> tuple[PolicyReward, ...]:
     ```
 
     Args:
-        spec: as for [`~canon_trl.config.specs.find_all`]; the option `weight`, 1 by default, is the reward's own in
-            the sum of all rewards.
+        spec: as for [`~canon_trl.config.specs.find_all`]. The option `weight`, 1 by default, is the weight in the sum
+            of all rewards.
 
     Raises:
-        ValueError: there is no such reward, one is listed twice, or an option or a weight is not what it can be.
+        ValueError: a reward is unknown or listed twice, or it does not take an option or a weight.
     """
     if spec is None:
         return ()
     if isinstance(spec, Mapping):
         spec = [{name: options} for name, options in spec.items()]
-    weighed = [weight_of(each) for each in (spec if isinstance(spec, list | tuple) else [spec])]
-    methods = find_all(STAGE, [each for each, _ in weighed])
-    for method, (_, weight) in zip(methods, weighed, strict=True):
+    split = [split_weight(each) for each in (spec if isinstance(spec, list | tuple) else [spec])]
+    methods = find_all(STAGE, [each for each, _ in split])
+    rewards = tuple(PolicyReward(method, weight) for method, (_, weight) in zip(methods, split, strict=True))
+    for method, weight in ((reward.method, reward.weight) for reward in rewards):
         if "weight" in method.all_options:
             raise ValueError(
-                f"policy_reward: {method.name!r} takes an option weight, which would be taken for its weight among "
-                "the rewards; give the option another name"
+                f"policy_reward: {method.name!r} has an option named weight, which means its weight in the reward; "
+                "rename the option"
             )
         check_values({"weight": weight}, {"weight": Weight}, where=f"policy_reward {method.name!r}: ")
-    return tuple(PolicyReward(method, weight) for method, (_, weight) in zip(methods, weighed, strict=True))
+    return rewards
 
 
-def weight_of(spec: Any) -> tuple[Any, Any]:
-    """One policy reward without its weight, and the weight."""
-    if not isinstance(spec, Mapping) or len(spec) != 1:
-        return spec, 1.0
-    ((name, options),) = spec.items()
-    if not isinstance(options, Mapping):
-        return spec, 1.0
-    return {name: {option: value for option, value in options.items() if option != "weight"}}, options.get(
-        "weight", 1.0
-    )
+def split_weight(spec: Any) -> tuple[Any, Any]:
+    """Split a policy reward into itself without its weight, and the weight."""
+    if isinstance(spec, Mapping) and len(spec) == 1:
+        ((name, options),) = spec.items()
+        if isinstance(options, Mapping):
+            options = dict(options)
+            weight = options.pop("weight", 1.0)
+            return {name: options}, weight
+    return spec, 1.0

@@ -1,4 +1,4 @@
-"""Options of a run, whatever its method."""
+"""Options that every run has."""
 
 from dataclasses import dataclass
 from typing import Annotated
@@ -9,9 +9,9 @@ from canon_trl.config.checks import check_own_options
 from canon_trl.config.help_texts import with_help
 from canon_trl.config.sampler import check_generation_kwargs
 
-# Fields, by how their names begin, that do not decide what a run learns: what it logs, saves, uploads and evaluates,
-# on which machine, how it computes the same numbers, and secrets such as a token.
-NOT_OF_THE_RUN = (
+# Prefixes of fields that do not decide what a run learns: logging, saving, uploading, evaluation, hardware, other ways
+# to compute the same numbers, and secrets such as a token.
+DOES_NOT_AFFECT_LEARNING = (
     "output_dir",
     "run_name",
     "project",
@@ -69,18 +69,18 @@ NOT_OF_THE_RUN = (
 @dataclass
 class RunConfig(GRPOConfig):
     r"""
-    [`~trl.GRPOConfig`] with the options that every trainer of this package has.
+    [`~trl.GRPOConfig`] with the options that all trainers of this package share.
 
-    A value of an option of this package that is out of its bounds is refused. What TRL and transformers take is theirs
-    to check, unless it would silently disable or falsify what this package adds.
+    The config checks the bounds of this package's options. TRL and transformers check their own, but for values that
+    would silently disable or falsify what this package adds.
 
     Args:
-        restore_callback_states_from_checkpoint: Whether callbacks that keep a state in checkpoints, such as the
-            patience of `EarlyStoppingCallback`, get it back when a run resumes; transformers' own default is `False`.
-        reward_time_limit: Seconds that a call of a reward function may take; beyond them training stops and names the
+        restore_callback_states_from_checkpoint: Whether a resumed run restores the state of callbacks, such as the
+            patience of `EarlyStoppingCallback`; transformers' own default is `False`.
+        reward_time_limit: Seconds that a call of a reward function may take; after that, training stops and names the
             function. Default: no limit.
-        resume_with_changes: Whether to resume a checkpoint that was made with other options, with a warning that
-            names them, instead of refusing it.
+        resume_with_changes: Whether to resume from a checkpoint of a run with other options, with a warning that names
+            them, instead of raising an error.
     """
 
     restore_callback_states_from_checkpoint: bool = True
@@ -95,4 +95,4 @@ class RunConfig(GRPOConfig):
 
 def decides_what_is_learnt(name: str) -> bool:
     """Whether a field decides what a run learns, so that checkpoints and model cards record it."""
-    return not name.startswith(NOT_OF_THE_RUN)
+    return not name.startswith(DOES_NOT_AFFECT_LEARNING)

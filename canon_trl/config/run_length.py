@@ -1,22 +1,22 @@
-"""How many micro-batches and rollouts a run is made of."""
+"""The number of micro-batches and rollouts in a run."""
 
 
-def micro_batches(optimizer_steps: int, *, an_epoch: int, accumulation: int) -> int:
-    """Micro-batches that the first `optimizer_steps` of a run take.
+def micro_batches(optimizer_steps: int, *, per_epoch: int, accumulation: int) -> int:
+    """Count the micro-batches in the first `optimizer_steps` of a run.
 
-    An optimiser step takes `accumulation` of them, but the last one of an epoch what is left of the `an_epoch`.
+    An optimiser step takes `accumulation` micro-batches, and the last one of an epoch the rest of the `per_epoch`.
     """
-    epochs, steps = divmod(optimizer_steps, -(-an_epoch // accumulation))
-    return epochs * an_epoch + steps * accumulation
+    epochs, steps = divmod(optimizer_steps, -(-per_epoch // accumulation))
+    return epochs * per_epoch + steps * accumulation
 
 
-def rollouts_in_run(optimizer_steps: int, *, an_epoch: int, accumulation: int, a_rollout: int) -> int:
-    """Rollouts that are made in `optimizer_steps`, the last one perhaps trained on in part.
+def rollouts_in_run(optimizer_steps: int, *, per_epoch: int, accumulation: int, per_rollout: int) -> int:
+    """Count the rollouts in a run, including a last one that is only partly used.
 
     Args:
-        optimizer_steps: of the whole run.
-        an_epoch: micro-batches of an epoch.
-        accumulation: micro-batches of an optimiser step.
-        a_rollout: micro-batches that are trained on from one rollout, `num_iterations` times each.
+        optimizer_steps: optimiser steps in the run.
+        per_epoch: micro-batches per epoch.
+        accumulation: micro-batches per optimiser step.
+        per_rollout: micro-batches trained on per rollout, with each of its `num_iterations` repeats counted.
     """
-    return -(-micro_batches(optimizer_steps, an_epoch=an_epoch, accumulation=accumulation) // a_rollout)
+    return -(-micro_batches(optimizer_steps, per_epoch=per_epoch, accumulation=accumulation) // per_rollout)

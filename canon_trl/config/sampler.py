@@ -1,12 +1,12 @@
-"""What a config asks of the sampler, and where the entropies and log-probabilities of a rollout come from."""
+"""Checks of the sampler's options, and the source of a rollout's entropies and log-probabilities."""
 
 from collections.abc import Mapping
 from typing import Any
 
 from trl import GRPOConfig
 
-# Keys of `generation_kwargs` that repeat an option, and where that one is set. The sampler would follow the key, and
-# everything else the option: the entropies, the loss, where a response ends.
+# Keys of `generation_kwargs` that duplicate an option, and the place to set that option. The sampler would follow the
+# key; the entropies, the loss and the end of a response would follow the option.
 SET_ELSEWHERE: dict[str, str] = {
     **{
         name: f"the field {name}"
@@ -18,8 +18,8 @@ SET_ELSEWHERE: dict[str, str] = {
     **dict.fromkeys(("do_sample", "logprobs"), "TRL itself"),
 }
 
-# Ways of decoding in which a forward pass does not sample one token per row, by the values that switch them off. With
-# a cache that is not dynamic, generate compiles the forward pass, which bypasses hooks.
+# Options that make a forward pass sample anything but one token per row, with the values that switch them off. With a
+# cache that is not dynamic, generate compiles the forward pass, which bypasses hooks.
 RECORDABLE_DECODING: dict[str, tuple] = {
     "num_beams": (None, 1),
     "guidance_scale": (None, 1, 1.0),
@@ -31,7 +31,7 @@ RECORDABLE_DECODING: dict[str, tuple] = {
 
 
 def check_generation_kwargs(args: GRPOConfig) -> None:
-    """Refuse keys of `generation_kwargs` that repeat another option, or that TRL cannot pass on."""
+    """Reject keys of `generation_kwargs` that duplicate an option or that TRL cannot pass on."""
     given = args.generation_kwargs or {}
     for name in given:
         if name in SET_ELSEWHERE:
@@ -46,15 +46,15 @@ def check_generation_kwargs(args: GRPOConfig) -> None:
 
 
 def trl_scores(args: GRPOConfig) -> bool:
-    """Whether TRL runs a scoring pass of its own over the rollout."""
-    micro_batches = args.steps_per_generation * args.num_iterations  # that one rollout is trained on in
+    """Whether TRL itself runs a scoring pass over the rollout."""
+    micro_batches = args.steps_per_generation * args.num_iterations  # trained on per rollout
     corrects = args.use_vllm and args.vllm_importance_sampling_correction
     return args.gradient_accumulation_steps % micro_batches != 0 or corrects
 
 
 def samples_the_policy(args: GRPOConfig, *, steered: bool = False) -> bool:
-    """Whether the sampler's own log-probabilities are the policy's at the sampling temperature: it cuts off, penalises
-    and constrains nothing. A vLLM server may return them without the temperature."""
+    """Whether the sampler's log-probabilities are the policy's at the sampling temperature, because nothing truncates,
+    penalises or constrains sampling. A vLLM server may return them without the temperature."""
     whole = args.top_k in (0, -1) and args.top_p == 1 and not args.min_p and args.repetition_penalty == 1
     free = not args.generation_kwargs and args.vllm_structured_outputs_regex is None
     raw = args.use_vllm and args.vllm_mode == "server" and (args.temperature != 1 or steered)
@@ -62,10 +62,10 @@ def samples_the_policy(args: GRPOConfig, *, steered: bool = False) -> bool:
 
 
 def records_generation(entropy_source: str, args: GRPOConfig, trl_kwargs: Mapping[str, Any]) -> bool:
-    """Whether to record entropies while generating: each forward pass must sample one token of every row.
+    """Whether to record entropies while generating, which needs forward passes that sample one token per row.
 
     Raises:
-        ValueError: `entropy_source="generation"` where that does not hold.
+        ValueError: `entropy_source="generation"` with options that prevent this.
     """
     decoding = (args.generation_kwargs or {}) | {"cache_implementation": args.cache_implementation}
     obstacles = [
@@ -80,6 +80,6 @@ def records_generation(entropy_source: str, args: GRPOConfig, trl_kwargs: Mappin
     ]
     if entropy_source == "generation" and obstacles:
         raise ValueError(
-            f"entropy_source='generation' does not go with {', '.join(obstacles)}; it must be 'auto' or 'forward'"
+            f"entropy_source='generation' does not work with {', '.join(obstacles)}; set 'auto' or 'forward'"
         )
     return entropy_source != "forward" and not obstacles

@@ -1,4 +1,4 @@
-"""What the field of a stage holds: a method or several, alike from YAML, from flags and from Python."""
+"""Values of a stage's config field, from YAML, flags or Python: one method or several."""
 
 import json
 from collections.abc import Callable, Mapping
@@ -10,7 +10,7 @@ from canon_trl.method import Method, Stage, find
 
 
 def find_all(stage: Stage, spec: Any) -> tuple[Method, ...]:
-    """The methods that a value of a stage's field stands for, in the order in which they act.
+    """Find the methods that a value of a stage's config field names, in the order in which they act.
 
     ```yaml
     token_advantage: entropy_shaped
@@ -19,12 +19,12 @@ def find_all(stage: Stage, spec: Any) -> tuple[Method, ...]:
     ```
 
     Args:
-        stage: whose methods are looked for.
-        spec: a name, an import path or a function; a mapping of them to their options; a list of any of these; `None`
+        stage: the stage to search.
+        spec: a name, an import path or a function; a mapping of these to options; a list of any of these; or `None`
             for no method.
 
     Raises:
-        ValueError: there is no such method, one is listed twice, or an option or a parameter is not what it can be.
+        ValueError: a method is unknown or listed twice, reads what is not available, or does not take an option.
     """
     if spec is None:
         return ()
@@ -39,14 +39,14 @@ def find_all(stage: Stage, spec: Any) -> tuple[Method, ...]:
 
 
 def as_names(spec: Any, *, field: str) -> Any:
-    """The value of a stage's field as YAML and checkpoints can hold it: functions become their import paths.
+    """Convert the value of a stage's field to a form for YAML and checkpoints: functions become import paths.
 
     Args:
-        spec: as for [`find_all`], or JSON text of it, as flags have it.
-        field: named in errors.
+        spec: as for [`find_all`], or the same as JSON text from a flag.
+        field: the field's name, for errors.
 
     Raises:
-        ValueError: text that is not JSON, or a function that cannot be imported by its name.
+        ValueError: the text is not JSON, or a function cannot be imported by its name.
     """
     if isinstance(spec, str) and spec.startswith(("[", "{")):
         try:
@@ -65,7 +65,7 @@ def as_names(spec: Any, *, field: str) -> Any:
 
 
 def import_path(function: Callable[..., Any], *, field: str) -> str:
-    """`"package.module:function"`, by which a run that resumes finds the function again."""
+    """The function's `"package.module:function"`, which a resumed run imports."""
     path = f"{function.__module__}:{getattr(function, '__qualname__', type(function).__name__)}"
     try:
         found = load_function(path, field=field)
@@ -73,7 +73,7 @@ def import_path(function: Callable[..., Any], *, field: str) -> str:
         found = None
     if found is not function:
         raise ValueError(
-            f"{field}={function!r} is not found at {path!r}, so no checkpoint could name it; define it with def in a "
-            f"module, or give it to the trainer as {field}"
+            f"{field}={function!r} cannot be imported as {path!r}, so a checkpoint cannot name it; define it with def "
+            f"in a module, or give it to the trainer as {field}"
         )
     return path

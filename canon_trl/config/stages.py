@@ -1,4 +1,4 @@
-"""The stages of a step that a config chooses, whatever the method."""
+"""The config fields that choose the methods of each stage."""
 
 import logging
 import math
@@ -28,7 +28,7 @@ from canon_trl.token_advantages import STAGE as TOKEN_ADVANTAGE
 
 logger = logging.getLogger(__name__)
 
-# Fields that hold one method, whose options may stand in `..._kwargs`, and fields that hold one or several.
+# Fields that hold one method, with options in `..._kwargs`, and fields that hold one or several methods.
 ONE_METHOD = ("advantage_estimator", "policy_loss")
 METHODS = ("policy_reward", "token_advantage", "loss_term", "controller")
 OPTIONS = ("advantage_estimator_kwargs", "policy_loss_kwargs", "dynamic_sampling_kwargs")
@@ -38,58 +38,58 @@ OPTIONS = ("advantage_estimator_kwargs", "policy_loss_kwargs", "dynamic_sampling
 @dataclass
 class StagesConfig(RunConfig):
     r"""
-    [`RunConfig`] with the stages between rewards and gradients, each chosen by name.
+    [`RunConfig`] with fields that choose the methods between rewards and gradients.
 
-    An option that the chosen method does not take, and one that would be ignored, is refused.
+    The config rejects options that the chosen method does not take, and options that would be ignored.
 
     Args:
         > Parameters that choose the rewards
 
-        policy_reward: A name: `"rent"`; `{name: options}` with the reward's `weight` among its options; an import path
-            `"package.module:function"`; or a list or mapping of several. Rewards from the policy itself, which join
-            those of the reward functions. Default: none.
+        policy_reward: A name: `"rent"`; `{name: options}` with the reward's `weight` among the options; an import path
+            `"package.module:function"`; or a list or mapping of several. These rewards come from the policy itself and
+            are added to those of the reward functions. Default: none.
 
         > Parameters that choose the advantage
 
         advantage_estimator: A name: `"canon"`, `"grpo"`, `"dr_grpo"`, `"rloo"`, `"reinforce_pp_baseline"`, `"opo"`,
-            `"a_grae"`, `"maxrl"`, `"grpo_s"`, `"pass_at_k"`, `"pshw"`, `"stcr"`, `"psr"`, `"nsr"`, `"w_reinforce"`,
-            `"mix"`; `{name: options}`; or an import path `"package.module:function"` of a function that reads a
-            [`~canon_trl.rollout.Rollout`] and returns advantages `(P, G)`, or `(P, G, T)`, one per token. `{"mix":
-            {"canon": 0.5, "opo": 0.5}}` is a weighted sum.
-        advantage_estimator_kwargs: Options of the estimator, such as `{"eps": 1e-4}` for `"grpo"`. CANON's own are
-            the `canon_*` fields.
-        accuracy_reward: Name of the reward function that measures accuracy in [0, 1]. Default: the first one. It
-            feeds `Rollout.accuracy` and with it the accuracy schedules.
+            `"a_grae"`, `"maxrl"`, `"psr"`, `"nsr"`, `"w_reinforce"`, `"mix"`; `{name: options}`; or an import path
+            `"package.module:function"` of a function that reads a [`~canon_trl.rollout.Rollout`] and returns
+            advantages `(P, G)`, or `(P, G, T)`, one per token. `{"mix": {"canon": 0.5, "opo": 0.5}}` is a weighted
+            sum.
+        advantage_estimator_kwargs: Options of the estimator, such as `{"eps": 1e-4}` for `"grpo"`. CANON's options
+            are the `canon_*` fields.
+        accuracy_reward: Name of the reward function that measures accuracy in [0, 1], for `Rollout.accuracy` and the
+            accuracy schedules. Default: the first one.
 
         > Parameters that choose the loss
 
         token_advantage: A name: `"entropy_shaped"`; `{name: options}`; an import path `"package.module:function"` of a
             function that reads [`~canon_trl.tokens.Tokens`]; or a list or mapping of several in the order in which
-            they act. It says what becomes of the advantage of each token before the loss. Default: nothing.
-        loss_term: A name: `"ter"`; or as for `token_advantage`. It is added to the loss. Default: nothing.
+            they act. It changes the advantage of each token before the loss. Default: none.
+        loss_term: A name: `"ter"`; or as for `token_advantage`. It is added to the loss. Default: none.
         policy_loss: A name: `"clip_cov"`, `"kl_cov"`, `"disco"`; or an import path of a function that reads
-            [`~canon_trl.tokens.Tokens`] and returns the whole loss. Default: TRL's loss as it is.
+            [`~canon_trl.tokens.Tokens`] and returns the whole loss. Default: TRL's loss.
         policy_loss_kwargs: Options of the policy loss, such as `{"ratio": 2e-4, "scope": "batch"}` for `"clip_cov"`.
 
         > Parameters that choose what changes during the run
 
-        controller: A name: `"e3_temperature"`; `{name: options}`; an import path `"package.module:function"` of what
-            makes a [`~canon_trl.controllers.Controller`]; or a list or mapping of several. Each steers a number of the
-            run, on numbers measured over all ranks. Default: nothing.
+        controller: A name: `"e3_temperature"`; `{name: options}`; an import path `"package.module:function"` of a
+            function or class that makes a [`~canon_trl.controllers.Controller`]; or a list or mapping of several. Each
+            steers one setting of the run by numbers measured over all ranks. Default: none.
 
-        > Parameters that choose the groups that are trained on
+        > Parameters that choose the groups to train on
 
-        dynamic_sampling: Whether groups of fresh prompts replace groups without spread, or outside a band of
-            accuracy.
+        dynamic_sampling: Whether to replace groups that have equal rewards, or an accuracy outside a band, by groups
+            of fresh prompts.
         dynamic_sampling_kwargs: Options of dynamic sampling: `max_rounds`, `lower`, `upper` and `exhausted`, see
             [`~canon_trl.sampling.DynamicSampling`].
 
         > Parameters that control the cost
 
-        entropy_source: Where entropies and log-probabilities of the rollout come from if TRL runs no scoring pass of
-            its own (it does with vLLM and importance-sampling correction, and with several updates per rollout).
-            `"generation"` records them from the logits that are sampled from, `"forward"` runs a forward pass, and
-            `"auto"` takes the first where it is possible, else the second.
+        entropy_source: Source of the rollout's entropies and log-probabilities if TRL runs no scoring pass itself (it
+            does with vLLM and importance-sampling correction, and with several updates per rollout). `"generation"`
+            records them from the logits during sampling, `"forward"` runs a forward pass, and `"auto"` records them if
+            possible.
     """
 
     policy_reward: dict[str, Any] | str | list[Any] | None = None
@@ -111,7 +111,7 @@ class StagesConfig(RunConfig):
         for name in (*ONE_METHOD, *METHODS):
             setattr(self, name, as_names(getattr(self, name), field=name))
         for name in ONE_METHOD:
-            self._part_options(name)
+            self._split_options(name)
         super().__post_init__()
         self._check_options()
         self.make_policy_rewards()
@@ -120,27 +120,27 @@ class StagesConfig(RunConfig):
         self._check_dynamic_sampling()
 
     def make_policy_rewards(self) -> tuple[PolicyReward, ...]:
-        """The policy rewards with their options bound and their weights."""
+        """The policy rewards with options bound, and their weights."""
         return find_policy_rewards(self.policy_reward)
 
     def make_estimator(self) -> Method:
-        """The advantage estimator with its options bound."""
+        """The advantage estimator with options bound."""
         return find(ADVANTAGES, self.advantage_estimator, self.advantage_estimator_kwargs)
 
     def make_token_advantages(self) -> tuple[Method, ...]:
-        """The token advantages with their options bound."""
+        """The token advantages with options bound."""
         return find_all(TOKEN_ADVANTAGE, self.token_advantage)
 
     def make_loss_terms(self) -> tuple[Method, ...]:
-        """The loss terms with their options bound."""
+        """The loss terms with options bound."""
         return find_all(LOSS_TERM, self.loss_term)
 
     def make_controllers(self) -> tuple[Method, ...]:
-        """What makes the controllers, with their options bound."""
+        """The makers of the controllers, with options bound."""
         return find_all(CONTROLLER, self.controller)
 
     def make_policy_loss(self) -> OnTRL | Whole | None:
-        """The policy loss with its options bound."""
+        """The policy loss with options bound."""
         return find_policy_loss(self.policy_loss, self.policy_loss_kwargs)
 
     def make_dynamic_sampling(self) -> DynamicSampling | None:
@@ -148,31 +148,28 @@ class StagesConfig(RunConfig):
         return DynamicSampling(**self.dynamic_sampling_kwargs) if self.dynamic_sampling else None
 
     def rollouts(self, prompts: int | None = None) -> int:
-        """Rollouts of the whole run.
+        """Count the rollouts of the whole run.
 
         Args:
-            prompts: of the dataset; `None` for a stream, which has no length, and then `max_steps` must be set. No
-                dataset makes more of them: an epoch may end with an optimiser step on less than a whole
-                accumulation.
+            prompts: number of prompts in the dataset; `None` for a stream, which needs `max_steps`. A dataset never
+                gives more rollouts than a stream: its epoch may end with an optimiser step that accumulates less.
         """
-        a_rollout = self.steps_per_generation * self.num_iterations
+        per_rollout = self.steps_per_generation * self.num_iterations
         accumulation = self.gradient_accumulation_steps
-        an_epoch, steps = self.max_steps * accumulation, self.max_steps
+        per_epoch, steps = self.max_steps * accumulation, self.max_steps
         if prompts is not None:
-            an_epoch = prompts * self.num_generations // self.generation_batch_size * a_rollout
+            per_epoch = prompts * self.num_generations // self.generation_batch_size * per_rollout
             if self.max_steps <= 0:
-                steps = math.ceil(self.num_train_epochs * -(-an_epoch // accumulation))
-        return rollouts_in_run(steps, an_epoch=an_epoch, accumulation=accumulation, a_rollout=a_rollout)
+                steps = math.ceil(self.num_train_epochs * -(-per_epoch // accumulation))
+        return rollouts_in_run(steps, per_epoch=per_epoch, accumulation=accumulation, per_rollout=per_rollout)
 
-    def _part_options(self, name: str) -> None:
-        """Move the options that stand in a field, `{name: options}`, to its `..._kwargs`."""
+    def _split_options(self, name: str) -> None:
+        """Move the options in a field, `{name: options}`, to its `..._kwargs`."""
         spec, options = getattr(self, name), getattr(self, f"{name}_kwargs")
-        if not isinstance(spec, dict):
+        if not isinstance(spec, dict) or len(spec) != 1:
             return
-        if len(spec) != 1:
-            raise ValueError(f"{name}={spec!r} must have one entry, name: options")
         if options:
-            raise ValueError(f"{name}={spec!r} and {name}_kwargs={options!r} both have options; give them once")
+            raise ValueError(f"{name}={spec!r} and {name}_kwargs={options!r} both give options; set only one")
         ((method, own),) = spec.items()
         setattr(self, name, method)
         setattr(self, f"{name}_kwargs", own)
@@ -183,7 +180,7 @@ class StagesConfig(RunConfig):
             if options is None:
                 setattr(self, name, {})
             elif not isinstance(options, dict) or not all(isinstance(option, str) for option in options):
-                raise ValueError(f"{name}={options!r} must be a dict of options by name, or JSON of one")
+                raise ValueError(f"{name}={options!r} must be a dict of options by name, or JSON text of one")
 
     def _check_estimator(self) -> None:
         method = self.make_estimator()
@@ -196,8 +193,8 @@ class StagesConfig(RunConfig):
         aggregation = method.agrees_with.get("multi_objective_aggregation", "sum_then_normalize")
         if self.multi_objective_aggregation not in ("sum_then_normalize", aggregation):
             raise ValueError(
-                f"multi_objective_aggregation={self.multi_objective_aggregation!r} is an advantage estimator of TRL's "
-                "own, which advantage_estimator replaces; it must be 'sum_then_normalize'"
+                f"multi_objective_aggregation={self.multi_objective_aggregation!r} is TRL's own advantage estimator, "
+                "which advantage_estimator replaces; it must be 'sum_then_normalize'"
             )
         scaling = tuple(dict.fromkeys(("none", method.agrees_with.get("scale_rewards", "none"))))
         if self.scale_rewards not in scaling:
@@ -216,8 +213,8 @@ class StagesConfig(RunConfig):
         updates = self.steps_per_generation * self.num_iterations
         if isinstance(chosen, OnTRL) and chosen.acts_on_change and self.gradient_accumulation_steps % updates == 0:
             logger.warning(
-                "policy_loss=%r with one update per rollout is the plain policy gradient: its penalty on the change "
-                "since the rollout has no slope where nothing has changed; set steps_per_generation or num_iterations "
+                "policy_loss=%r with one update per rollout is the plain policy gradient: the gradient of its penalty "
+                "is zero until the policy has changed since the rollout; set steps_per_generation or num_iterations "
                 "for several updates per rollout",
                 chosen.name,
             )

@@ -20,9 +20,9 @@ class Counting(GRPOTrainer):
         *_, self._epoch_length, steps = values
         self._rollouts_in_run = rollouts_in_run(
             steps,
-            an_epoch=self._epoch_length,
+            per_epoch=self._epoch_length,
             accumulation=args.gradient_accumulation_steps,
-            a_rollout=self._generate_every,
+            per_rollout=self._generate_every,
         )
         return values
 

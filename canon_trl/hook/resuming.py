@@ -209,7 +209,7 @@ class Resuming(Losses):
     def _restore_rollout(self, state: dict[str, Any] | None, missing: list[int]) -> None:
         self._steps_not_restored = micro_batches(
             self.state.global_step,
-            an_epoch=self._epoch_length,
+            per_epoch=self._epoch_length,
             accumulation=self.args.gradient_accumulation_steps,
         )
         self._loss_to_log = None

@@ -109,8 +109,8 @@ OWN = {name: value for name, value in OPTIONS.items() if name != "num_generation
         ({"num_generations": 4}, "num_generations=4 must be 1"),
         ({"beta1": -0.1}, r"beta1=-0.1 must lie in \[0, 1e6\]"),
         ({"beta2": 0.0}, r"beta2=0.0 must lie in \(0, 1e6\]"),
-        ({"beta": 0.1}, "beta=0.1 is GRPO's weight of a KL term; A.-PO takes beta2 in its place"),
-        ({"loss_type": "grpo", "epsilon": 0.3}, "loss_type='grpo', epsilon=0.3 would be ignored: A.-PO has a"),
+        ({"beta": 0.1}, "beta=0.1 is GRPO's weight of a KL term; for A.-PO, set beta2 instead"),
+        ({"loss_type": "grpo", "epsilon": 0.3}, "loss_type='grpo', epsilon=0.3 would be ignored: A.-PO has its"),
         ({"per_device_train_batch_size": 1}, "per_device_train_batch_size=1 makes a batch of a single response"),
     ],
 )

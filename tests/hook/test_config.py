@@ -186,16 +186,19 @@ REFUSED = {
     "out of bounds": ({"loss_term": {"ter": {"coef": -1}}}, r"loss_term 'ter': coef=-1 must lie in \[0, inf\)"),
     "what nothing supplies": ({"loss_term": "math:sqrt"}, r"sqrt reads \['x'\].*available: \['advantages'"),
     "listed twice": ({"loss_term": ["ter", {"ter": {"coef": 1}}]}, r"loss_term lists \['ter'\] more than once"),
-    "no reference": ({"loss_term": f"{__name__}:needs_reference"}, "which beta=0.0 does without; set beta above 0"),
+    "no reference": (
+        {"loss_term": f"{__name__}:needs_reference"},
+        "beta=0.0 loads no reference model; set beta",
+    ),
     "two estimators": ({"advantage_estimator": {"opo": {}, "grpo": {}}}, "must have one entry, name: options"),
     "options twice": (
         {"advantage_estimator": {"grpo": {"eps": 0.1}}, "advantage_estimator_kwargs": {"eps": 0.2}},
-        "advantage_estimator_kwargs=.* both have options; give them once",
+        "advantage_estimator_kwargs=.* both give options; set only one",
     ),
     "an estimator's bounds": ({"advantage_estimator": {"grpo": {"eps": 0}}}, r"eps=0 must lie in \(0, 1e6\]"),
     "ignored by a whole loss": (
         {"policy_loss": f"{__name__}:small", "epsilon": 0.3, "entropy_coef": 0.1},
-        "epsilon=0.3, entropy_coef=0.1 would be ignored: policy_loss='.*small' takes the place of TRL's loss",
+        "epsilon=0.3, entropy_coef=0.1 would be ignored: policy_loss='.*small' replaces TRL's loss",
     ),
     "a reference that nothing reads": (
         {"policy_loss": f"{__name__}:small", "beta": 0.1},

@@ -239,15 +239,15 @@ def test_the_config_rejects_invalid_controllers(controller, message, tmp_path):
 @pytest.mark.parametrize(
     ("knob", "options", "message"),
     [
-        ("temprature", {}, r"nothing here reads \(did you mean 'temperature'\?\)"),
-        ("entropy_coef", {"use_adaptive_entropy": True}, "use_adaptive_entropy=True steers already"),
+        ("temprature", {}, r"nothing reads \(did you mean 'temperature'\?\)"),
+        ("entropy_coef", {"use_adaptive_entropy": True}, "use_adaptive_entropy=True already steers"),
         ("epsilon_high", {"loss_type": "sapo"}, "loss_type='sapo' clips no ratios"),
         ("epsilon_high", {"policy_loss": "kl_cov"}, "'kl_cov' clips no ratios"),
         ("entropy_coef", {"policy_loss": "disco"}, "the loss 'disco' does not read"),
-        ("clip_cov.ratoi", {"policy_loss": "clip_cov"}, r"no number among .* \(did you mean 'ratio'"),
-        ("clip_cov.scope", {"policy_loss": "clip_cov"}, "no number among the options of 'clip_cov'"),
-        ("entropy_shaped.alpha", {}, "which nothing here reads"),
-        ("entropy_shaped.alhpa", SHAPED, r"no number among the options of 'entropy_shaped' \(did you mean 'alpha'"),
+        ("clip_cov.ratoi", {"policy_loss": "clip_cov"}, r"not a numeric option of .* \(did you mean 'ratio'"),
+        ("clip_cov.scope", {"policy_loss": "clip_cov"}, "not a numeric option of 'clip_cov'"),
+        ("entropy_shaped.alpha", {}, "which nothing reads"),
+        ("entropy_shaped.alhpa", SHAPED, r"not a numeric option of 'entropy_shaped' \(did you mean 'alpha'"),
     ],
 )
 def test_knobs_that_nothing_reads_are_rejected(knob, options, message, tmp_path):

@@ -142,11 +142,11 @@ def test_evaluation_reports_trls_loss(tmp_path):
 @pytest.mark.parametrize(
     ("stages", "options", "message"),
     [
-        ({"loss_term": [LOSS_TERMS["ter"]]}, {"loss_type": "cispo"}, "loss_term='ter' does not go with loss_type"),
+        ({"loss_term": [LOSS_TERMS["ter"]]}, {"loss_type": "cispo"}, "loss_term='ter' does not work with loss_type"),
         (
             {"loss_term": [Method("near", lambda log_probs, ref_log_probs: log_probs - ref_log_probs)]},
             {},
-            r"near reads ref_log_probs.* beta=0\.0 does without; set beta above 0",
+            r"near reads ref_log_probs, but beta=0\.0 loads no reference model; set beta above 0",
         ),
     ],
 )

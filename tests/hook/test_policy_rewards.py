@@ -310,8 +310,8 @@ def weighs(mask, *, weight=1.0):
         ({"rent": {"weight": math.nan}}, r"policy_reward 'rent': weight=nan must lie in \[-1e6, 1e6\]"),
         (["rent", {"rent": {}}], r"policy_reward lists \['rent'\] more than once"),
         ({"rent": 0.5}, "policy_reward: the options of 'rent' are 0.5; they must be a mapping by name"),
-        ({"test_policy_rewards:weighs": {"weight": 2.0}}, "takes an option weight, which would be taken for its wei"),
-        (lambda mask: mask, "policy_reward=<function <lambda>.* is not found at"),
+        ({"test_policy_rewards:weighs": {"weight": 2.0}}, "has an option named weight, which means its weight"),
+        (lambda mask: mask, "policy_reward=<function <lambda>.* cannot be imported as"),
         ("{'rent'", "policy_reward=\"{'rent'\" is not JSON"),
     ],
 )

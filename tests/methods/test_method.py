@@ -67,7 +67,7 @@ REFUSED = {
     "optional, out of bounds": ({"scaled": {"window": 0}}, r"window=0 must lie in \[1, inf\)"),
     "a flag for a number": ({"scaled": {"factor": True}}, "factor=True must be a number"),
     "an unknown choice": ({"scaled": {"side": "negative"}}, "side='negative' must be 'both' or 'positive'"),
-    "an option that is needed": ("whole", r"lacks \['power'\]"),
+    "an option that is needed": ("whole", r"needs a value for \['power'\]"),
     "two names": ({"scaled": {}, "whole": {}}, "must have one entry"),
     "options that are no mapping": ({"scaled": 0.5}, "must be a mapping"),
     "what is not available": (lambda logits: logits, r"reads \['logits'\], which is not available; .*'advantages'"),

@@ -124,5 +124,5 @@ def test_without_importance_sampling_correction_the_trainer_runs_its_own_pass(sm
 
 
 def test_vllm_with_recorded_entropies_is_rejected(tmp_path):
-    with pytest.raises(ValueError, match="entropy_source='generation' does not go with use_vllm"):
+    with pytest.raises(ValueError, match="entropy_source='generation' does not work with use_vllm"):
         make("a-model-that-does-not-exist", tmp_path, entropy_source="generation")
