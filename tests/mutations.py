@@ -115,7 +115,7 @@ ADVANTAGES = [
         (
             "torch.where(higher, has_spread(scored, higher), has_spread(scored, lower))",
             "has_spread(scored, valid)",
-            "test_advantages.py::test_a_half_without_spread_gets_exactly_nothing_from_the_comparison_within_it",
+            "test_advantages.py::test_intra_group_is_exactly_0_in_a_half_with_equal_rewards",
         ),
         ("mu * inter + (1 - mu) * intra, valid", "(1 - mu) * inter + mu * intra, valid", "test_golden.py::test_canon"),
         (
@@ -135,12 +135,12 @@ ADVANTAGES = [
         (
             "masked_fill(~mask, -torch.inf).amax",
             "amax",
-            "test_advantages.py::test_invalid_responses_change_nothing_for_others",
+            "test_advantages.py::test_invalid_responses_do_not_affect_others",
         ),
         (
             "highest - lowest > rounding_error",
             "highest - lowest >= 0 * rounding_error",
-            "test_advantages.py::test_no_spread_gives_exactly_nothing",
+            "test_advantages.py::test_equal_rewards_give_exactly_0",
         ),
     ),
     *mutations(
@@ -165,7 +165,7 @@ ADVANTAGES = [
         (
             "masked_fill(~valid, 0.0)",
             "clamp(min=0)",
-            "test_advantages.py::test_an_unscored_response_leaves_the_others_alone",
+            "test_advantages.py::test_unscored_responses_do_not_affect_others",
         ),
     ),
     *mutations(
@@ -178,12 +178,12 @@ ADVANTAGES = [
         (
             "advantages = (1 - q) * easy + q * hard",
             "advantages = q * easy + (1 - q) * hard",
-            "test_advantages.py::test_a_grae_weighs_a_nearly_solved_group_by_its_form",
+            "test_advantages.py::test_a_grae_weights_a_nearly_solved_group_by_form",
         ),
         (
             "(q / attenuation).clamp(max=1)",
             "(q / attenuation)",
-            "test_advantages.py::test_the_magnitudes_of_a_grae_sum_up_as_the_paper_says",
+            "test_advantages.py::test_a_grae_magnitudes_add_up_as_in_the_paper",
         ),
         (
             "torch.where(advantages > 0, damped",
@@ -193,7 +193,7 @@ ADVANTAGES = [
         (
             "q = p.nanmean()",
             "q = p.mean()",
-            "test_advantages.py::test_a_grae_leaves_unscored_groups_out_of_the_batch_mean",
+            "test_advantages.py::test_a_grae_excludes_unscored_groups_from_the_batch_mean",
         ),
     ),
     *mutations(
@@ -203,7 +203,7 @@ ADVANTAGES = [
     ),
     *mutations(
         "advantages/maxrl.py",
-        ("& (mean > 0)", "", "test_maxrl.py::test_groups_that_teach_nothing"),
+        ("& (mean > 0)", "", "test_maxrl.py::test_groups_with_advantage_0"),
         ("(scored - mean) / mean", "(scored - mean) / mean.sqrt()", "test_maxrl.py::test_a_case_by_hand"),
     ),
     *mutations(
@@ -212,7 +212,7 @@ ADVANTAGES = [
         (
             "((scored - best) / beta).exp()",
             "(scored / beta).exp() * (-best / beta).exp()",
-            "test_advantages.py::test_no_reward_overflows_the_optimal_value",
+            "test_advantages.py::test_optimal_value_never_overflows",
         ),
     ),
 ]
@@ -228,12 +228,12 @@ METRICS_AND_SCHEDULES = [
         (
             "& ~values.isnan()",
             "",
-            "test_response_metrics.py::test_a_mean_over_the_tokens_of_a_response_by_hand",
+            "test_response_metrics.py::test_mean_over_response_by_hand",
         ),
         (
             "seed * 1_000_003 + step",
             "seed * 1_000_003",
-            "test_response_metrics.py::test_a_random_metric_is_a_function_of_seed_and_step",
+            "test_response_metrics.py::test_random_metric_depends_on_seed_and_step",
         ),
         ("values.float().masked_fill(~mask, 0.0)", "values.float()", "test_golden.py::test_entropy_metric"),
     ),
@@ -255,16 +255,16 @@ TOKENS = [
     *mutations(
         "policy_losses/disco.py",
         ("-objective +", "objective +", "test_disco.py::test_a_case_by_hand"),
-        (".sum() / len(rewards)", ".sum() / mixed.sum()", "test_disco.py::test_gradients_of_the_released_code"),
+        (".sum() / len(rewards)", ".sum() / mixed.sum()", "test_disco.py::test_gradients_match_the_released_code"),
         (
             "divergence.detach() - delta",
             "divergence.detach() + delta",
-            "test_disco.py::test_gradients_of_the_released_code",
+            "test_disco.py::test_gradients_match_the_released_code",
         ),
         (
             "(divergence.detach() - delta)).clamp(min=0)",
             "(divergence.detach() - delta))",
-            "test_disco.py::test_gradients_of_the_released_code",
+            "test_disco.py::test_gradients_match_the_released_code",
         ),
         (".logsumexp(dim=-1) - count.log()", ".logsumexp(dim=-1)", "test_disco.py::test_a_case_by_hand"),
     ),
@@ -278,7 +278,7 @@ TOKENS = [
         (
             "(policy_ratio < 1 - clip[0]) & (advantages < 0)",
             "(policy_ratio < 1 - clip[0]) & (advantages > 0)",
-            "test_policy_losses.py::test_clip_cov_leaves_alone_what_ppo_clips",
+            "test_policy_losses.py::test_clip_cov_skips_tokens_that_ppo_clips",
         ),
         (
             "(covariance < bounds[1])",
@@ -301,27 +301,27 @@ TOKENS = [
     ),
     *mutations(
         "selection.py",
-        ("(further >= end)", "(further > end)", "test_selection.py::test_the_choice_is_that_of_a_full_sort"),
+        ("(further >= end)", "(further > end)", "test_selection.py::test_the_choice_matches_a_full_sort"),
         ("(sums / count.clamp(min=1))", "(sums / (count + 1))", "test_policy_losses.py::test_covariance"),
-        ("+ 0.0  # -0.0 becomes 0.0", "", "test_selection.py::test_the_choice_is_that_of_a_full_sort"),
-        ("& ~values.isnan(), flip", ", flip", "test_selection.py::test_the_choice_is_that_of_a_full_sort"),
+        ("+ 0.0  # -0.0 becomes 0.0", "", "test_selection.py::test_the_choice_matches_a_full_sort"),
+        ("& ~values.isnan(), flip", ", flip", "test_selection.py::test_the_choice_matches_a_full_sort"),
         (
             "% 2**63)) + step)",
             "% 2**63)))",
-            "test_selection.py::test_a_draw_is_uniform_and_new_for_each_seed_and_step",
+            "test_selection.py::test_draws_are_uniform_and_differ_by_seed_and_step",
         ),
-        ("below - 1 - order.flatten()", "order.flatten()", "test_selection.py::test_ties_fall_to_those_sampled_first"),
+        ("below - 1 - order.flatten()", "order.flatten()", "test_selection.py::test_ties_go_to_tokens_sampled_first"),
     ),
     *mutations(
         "policy_rewards/rent.py",
         ("certainty = -entropies", "certainty = entropies", "test_rent.py::test_a_case_by_hand"),
-        ("masked_fill(count == 0, empty)", "nan_to_num()", "test_rent.py::test_numbers_from_the_formula"),
+        ("masked_fill(count == 0, empty)", "nan_to_num()", "test_rent.py::test_numbers_match_the_formula"),
     ),
     *mutations(
         "token_advantages/entropy_shaped.py",
         ("per_token + bonus", "per_token - bonus", "test_entropy_shaped.py::test_a_case_by_hand"),
         ("per_token.abs() / kappa", "per_token.abs() * kappa", "test_entropy_shaped.py::test_a_case_by_hand"),
-        ("entropies.detach()", "entropies", "test_entropy_shaped.py::test_no_gradient_goes_through_the_entropies"),
+        ("entropies.detach()", "entropies", "test_entropy_shaped.py::test_no_gradient_flows_through_the_entropies"),
     ),
     *mutations(
         "loss_terms/ter.py",
@@ -338,21 +338,25 @@ TOKENS = [
         (
             "self.updates <= self.init_steps:\n            self.initial",
             "self.updates < self.init_steps:\n            self.initial",
-            "test_e3_temperature.py::test_numbers_of_the_released_code",
+            "test_e3_temperature.py::test_numbers_match_the_released_code",
         ),
-        ('self.updates = state["updates"]', "self.updates = 0", "test_e3_temperature.py::test_it_resumes_anywhere"),
+        (
+            'self.updates = state["updates"]',
+            "self.updates = 0",
+            "test_e3_temperature.py::test_resuming_at_every_update",
+        ),
     ),
     *mutations(
         "tokens.py",
         (
             "here = total * ranks",
             "here = total",
-            "test_tokens.py::test_a_mean_and_its_gradient_do_not_depend_on_how_tokens_are_dealt_to_ranks",
+            "test_tokens.py::test_mean_and_gradient_do_not_depend_on_the_ranks",
         ),
         (
             "torch.stack([total.detach(), among.sum()",
             "torch.stack([total.detach(), among.numel() * torch.ones_like(total)",
-            "test_tokens.py::test_a_mean_and_its_gradient_do_not_depend_on_how_tokens_are_dealt_to_ranks",
+            "test_tokens.py::test_mean_and_gradient_do_not_depend_on_the_ranks",
         ),
     ),
 ]
@@ -399,19 +403,23 @@ SAMPLING = [
         (
             "self._place.drawn += count",
             "self._place.drawn = count",
-            "test_prompt_stream.py::test_they_resume_from_anywhere",
+            "test_prompt_stream.py::test_resuming_from_anywhere",
         ),
-        ("+ passes + 1 + blocks", "+ 1 + blocks", "test_prompt_stream.py::test_they_come_in_passes"),
-        ("+ passes + 1 + blocks", "+ passes + blocks", "test_prompt_stream.py::test_they_have_an_order_of_their_own"),
+        ("+ passes + 1 + blocks", "+ 1 + blocks", "test_prompt_stream.py::test_prompts_come_in_passes"),
+        (
+            "+ passes + 1 + blocks",
+            "+ passes + blocks",
+            "test_prompt_stream.py::test_the_order_differs_from_the_samplers",
+        ),
         (
             "place.blocks + 1, 0, following",
             "place.blocks + 1, 0, None",
-            "test_prompt_stream.py::test_blocks_are_read_once_and_shards_before_them_not_at_all",
+            "test_prompt_stream.py::test_resuming_reads_a_block_once_and_skips_earlier_shards",
         ),
         (
             "passes, position = passes + 1, 0",
             "passes, position = passes, 0",
-            "test_prompt_stream.py::test_they_come_in_passes",
+            "test_prompt_stream.py::test_prompts_come_in_passes",
         ),
     ),
     *mutations(
@@ -424,7 +432,7 @@ SAMPLING = [
         (
             "(attention.cumsum(dim=1) - 1)",
             "attention.cumsum(dim=1)",
-            "test_samplers.py::test_the_sampler_writes_what_generate_writes",
+            "test_samplers.py::test_greedy_sampling_matches_generate",
         ),
         (
             "lengths[rows] += alive",
@@ -434,16 +442,16 @@ SAMPLING = [
         (
             "positions = attention.sum(dim=1, keepdim=True) - 1",
             "positions = attention.sum(dim=1, keepdim=True)",
-            "test_samplers.py::test_the_sampler_writes_what_generate_writes",
+            "test_samplers.py::test_greedy_sampling_matches_generate",
         ),
     ),
     *mutations(
         "sampling/chunks.py",
-        ("seed * 1_000_003 + chunk", "seed * 1_000_003", "test_chunks.py::test_every_prompt_once_in_order"),
+        ("seed * 1_000_003 + chunk", "seed * 1_000_003", "test_chunks.py::test_each_prompt_is_sampled_once_in_order"),
         (
             'whole.rfind(b"\\n") + 1',
             'whole.rfind(b"\\n")',
-            "test_chunks.py::test_a_killed_run_goes_on_with_the_same_numbers",
+            "test_chunks.py::test_a_killed_run_resumes_with_the_same_numbers",
         ),
     ),
     *mutations(
@@ -473,7 +481,7 @@ EVALUATION = [
         (
             "((1 - confidence) / 2) **",
             "(1 - confidence) **",
-            "test_estimates.py::test_shares_at_their_limit_have_clopper_and_pearsons_interval",
+            "test_estimates.py::test_shares_of_0_and_1_have_a_clopper_pearson_interval",
         ),
     ),
     *mutations(
@@ -495,7 +503,7 @@ EVALUATION = [
         (
             "threshold - TOLERANCE",
             "threshold + TOLERANCE",
-            "test_evaluation_numbers.py::test_what_reaches_the_threshold",
+            "test_evaluation_numbers.py::test_threshold_of_a_right_response",
         ),
         (
             "(self.entropies * self.lengths).sum() / self.lengths.sum()",
@@ -511,7 +519,7 @@ EVALUATION = [
     *mutations(
         "evaluation/entropy_law.py",
         ("return self.b - self.a\n", "return self.b + self.a\n", "test_entropy_law.py::test_an_exact_law_is_found"),
-        ("np.stack([-np.exp(h)", "np.stack([np.exp(h)", "test_entropy_law.py::test_the_law_of_a_log"),
+        ("np.stack([-np.exp(h)", "np.stack([np.exp(h)", "test_entropy_law.py::test_fit_from_a_training_log"),
     ),
 ]
 

@@ -1,4 +1,4 @@
-"""What every estimator promises, hand-computed cases, and how the methods reduce to one another."""
+"""Hand-computed cases, reductions between methods, and properties that all estimators share."""
 
 import math
 
@@ -15,6 +15,7 @@ from canon_trl.advantages import (
     grpo_advantage,
     inter_group_advantage,
     intra_group_advantage,
+    maxrl_advantage,
     nsr_advantage,
     opo_advantage,
     optimal_value,
@@ -30,7 +31,7 @@ NAN = float("nan")
 
 
 def lengths_of(rewards: Tensor) -> Tensor:
-    """Some lengths, the same for the same position."""
+    """Lengths that depend only on the position."""
     return (torch.arange(rewards.shape[-1]) % 5 + 1).expand(rewards.shape)
 
 
@@ -50,6 +51,7 @@ BOUNDED = {
     "a_grae": a_grae_advantage,
     "a_grae_centred": lambda rewards: a_grae_advantage(rewards, scale=False, attenuation=0.5),
     "a_grae_released": lambda rewards: a_grae_advantage(rewards, form="released"),
+    "maxrl": maxrl_advantage,
     "psr": psr_advantage,
     "nsr": nsr_advantage,
     "w_reinforce": w_reinforce_advantage,
@@ -58,7 +60,7 @@ ALL = ESTIMATORS | BOUNDED
 
 
 def admissible(name: str, rewards: Tensor) -> Tensor:
-    """The rewards, squeezed into [0, 1] for the methods that are defined there only."""
+    """Map the rewards into [0, 1] for methods that need it."""
     return (rewards + 2) / 4 if name in BOUNDED else rewards
 
 
@@ -136,10 +138,10 @@ def test_canon_with_unscored_responses():
     close(canon_advantage(rewards, metric, mu=0.0), [[0.0, 0.0, -0.5, 0.5]])
 
 
-def test_groups_with_fewer_than_two_valid_responses_get_nothing():
-    rewards = torch.tensor([[1.0, NAN, NAN], [NAN, NAN, NAN]])
-    for name, estimator in ESTIMATORS.items():
-        assert estimator(rewards).tolist() == [[0.0, 0.0, 0.0]] * 2, name
+def test_groups_with_fewer_than_two_valid_responses_get_advantage_0():
+    for rewards in (torch.tensor([[1.0, NAN, NAN], [NAN, NAN, NAN]]), torch.tensor([[0.0], [1.0], [0.3]])):
+        for name, estimator in ESTIMATORS.items():
+            assert (estimator(rewards) == 0).all(), name
 
 
 def test_statistics():
@@ -192,14 +194,14 @@ def test_a_grae():
     advantages = a_grae_advantage(ONE_AND_THREE_OF_FOUR, scale=False, eps=0.0)
     close(advantages[0], [0.75 * factor / 2] + [-0.25 * factor] * 3)
     close(advantages[1], [0.25 * factor / 2] * 3 + [-0.75 * factor])
-    # from q = 1/2 on nothing is damped
+    # nothing is damped from q = 1/2 on
     undamped = a_grae_advantage(ONE_AND_THREE_OF_FOUR, scale=False, eps=0.0, attenuation=0.5)
     close(undamped[0], [0.75 * factor] + [-0.25 * factor] * 3)
     # on GRPO: the deviation of both is 1/2
     close(a_grae_advantage(ONE_AND_THREE_OF_FOUR, eps=0.0), 2 * advantages)
 
 
-def test_a_grae_as_it_was_released():
+def test_released_a_grae():
     # Group 1: sqrt(p) = 1/2, so easy and hard are A; A' = A. The positive one is halved.
     # Group 2: sqrt(p) = 0.8660254; easy = 3.7320508 A, hard = 0.5773503 A, their mean 2.1547005 A.
     advantages = a_grae_advantage(ONE_AND_THREE_OF_FOUR, scale=False, eps=0.0, form="released")
@@ -214,8 +216,9 @@ def test_a_grae_as_it_was_released():
     ("form", "easy"), [("paper", {15: 2.0, 1: 0.5163978}), ("released", {15: 15.7459667, 1: 2 / 3})]
 )
 @pytest.mark.parametrize("right", [15, 1])
-def test_a_grae_weighs_a_nearly_solved_group_by_its_form(form, easy, right):
-    # 15 of 16: 1 / (2 sqrt(1/16)) = 2 in the paper, 1 / (2 (1 - sqrt(15/16))) = 15.75 in the code. 31 lost groups.
+def test_a_grae_weights_a_nearly_solved_group_by_form(form, easy, right):
+    # 15 of 16: 1 / (2 sqrt(1/16)) = 2 in the paper, 1 / (2 (1 - sqrt(15/16))) = 15.75 in the code. The other 31 groups
+    # are all wrong.
     rewards = torch.zeros(32, 16, dtype=torch.float64)
     rewards[0, :right] = 1
     q, p = right / 512, right / 16
@@ -237,9 +240,9 @@ def test_eps_is_added_to_every_divisor_of_a_grae():
         )
     )
 )
-def test_the_magnitudes_of_a_grae_sum_up_as_the_paper_says(rewards):
-    """In a group, to G sqrt(p) of the easy branch and G sqrt(1 - p) of the hard one, with the deviation over G; the
-    sample deviation makes it sqrt(G (G - 1))."""
+def test_a_grae_magnitudes_add_up_as_in_the_paper(rewards):
+    """Per group, the paper has G sqrt(p) for the easy branch and G sqrt(1 - p) for the hard one with a deviation of
+    divisor G; the sample deviation replaces G by sqrt(G (G - 1))."""
     size, p = rewards.shape[1], rewards.mean(dim=1)
     q = p.mean()
     sums = a_grae_advantage(rewards, attenuation=1e-9, eps=1e-12).abs().sum(dim=1)
@@ -248,7 +251,7 @@ def test_the_magnitudes_of_a_grae_sum_up_as_the_paper_says(rewards):
 
 
 @pytest.mark.parametrize("form", ["paper", "released"])
-def test_a_grae_is_0_and_not_0_over_0_in_a_group_that_is_all_right_or_all_wrong(form):
+def test_a_grae_is_0_in_groups_that_are_all_right_or_all_wrong(form):
     rewards = torch.tensor([[1.0] * 4, [0.0] * 4, [1.0, 0.0, 0.0, 0.0]])
     for scale in (True, False):
         advantages = a_grae_advantage(rewards, scale=scale, eps=0.0, form=form)
@@ -259,7 +262,7 @@ def test_a_grae_is_0_and_not_0_over_0_in_a_group_that_is_all_right_or_all_wrong(
         close(advantages[2], [0.75 / deviation * factor * 5 / 12] + [-0.25 / deviation * factor] * 3)
 
 
-def test_a_grae_leaves_unscored_groups_out_of_the_batch_mean():
+def test_a_grae_excludes_unscored_groups_from_the_batch_mean():
     rewards = torch.tensor([[1.0, 0.0, NAN, 0.0], [NAN] * 4])
     close(a_grae_advantage(rewards)[:1, [0, 1, 3]], a_grae_advantage(rewards[:1, [0, 1, 3]]))
     assert a_grae_advantage(rewards)[1].tolist() == [0.0] * 4
@@ -267,7 +270,7 @@ def test_a_grae_leaves_unscored_groups_out_of_the_batch_mean():
 
 @pytest.mark.parametrize("form", ["paper", "released"])
 @given(rewards=reward_tables(scored=True))
-def test_a_grae_keeps_every_sign(form, rewards):
+def test_a_grae_preserves_signs(form, rewards):
     rewards = (rewards + 2) / 4
     assert torch.equal(a_grae_advantage(rewards, form=form).sign(), grpo_advantage(rewards).sign())
 
@@ -295,7 +298,7 @@ def test_optimal_value():
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("reward", [1e30, -1e30, 1e-30])
 @pytest.mark.parametrize("beta", [1e-30, 1e-3, 0.5, 1e30])
-def test_no_reward_overflows_the_optimal_value(reward, beta, dtype):
+def test_optimal_value_never_overflows(reward, beta, dtype):
     rewards = torch.tensor([[reward, reward, 0.0, 0.0]], dtype=dtype)
     value = optimal_value(rewards, beta=beta)
     assert value.isfinite().all()
@@ -303,7 +306,7 @@ def test_no_reward_overflows_the_optimal_value(reward, beta, dtype):
 
 
 @given(reward_tables(scored=True), st.floats(0.01, 5), st.sampled_from([-4.0, 0.5, 8.0]))
-def test_optimal_value_lies_between_mean_and_best_and_shifts_with_the_rewards(rewards, beta, shift):
+def test_optimal_value_is_between_mean_and_best_and_shifts_with_the_rewards(rewards, beta, shift):
     value = optimal_value(rewards, beta=beta)
     assert (value >= rewards.mean(dim=1) - 1e-9).all() and (value <= rewards.amax(dim=1) + 1e-9).all()
     close(optimal_value(rewards + shift, beta=beta), value + shift, 1e-9)
@@ -342,7 +345,7 @@ def test_intra_group_does_not_depend_on_alpha(rewards, data, alpha):
 
 @given(reward_tables(scored=True), st.data(), st.floats(0.1, 2))
 def test_alpha_groups_mirror_each_other(rewards, data, alpha):
-    """Swapping the halves and the group that alpha tilts changes nothing."""
+    """Swapping both the halves and `alpha_group` changes nothing."""
     higher = split_by_metric(metrics_for(data, rewards))
     close(
         inter_group_advantage(rewards, higher, alpha=alpha, alpha_group="higher"),
@@ -363,7 +366,7 @@ def test_opo_with_equal_lengths_is_dr_grpo(rewards):
     close(opo_advantage(rewards, torch.full_like(rewards, 7)), dr_grpo_advantage(rewards))
 
 
-# Properties that all share
+# Shared properties
 
 
 @pytest.mark.parametrize("name", ALL)
@@ -377,21 +380,21 @@ def test_permuting_groups_permutes_advantages(name, rewards, data):
 @pytest.mark.parametrize("name", ESTIMATORS)
 @given(rewards=reward_tables(), shift=st.sampled_from([-4.0, 0.5, 8.0]))
 def test_shifting_rewards_changes_nothing(name, rewards, shift):
-    # quarters: equal rewards stay equal and different ones different under the shift
+    # with quarters, the shift keeps equal rewards equal and different ones different
     rewards = (rewards * 4).round() / 4
     close(ESTIMATORS[name](rewards + shift), ESTIMATORS[name](rewards))
 
 
 @pytest.mark.parametrize("name", GROUP_LOCAL)
 @given(rewards=reward_tables(), data=st.data())
-def test_a_group_depends_on_itself_alone(name, rewards, data):
+def test_groups_are_independent(name, rewards, data):
     group = data.draw(st.integers(0, len(rewards) - 1))
     close(ESTIMATORS[name](rewards)[group : group + 1], ESTIMATORS[name](rewards[group : group + 1]))
 
 
 @pytest.mark.parametrize("mu", [0.0, 0.4, 1.0])
 @given(rewards=reward_tables(scored=True), data=st.data())
-def test_invalid_responses_change_nothing_for_others(mu, rewards, data):
+def test_invalid_responses_do_not_affect_others(mu, rewards, data):
     metric = metrics_for(data, rewards)
     position = data.draw(st.integers(0, rewards.shape[1]))
     poison = torch.full((len(rewards), 1), 1e6, dtype=rewards.dtype)
@@ -409,15 +412,15 @@ def test_invalid_responses_change_nothing_for_others(mu, rewards, data):
 
 @pytest.mark.parametrize("name", ALL)
 @given(rewards=reward_tables(scored=True))
-def test_an_unscored_response_leaves_the_others_alone(name, rewards):
+def test_unscored_responses_do_not_affect_others(name, rewards):
     rewards = admissible(name, rewards)
     widened = ALL[name](torch.cat([rewards, torch.full_like(rewards[:, :1], NAN)], dim=1))
     assert (widened[:, -1] == 0).all()
     close(widened[:, :-1], ALL[name](rewards), 1e-12)
 
 
-def test_a_half_without_spread_gets_exactly_nothing_from_the_comparison_within_it():
-    """The mean of seven rewards of 0.1 is not quite 0.1, while the other half has spread."""
+def test_intra_group_is_exactly_0_in_a_half_with_equal_rewards():
+    """The mean of seven rewards of 0.1 is not quite 0.1; the other half has different rewards."""
     rewards = torch.tensor([[0.1] * 7 + [0.0, 1.0, 0.0, 1.0, 0.0, 1.0, 0.0]])
     within = intra_group_advantage(rewards, split_by_metric(torch.arange(14.0).unsqueeze(0)))
     assert (within[:, :7] == 0).all()
@@ -426,8 +429,8 @@ def test_a_half_without_spread_gets_exactly_nothing_from_the_comparison_within_i
 
 @pytest.mark.parametrize("name", ESTIMATORS)
 @pytest.mark.parametrize("size", [2, 4, 7, 11, 16])
-def test_no_spread_gives_exactly_nothing(name, size):
-    """Also for rewards that binary fractions cannot hold, whose computed mean is not quite the reward."""
+def test_equal_rewards_give_exactly_0(name, size):
+    """Also for rewards without a binary fraction, whose computed mean is not quite the reward."""
     for reward in (0.1, 0.75, 1 / 3):
         assert ESTIMATORS[name](torch.full((3, size), reward)).abs().max() == 0
 
@@ -471,7 +474,7 @@ def test_canon_does_not_modify_the_metric(rewards, data):
         ({"alpha_group": "upper"}, "alpha_group='upper' must be 'higher' or 'lower'"),
     ],
 )
-def test_bad_options(options, message):
+def test_canon_rejects_bad_options(options, message):
     with pytest.raises(ValueError, match=message):
         canon_advantage(torch.zeros(1, 2), torch.zeros(1, 2), **options)
 
@@ -486,7 +489,7 @@ def test_bad_options(options, message):
         (optimal_value, {"beta": NAN}, "beta=nan must lie in"),
     ],
 )
-def test_bad_options_of_the_others(function, options, message):
+def test_other_functions_reject_bad_options(function, options, message):
     with pytest.raises(ValueError, match=message):
         function(torch.zeros(1, 2), **options)
 

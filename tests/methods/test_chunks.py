@@ -1,4 +1,4 @@
-"""Sampling in chunks: every prompt once, whatever happens in between, and the scores of its responses."""
+"""Sampling in chunks: each prompt is sampled once, even if the run is killed, and its responses are scored."""
 
 import asyncio
 import math
@@ -26,7 +26,7 @@ def fixed_score(rows, responses):
 
 
 def run(folder, ranks=1, sample=fixed_sample, **settings):
-    """What that many ranks do, one after the other; the first one's log."""
+    """Run the ranks one after another and return the first one's log."""
     logs = [ChunkLog(folder, settings, rank=rank) for rank in range(ranks)]
     missing = missing_chunks(DATA, logs[0], chunk_size=3)
     for rank, log in enumerate(logs):
@@ -34,7 +34,7 @@ def run(folder, ranks=1, sample=fixed_sample, **settings):
     return logs[0]
 
 
-def test_every_prompt_once_in_order(tmp_path):
+def test_each_prompt_is_sampled_once_in_order(tmp_path):
     log = run(tmp_path)
     seeds = [(5 * 1_000_003 + chunk) % 97 for chunk in range(4)]
     want = [[prompt + seeds[prompt // 3] / 100 + place / 1000 for place in range(2)] for prompt in range(10)]
@@ -44,8 +44,8 @@ def test_every_prompt_once_in_order(tmp_path):
 
 @pytest.mark.parametrize("killed_at", [0, 1, 3])
 @pytest.mark.parametrize("ranks", [(1, 1), (2, 1), (1, 3)])
-def test_a_killed_run_goes_on_with_the_same_numbers(tmp_path, killed_at, ranks):
-    """Also on another number of ranks, and with a line that the kill has torn."""
+def test_a_killed_run_resumes_with_the_same_numbers(tmp_path, killed_at, ranks):
+    """Also on another number of ranks, and with a line that the kill has cut."""
     want = collect_records(DATA, run(tmp_path / "whole"))
     sampled = []
 
@@ -61,16 +61,16 @@ def test_a_killed_run_goes_on_with_the_same_numbers(tmp_path, killed_at, ranks):
     with (tmp_path / "killed" / "chunks-00000.jsonl").open("a") as file:
         file.write('{"chunk": 3, "reco')
 
-    def going_on(prompts, seed):
+    def resumed(prompts, seed):
         sampled.append(prompts)
         return fixed_sample(prompts, seed)
 
-    log = run(tmp_path / "killed", ranks=after, sample=going_on)
+    log = run(tmp_path / "killed", ranks=after, sample=resumed)
     assert collect_records(DATA, log) == want
     assert sorted(prompt for prompts in sampled for prompt in prompts) == sorted(DATA["prompt"])
 
 
-def test_other_settings_are_refused(tmp_path):
+def test_changed_settings_are_rejected(tmp_path):
     run(tmp_path, temperature=1.0, seed=1)
     with pytest.raises(ValueError, match=r"was started with temperature=1.0, not 0.5; choose another output_dir"):
         ChunkLog(tmp_path, {"temperature": 0.5, "seed": 1})
@@ -80,7 +80,7 @@ def test_other_settings_are_refused(tmp_path):
         ChunkLog(tmp_path, {"temperature": 1.0})
 
 
-def test_an_unfinished_log_is_not_taken_for_whole(tmp_path):
+def test_an_unfinished_log_is_rejected(tmp_path):
     log = ChunkLog(tmp_path, {})
     log.append(1, [[1.0]])
     with pytest.raises(ValueError, match="1 of 10 prompts have been sampled; let the sampling finish"):
@@ -123,13 +123,13 @@ async def never_ends_awaited(completions, **kwargs):
 
 
 @pytest.mark.parametrize("function", [never_ends, never_ends_awaited])
-def test_a_function_that_hangs_is_stopped_and_named(function):
+def test_a_hanging_reward_function_is_stopped_and_named(function):
     score = Scorer([function], Letters(), reward_time_limit=0.2)
     with pytest.raises(TimeoutError, match=rf"'{function.__name__}' took longer than reward_time_limit=0.2 seconds"):
         score([{"prompt": "p"}], [[Response([1])]])
 
 
-def test_what_cannot_score():
+def test_bad_scorer_options():
     with pytest.raises(ValueError, match=r"reward_weights=\[1.0\] must be one for each of the 2 functions"):
         Scorer([print, print], Letters(), [1.0])
     with pytest.raises(ValueError, match=r"reward_time_limit=nan must lie in \(0, inf\)"):

@@ -1,4 +1,4 @@
-"""Comparing methods: the statistics by hand, and the report that is made of results."""
+"""Comparisons of methods: statistics by hand, and the report on results."""
 
 import json
 import math
@@ -31,7 +31,7 @@ class TestPairedDifference:
         assert (found.low, found.high) == pytest.approx((2 - half, 2 + half), rel=1e-12)
         assert found.is_noise
 
-    def test_more_comparisons_make_it_wider(self):
+    def test_more_comparisons_widen_the_interval(self):
         # t(1 - 0.05 / 20, 2) = 14.089
         found = paired_difference([2.0, 4.0, 6.0], [1.0, 2.0, 3.0], comparisons=10)
         assert found.high - found.mean == pytest.approx(14.0890 / math.sqrt(3), rel=1e-4)
@@ -40,28 +40,28 @@ class TestPairedDifference:
         ("values", "baseline"),
         [
             ([0.51, 0.51], [0.50, 0.50]),
-            ([0.7, 0.4, 0.9], [0.6, 0.3, 0.8]),  # 0.1 each, but for the rounding of floats
+            ([0.7, 0.4, 0.9], [0.6, 0.3, 0.8]),  # 0.1 each, up to rounding
             ([0.25] * 20, [0.5] * 20),
             ([0.5] * 5, [0.5] * 5),
         ],
     )
-    def test_the_same_difference_in_every_pair_says_nothing_about_spread(self, values, baseline):
+    def test_equal_differences_give_no_interval(self, values, baseline):
         found = paired_difference(values, baseline)
         assert found.mean == pytest.approx(values[0] - baseline[0])
         assert math.isnan(found.low) and math.isnan(found.high)
         assert found.is_noise and found.pairs == len(values)
 
-    def test_one_pair_says_nothing_about_spread(self):
+    def test_one_pair_gives_no_interval(self):
         found = paired_difference([2.0], [1.0])
         assert found.mean == 1.0
         assert math.isnan(found.low) and math.isnan(found.high)
         assert found.is_noise
 
     @given(st.lists(st.tuples(st.floats(-1, 1), st.floats(-1, 1)), min_size=3, max_size=8))
-    def test_it_is_scipys_interval_of_a_paired_test(self, pairs):
+    def test_interval_matches_scipys_paired_test(self, pairs):
         values, baseline = zip(*pairs, strict=True)
         differences = [a - b for a, b in pairs]
-        if max(differences) - min(differences) < 1e-11:  # as good as the same
+        if max(differences) - min(differences) < 1e-11:  # practically equal
             return
         found = paired_difference(values, baseline, level=0.9)
         wanted = stats.ttest_rel(values, baseline).confidence_interval(0.9)
@@ -76,7 +76,7 @@ class TestPairedDifference:
             ({"level": 1.0}, "level=1.0 must lie between 0 and 1"),
         ],
     )
-    def test_what_is_refused(self, options, message):
+    def test_bad_arguments(self, options, message):
         with pytest.raises(ValueError, match=message):
             paired_difference(**({"values": [1.0, 2.0], "baseline": [0.0, 1.0]} | options))
 
@@ -98,7 +98,7 @@ class TestReport:
         result("base", 2, 0.7, 10.0),
         result("other", 1, 0.6, 5.0),
         result("other", 2, 0.8, 7.0),
-        result("other", 3, 0.9, 7.0),  # has no partner
+        result("other", 3, 0.9, 7.0),  # has no pair
     ]
 
     def test_means_and_paired_differences(self):
@@ -117,11 +117,11 @@ class TestReport:
         assert difference["is_noise"]
         assert "difference" not in found["methods"]["base"]["accuracy"]
 
-    def test_mean_on_the_way_by_hand(self):
-        # trapezoids: 10 steps at 0.3 and 20 at 0.5, over 30 steps
+    def test_mean_accuracy_over_training_by_hand(self):
+        # trapezoids: 10 steps at 0.3 and 20 at 0.5, divided by 30 steps
         assert compare_report.mean_on_the_way(self.RESULTS[2]["curve"]) == pytest.approx((3 + 10) / 30)
 
-    def test_the_front_is_of_those_that_nothing_beats(self):
+    def test_dominance(self):
         assert compare_report.dominates((5, 0.9), (5, 0.8))
         assert compare_report.dominates((4, 0.8), (5, 0.8))
         assert not compare_report.dominates((4, 0.7), (5, 0.8))
@@ -140,20 +140,20 @@ class TestReport:
             assert f"({name}.png)" in text
 
     @pytest.mark.parametrize("folder", PUBLISHED, ids=lambda folder: folder.name)
-    def test_what_is_published_is_of_five_seeds_and_of_its_numbers(self, folder):
+    def test_published_reports_have_five_seeds_and_match_their_numbers(self, folder):
         summary = json.loads((folder / "report.json").read_text())
         metrics = yaml.safe_load((ROOT / f"benchmarks/comparisons/{folder.name}.yaml").read_text())["metrics"]
         assert compare_report.table(summary, metrics) in (folder / "report.md").read_text()
         for found in summary.values():
             assert all(len(row["seeds"]) >= 5 for row in found["methods"].values())
 
-    def test_a_run_without_a_right_answer_hides_no_other(self, tmp_path):
-        """It has no tokens per right answer, and its entropy is gone from the first evaluation on."""
+    def test_runs_without_a_right_answer_do_not_hide_others(self, tmp_path):
+        """Such a run has no tokens per right answer, and entropy 0 from the first evaluation on."""
         collapsed = result("collapsed", 2, 0.5, 1.0)
         collapsed["evaluation"] |= {"tokens_per_right_answer": None, "avg": 0.0}
         for point in collapsed["curve"]:
             point |= {"accuracy": 0.0, "entropy": 0.0}
-        collapsed["curve"].pop()  # it had ended by then
+        collapsed["curve"].pop()  # the run ended earlier
         dead = [json.loads(json.dumps(collapsed | {"method": "dead", "seed": seed})) for seed in (1, 2)]
         results = [*self.RESULTS, result("collapsed", 1, 0.5, 20.0), collapsed, *dead]
         metrics, baselines = ["accuracy", "tokens per right answer"], {"other": "base", "collapsed": "base"}
@@ -177,7 +177,7 @@ class TestReport:
         assert pictures == compare_report.PICTURES.keys() - {compare_report.TIMED}
 
     def test_differences_without_an_interval(self, tmp_path):
-        """One pair, or the same difference in all: in brackets, and null in JSON."""
+        """With one pair, or equal differences, the report shows brackets and the JSON file null."""
         results = [
             result(method, seed, accuracy, 9.0) for seed in (1, 2) for method, accuracy in (("a", 0.5), ("b", 0.75))
         ]
@@ -191,6 +191,6 @@ class TestReport:
         wanted = {"mean": 0.25, "low": None, "high": None, "pairs": 2, "is_noise": True}
         assert methods["b"]["accuracy"]["difference"] == wanted
 
-    def test_an_unknown_metric_is_refused(self):
+    def test_unknown_metric(self):
         with pytest.raises(ValueError, match="metrics has 'acuracy'; choose from"):
             compare_report.metric("acuracy")

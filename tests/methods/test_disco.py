@@ -1,4 +1,4 @@
-"""DisCO as a function: gradients of the released code, its value by hand, and groups that teach nothing."""
+"""DisCO: gradients of the released code, values by hand, and groups without right and wrong answers."""
 
 import math
 
@@ -29,7 +29,7 @@ def arguments(inputs, dtype=torch.float64):
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 @pytest.mark.parametrize("case", GOLDEN, ids=lambda case: case["name"])
-def test_gradients_of_the_released_code(case, dtype):
+def test_gradients_match_the_released_code(case, dtype):
     (log_probs, *rest), options = arguments(case["inputs"], dtype)
     loss = disco_loss(log_probs, *rest, **options)
     loss.backward()
@@ -39,7 +39,7 @@ def test_gradients_of_the_released_code(case, dtype):
 
 
 def test_a_case_by_hand():
-    """Scores -1 and -2 for right, -3 and -4 for wrong; 0.1 nats further than free."""
+    """Scores -1 and -2 for right, -3 and -4 for wrong; the divergence exceeds delta by 0.1 nats."""
     log_probs = torch.tensor([[-1.0, -1.0], [-2.0, 0.0], [-3.0, 0.0], [-4.0, -4.0]], dtype=torch.float64)
     mask = torch.tensor([[1, 1], [1, 0], [1, 0], [1, 1]])
     rewards = torch.tensor([[1, 1, 0, 0]])
@@ -53,7 +53,7 @@ def test_a_case_by_hand():
     assert full.item() == pytest.approx(-(right - soft) + drift)
 
 
-def test_a_small_tau_looks_at_the_worst_wrong_answer_and_a_large_one_is_the_basic_form():
+def test_small_tau_takes_the_likeliest_wrong_answer_and_large_tau_is_the_basic_form():
     (log_probs, *rest), _ = arguments(GOLDEN[0]["inputs"])
     basic = disco_loss(log_probs, *rest, basic=True)
     torch.testing.assert_close(disco_loss(log_probs, *rest, tau=1e7), basic, atol=1e-6, rtol=1e-6)
@@ -65,7 +65,7 @@ def test_a_small_tau_looks_at_the_worst_wrong_answer_and_a_large_one_is_the_basi
 
 @pytest.mark.parametrize("kl", ["kl", "low_var_kl"])
 @pytest.mark.parametrize("basic", [False, True])
-def test_groups_without_a_right_and_a_wrong_answer_leave_the_constraint_alone(basic, kl):
+def test_without_right_and_wrong_answers_only_the_constraint_remains(basic, kl):
     log_probs = torch.full((6, 2), -1.0, requires_grad=True)
     rewards = torch.tensor([[1.0, 1.0], [0.0, 0.0], [0.5, torch.nan]])
     loss = disco_loss(log_probs, torch.full((6, 2), -0.5), rewards, torch.ones(6, 2), basic=basic, kl=kl)
@@ -76,7 +76,7 @@ def test_groups_without_a_right_and_a_wrong_answer_leave_the_constraint_alone(ba
 
 
 @pytest.mark.parametrize("score", ["log_likelihood", "likelihood_ratio"])
-def test_what_lies_off_the_mask_never_counts(score):
+def test_masked_tokens_never_count(score):
     rewards = torch.tensor([[1, 0, 0]])
     mask = torch.tensor([[1, 0], [1, 0], [0, 0]])
     gradients = []
@@ -89,8 +89,8 @@ def test_what_lies_off_the_mask_never_counts(score):
     assert (gradients[0][mask == 0] == 0).all(), "a response without a token is in neither set"
 
 
-def test_halves_with_a_mean_over_both_add_up_to_the_whole():
-    """Two ranks with half of the groups each: the mean of their gradients is the gradient of one."""
+def test_two_ranks_have_the_gradient_of_one():
+    """With half of the groups each, the mean of their gradients is the gradient of a single rank."""
     (log_probs, old, rewards, mask), options = arguments(GOLDEN[2]["inputs"])
     assert GOLDEN[2]["expected"]["constraint_violated"] == 1
     disco_loss(log_probs, old, rewards, mask, **options).backward()

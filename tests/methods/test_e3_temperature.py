@@ -1,4 +1,4 @@
-"""E3's temperature scheduler: numbers of the released code, what it refuses, and that it resumes."""
+"""E3's temperature scheduler: numbers of the released code, bad options, and resuming."""
 
 import json
 import math
@@ -25,7 +25,7 @@ def controller(inputs):
 
 
 @pytest.mark.parametrize("case", GOLDEN, ids=lambda case: case["name"])
-def test_numbers_of_the_released_code(case):
+def test_numbers_match_the_released_code(case):
     steered = controller(case["inputs"])
     expected = case["expected"]
     for entropy, temperature, target in zip(
@@ -36,7 +36,7 @@ def test_numbers_of_the_released_code(case):
 
 
 @pytest.mark.parametrize("case", GOLDEN, ids=lambda case: case["name"])
-def test_it_resumes_anywhere(case):
+def test_resuming_at_every_update(case):
     whole = controller(case["inputs"])
     for entropy in case["inputs"]["entropies"]:
         resumed = controller(case["inputs"])
@@ -46,20 +46,20 @@ def test_it_resumes_anywhere(case):
 
 
 def test_a_case_by_hand():
-    """V = e^e would give ln V + ln ln V = e + 1; 15 is the nearest whole number below it."""
+    """The scale is ln V + ln ln V, e + 1 for V = e^e; 15 is the next whole number below."""
     steered = E3Temperature(vocab_size=15, temperature=0.8, target_entropy=0.5, init_steps=0)
     scale = math.log(15) + math.log(math.log(15))
     assert steered.update({"entropy": 0.25}) == pytest.approx(0.8 * (1 + 0.8 * math.log(2) / scale))
     assert E3Temperature.steers == "temperature"
 
 
-def test_entropy_on_target_moves_nothing():
+def test_entropy_on_target_changes_nothing():
     steered = E3Temperature(vocab_size=100, target_entropy=0.5, init_steps=0)
     assert [steered.update({"entropy": 0.5}) for _ in range(3)] == [1.0, 1.0, 1.0]
 
 
 @pytest.mark.parametrize("entropy", [0.0, -0.1, math.nan, math.inf])
-def test_an_entropy_that_is_no_positive_number_is_skipped(entropy):
+def test_entropies_that_are_not_positive_are_skipped(entropy):
     steered = E3Temperature(vocab_size=100)
     assert steered.update({"entropy": entropy}) == 1.0
     steered.update({"entropy": 0.4})
@@ -70,7 +70,7 @@ def test_an_entropy_that_is_no_positive_number_is_skipped(entropy):
     assert steered.target_entropy == 0.4
 
 
-def test_the_target_stays_at_its_lowest_after_the_last_update():
+def test_the_target_stays_at_its_minimum_after_annealing():
     steered = E3Temperature(
         vocab_size=100, target_entropy=1.0, init_steps=0, annealing_ratio=0.5, annealing_factor=0.5, total_steps=4
     )
@@ -81,7 +81,7 @@ def test_the_target_stays_at_its_lowest_after_the_last_update():
     assert targets == pytest.approx([1.0, 1.0, 0.75, 0.5, 0.5, 0.5])
 
 
-def test_a_run_too_short_to_anneal_does_not():
+def test_a_run_too_short_to_anneal_keeps_its_target():
     steered = E3Temperature(vocab_size=100, target_entropy=1.0, annealing_ratio=0.4, total_steps=2)
     for _ in range(3):
         steered.update({"entropy": 1.0})
@@ -95,6 +95,6 @@ def test_a_run_too_short_to_anneal_does_not():
         ({"init_steps": 0}, "init_steps=0 needs target_entropy"),
     ],
 )
-def test_options_that_lack_another_are_refused(options, words):
+def test_options_that_need_another_option(options, words):
     with pytest.raises(ValueError, match=words):
         E3Temperature(vocab_size=100, **options)

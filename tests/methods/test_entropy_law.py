@@ -1,4 +1,4 @@
-"""R = -a * exp(H) + b."""
+"""The entropy law R = -a * exp(H) + b."""
 
 import math
 
@@ -28,17 +28,17 @@ def test_least_squares_by_hand():
     [
         ([0.1, 0.2], [0.5, 0.6], "2 pairs with 2 different entropies"),
         ([0.1, 0.1, 0.1], [0.5, 0.6, 0.7], "3 pairs with 1 different entropies"),
-        ([0.3, 0.1 + 0.2, 0.3], [0.5, 0.6, 0.7], "3 pairs with 2 different entropies"),  # which rounding made two
+        ([0.3, 0.1 + 0.2, 0.3], [0.5, 0.6, 0.7], "3 pairs with 2 different entropies"),  # two only by rounding
         ([0.1, 0.2, 0.3], [0.5, 0.6], r"entropy \(3,\) and accuracy \(2,\)"),
         ([0.1, 0.2, float("nan")], [0.5, 0.6, 0.7], "must be finite"),
     ],
 )
-def test_what_cannot_be_fitted(entropy, accuracy, message):
+def test_bad_data(entropy, accuracy, message):
     with pytest.raises(ValueError, match=message):
         fit_entropy_law(entropy, accuracy)
 
 
-def test_the_law_of_a_log(tmp_path):
+def test_fit_from_a_training_log(tmp_path):
     steps = [
         {"step": step, "entropy": 1 / step, "rewards/accuracy/mean": 0.8 - 0.1 * np.exp(1 / step)}
         for step in (1, 2, 4)

@@ -1,4 +1,4 @@
-"""pass@k, avg@k and majority@k against exact arithmetic and enumeration; bootstrap intervals against scipy."""
+"""pass@k, avg@k and majority@k, compared with exact arithmetic and enumeration; intervals, compared with scipy."""
 
 import warnings
 from fractions import Fraction
@@ -25,13 +25,13 @@ def counts(draw):
     return n, draw(st.integers(0, n)), draw(st.integers(1, n))
 
 
-def test_no_subsets_are_refused():
+def test_at_least_one_subset_is_required():
     with pytest.raises(ValueError, match="num_subsets=0 must be at least 1"):
         majority_at_k([["a"]], [[True]], 1, num_subsets=0)
 
 
 def test_by_hand():
-    # Of C(4, 2) = 6 pairs, C(3, 2) = 3 hold no right response where one of four is right.
+    # With one of four right, C(3, 2) = 3 of the C(4, 2) = 6 pairs have no right response.
     assert pass_at_k(4, [0, 1, 2, 3, 4], 2).tolist() == pytest.approx([0, 3 / 6, 5 / 6, 1, 1], abs=1e-15)
     assert pass_at_k([2, 4], [1, 1], 1).tolist() == [0.5, 0.25]
     assert avg_at_k(4, [0, 1, 4]).tolist() == [0, 0.25, 1]
@@ -41,7 +41,7 @@ def test_by_hand():
 
 
 @given(counts())
-def test_pass_at_k_is_the_fraction(case):
+def test_pass_at_k_matches_exact_fractions(case):
     n, c, k = case
     assert pass_at_k(n, [c], k)[0] == pytest.approx(exact(n, c, k), abs=1e-12)
 
@@ -69,7 +69,7 @@ def test_pass_at_k_grows_with_k_and_with_right_responses(n):
 
 
 def test_pass_at_k_is_unbiased():
-    """Over the binomial distribution of c its mean is 1 - (1 - p)^k, which 1 - (1 - c/n)^k misses."""
+    """Its mean over binomial c is 1 - (1 - p)^k; that of 1 - (1 - c/n)^k is not."""
     n, p, k = 10, 0.1, 5
     weights = stats.binom.pmf(np.arange(n + 1), n, p)
     want = 1 - (1 - p) ** k
@@ -103,14 +103,14 @@ def test_majority_of_all_responses_by_hand():
         ["7", "3", "3", None],  # 3 wins
         ["7", "7", "3", "3"],  # a tie is shared
         [None, None, None, "7"],  # one vote is a majority of the votes
-        [None] * 4,  # nobody votes
+        [None] * 4,  # no votes
         ["1", "2", "3", "7"],  # a tie of four
     ]
     correct = [[answer == "7" for answer in row] for row in answers]
     assert majority_at_k(answers, correct, 4).tolist() == [1, 0, 0.5, 1, 0, 0.25]
 
 
-def test_an_answer_that_was_judged_differently_counts_by_its_share():
+def test_an_answer_judged_inconsistently_counts_by_its_share():
     assert majority_at_k([["7", "7", "7", "1"]], [[True, False, False, True]], 4)[0] == pytest.approx(1 / 3)
 
 
@@ -138,7 +138,7 @@ def test_majority_is_the_mean_over_all_subsets(responses, k):
     assert got == pytest.approx(enumerated(answers, correct, k), abs=tolerance)
 
 
-def test_a_seed_fixes_the_subsets():
+def test_the_seed_determines_the_subsets():
     answers, correct = [["1", "2", "3", "1", "2"]], [[True, False, False, True, False]]
     first, again, other = (majority_at_k(answers, correct, 3, num_subsets=50, seed=seed)[0] for seed in (0, 0, 1))
     assert first == again != other
@@ -158,7 +158,7 @@ def test_impossible_votes(arguments, message):
 
 
 @pytest.mark.parametrize("method", ["BCa", "percentile"])
-def test_intervals_are_scipys(method):
+def test_intervals_match_scipy(method):
     values = np.random.default_rng(1).beta(0.5, 1.5, size=30)
     got = bootstrap_mean(values, method=method, confidence=0.9, seed=3)
     options = {"confidence_level": 0.9, "method": method, "n_resamples": 9999, "rng": np.random.default_rng(3)}
@@ -167,8 +167,8 @@ def test_intervals_are_scipys(method):
     assert got.low < got.mean < got.high
 
 
-def test_intervals_cover_the_mean_as_often_as_they_say():
-    """Of 300 samples of 40 prompts, about 95 in 100 intervals hold the true mean of 0.25."""
+def test_intervals_have_their_stated_coverage():
+    """In 300 samples of 40 prompts, about 95% of the intervals contain the true mean, 0.25."""
     rng = np.random.default_rng(0)
     hits = 0
     for _ in range(300):
@@ -185,12 +185,12 @@ def test_intervals_without_spread():
         same = bootstrap_mean([0.5, 0.5, 0.5])
         rounded = bootstrap_mean([0.1 + 0.2, 0.3, 0.3])
     assert same.mean == 0.5 and np.isnan([same.low, same.high]).all()
-    assert np.isnan([rounded.low, rounded.high]).all(), "0.1 + 0.2 is 0.3 but for the rounding"
+    assert np.isnan([rounded.low, rounded.high]).all(), "0.1 + 0.2 is 0.3 up to rounding"
 
 
 @pytest.mark.parametrize("confidence", [0.95, 0.8])
 @pytest.mark.parametrize("prompts", [1, 2, 30, 500])
-def test_shares_at_their_limit_have_clopper_and_pearsons_interval(prompts, confidence):
+def test_shares_of_0_and_1_have_a_clopper_pearson_interval(prompts, confidence):
     for share, successes in ((1.0, prompts), (0.0, 0)):
         got = mean_share([share] * prompts, confidence=confidence)
         want = stats.binomtest(successes, prompts).proportion_ci(confidence, method="exact")
@@ -198,7 +198,7 @@ def test_shares_at_their_limit_have_clopper_and_pearsons_interval(prompts, confi
         assert (got.low, got.high) == pytest.approx((want.low, want.high), rel=1e-9)
 
 
-def test_other_shares_have_the_bootstraps_interval():
+def test_other_shares_have_a_bootstrap_interval():
     shares = np.random.default_rng(1).binomial(8, 0.4, size=30) / 8
     assert mean_share(shares, confidence=0.9) == bootstrap_mean(shares, confidence=0.9)
     between = mean_share([0.5] * 30)

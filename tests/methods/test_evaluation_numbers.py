@@ -1,4 +1,4 @@
-"""The numbers of an evaluation, worked out by hand, and the answers of mathematics."""
+"""Numbers of an evaluation by hand, and answers in mathematics."""
 
 import numpy as np
 import pytest
@@ -12,7 +12,7 @@ from canon_trl.sampling.scoring import Scorer
 
 
 class Texts:
-    """Stands in for a tokenizer: responses are numbers of texts."""
+    """A tokenizer whose token ids are indices of these texts."""
 
     TEXTS = [r"so \boxed{3\sqrt{13}}", r"it is $\boxed{p-q}$", r"\boxed{0.5}", r"\boxed{\frac{1}{2}}", "no idea"]
 
@@ -20,8 +20,8 @@ class Texts:
         return [self.TEXTS[row[0]] for row in ids]
 
 
-def test_mathematics_is_scored_and_voted_on():
-    """Right answers are right once the reference stands between dollars, and equal answers vote together."""
+def test_scores_and_votes_in_mathematics():
+    """Right answers count once the reference is between dollar signs, and equal answers vote together."""
     rows = [
         {"prompt": [{"role": "user", "content": row["question"]}], "solution": f"${row['target']}$"} for row in MATHS
     ]
@@ -54,7 +54,7 @@ def test_mathematics_is_scored_and_voted_on():
         ("", None),
     ],
 )
-def test_answers_of_mathematics(text, answer):
+def test_answers_in_mathematics(text, answer):
     assert math_answer(text) == answer
 
 
@@ -83,7 +83,7 @@ def test_numbers_by_hand():
 
 @pytest.mark.parametrize("answer_of", [None, str.upper])
 @pytest.mark.parametrize("keep_text", [False, True])
-def test_texts_and_answers_are_kept_where_they_are_asked_for(answer_of, keep_text):
+def test_texts_and_answers_are_kept_on_request(answer_of, keep_text):
     class Letters:
         def batch_decode(self, ids, skip_special_tokens):
             return ["abc"[row[0]] for row in ids]
@@ -102,7 +102,7 @@ def test_texts_and_answers_are_kept_where_they_are_asked_for(answer_of, keep_tex
         (0.0, {"length_right", "median_length_right", "tokens_per_right_answer"}),
     ],
 )
-def test_a_mean_over_nothing_is_none(reward, unknown):
+def test_the_mean_of_nothing_is_none(reward, unknown):
     record = {"rewards": [reward], "lengths": [4], "truncated": [False], "entropies": [0.5]}
     numbers = Judged.of([record], threshold=1.0).describe()
     assert {name for name, value in numbers.items() if value is None} == unknown
@@ -111,8 +111,8 @@ def test_a_mean_over_nothing_is_none(reward, unknown):
 @pytest.mark.parametrize(
     "weights", [[0.7, 0.2, 0.1], [0.6, 0.3, 0.1], [0.1] * 10, [1 / 3, 1 / 3, 1 / 3], [0.9, 0.2, -0.1]]
 )
-def test_a_response_with_all_of_its_rewards_is_right(weights):
-    """Weights that add up to 1, but for the rounding of floats."""
+def test_a_response_with_full_rewards_is_right(weights):
+    """The weights add up to 1, up to rounding."""
     functions = [lambda completions, **kwargs: [float(text != "no idea") for text in completions]] * len(weights)
     rows = [{"prompt": "?"}]
     responses = [[Response([2, 2], False, 0.5), Response([4], False, 0.5)]]
@@ -121,8 +121,8 @@ def test_a_response_with_all_of_its_rewards_is_right(weights):
     assert summarise(records, pass_ks=[2], majority_ks=[])["avg"] == 0.5
 
 
-def test_what_reaches_the_threshold():
-    """Floats may miss it by their rounding, also rewards that were computed in float32."""
+def test_threshold_of_a_right_response():
+    """Rewards may miss the threshold by rounding, also in float32."""
     in_float32 = float(np.float32(0.7) + np.float32(0.2) + np.float32(0.1) - np.float32(1e-7))
     given = [1.0, 0.9999999999999999, in_float32, 0.9999, 2.0, None, float("nan")]
     assert in_float32 < 1

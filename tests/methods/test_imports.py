@@ -1,4 +1,4 @@
-"""What is loaded by an import: nothing by the package's name, torch alone by the folders of the methods."""
+"""Imports: the package itself loads no library, and the method folders load only torch."""
 
 import subprocess
 import sys
@@ -15,20 +15,20 @@ LOADED = "import sys, {modules}; print(*(name for name in {heavy} if name in sys
 
 
 def loaded_by(*modules: str) -> set[str]:
-    """Which of the heavy libraries a fresh process has loaded after importing these modules."""
+    """The heavy libraries that a fresh process has loaded after it imported these modules."""
     code = LOADED.format(modules=", ".join(modules), heavy=HEAVY)
     return set(subprocess.run([sys.executable, "-c", code], capture_output=True, check=True, text=True).stdout.split())
 
 
-def test_the_package_loads_nothing():
+def test_importing_the_package_loads_no_library():
     assert loaded_by("canon_trl") == set()
 
 
-def test_the_methods_load_torch_alone():
+def test_importing_the_methods_loads_only_torch():
     assert loaded_by(*(f"canon_trl.{module}" for module in TORCH_ONLY)) == {"torch"}
 
 
-def test_every_public_name_is_there():
+def test_public_names():
     assert set(canon_trl.__all__) <= set(dir(canon_trl))
     assert {*canon_trl.MODULES, "__version__"} == set(canon_trl.__all__)
     for name in canon_trl.__all__:
@@ -49,6 +49,6 @@ def test_every_public_name_is_there():
         ("from canon_trl.rewards import timed", "is now canon_trl.guards; import timed from there"),
     ],
 )
-def test_a_name_that_went_names_its_successor(code, message):
+def test_removed_names_name_their_successor(code, message):
     with pytest.raises(ImportError, match=message):
         exec(code)

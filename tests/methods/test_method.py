@@ -1,4 +1,4 @@
-"""A function's signature says what it reads and takes; specs are found by name, by import path, or as functions."""
+"""Methods: inputs and options from signatures, and specs by name, import path or function."""
 
 from functools import partial
 from typing import Annotated, Literal
@@ -41,12 +41,12 @@ def test_positional_parameters_are_read_and_keyword_only_ones_are_options():
     assert method.paper is PAPER
 
 
-def test_a_parameter_with_the_name_of_the_whole_is_handed_the_whole():
+def test_a_parameter_named_tokens_receives_the_whole_input():
     tokens = Tokens.example()
     assert torch.equal(find(STAGE, "whole", {"power": 2.0})(tokens), tokens.advantages**2)
 
 
-def test_a_method_can_read_another_attribute_than_its_parameter_names():
+def test_renamed_parameters_read_another_attribute():
     tokens = Tokens.example()
     method = Method("of entropies", lambda advantages: 2 * advantages, renamed={"advantages": "entropies"})
     assert torch.equal(find(STAGE, method)(tokens), 2 * tokens.entropies)
@@ -67,23 +67,23 @@ REFUSED = {
     "optional, out of bounds": ({"scaled": {"window": 0}}, r"window=0 must lie in \[1, inf\)"),
     "a flag for a number": ({"scaled": {"factor": True}}, "factor=True must be a number"),
     "an unknown choice": ({"scaled": {"side": "negative"}}, "side='negative' must be 'both' or 'positive'"),
-    "an option that is needed": ("whole", r"needs a value for \['power'\]"),
+    "a missing option": ("whole", r"needs a value for \['power'\]"),
     "two names": ({"scaled": {}, "whole": {}}, "must have one entry"),
-    "options that are no mapping": ({"scaled": 0.5}, "must be a mapping"),
+    "options that are not a mapping": ({"scaled": 0.5}, "must be a mapping"),
     "what is not available": (lambda logits: logits, r"reads \['logits'\], which is not available; .*'advantages'"),
-    "no function": ("math:pi", "is a float, not a function"),
-    "no text": (3, "token_advantage=3 is unknown"),
+    "not a function": ("math:pi", "is a float, not a function"),
+    "not text": (3, "token_advantage=3 is unknown"),
 }
 
 
 @pytest.mark.parametrize("case", REFUSED)
-def test_what_cannot_be_found_is_refused(case):
+def test_bad_specs(case):
     spec, message = REFUSED[case]
     with pytest.raises(ValueError, match=message):
         find(STAGE, spec)
 
 
-def test_a_function_may_name_types_that_exist_for_type_checkers_only():
+def test_annotations_may_name_types_that_only_type_checkers_import():
     def untyped(advantages: "Missing", *, factor: float = 2.0):  # noqa: F821
         return factor * advantages
 

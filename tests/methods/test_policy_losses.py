@@ -1,4 +1,4 @@
-"""Clip-Cov and KL-Cov: which tokens they select, and what reaches the gradient of TRL's loss."""
+"""Clip-Cov and KL-Cov: the selected tokens, and the gradient of TRL's loss."""
 
 import math
 from functools import partial
@@ -40,7 +40,7 @@ def tokens(inputs, dtype=torch.float64):
 
 
 def seen_by_methods(log_probs, old, advantages, mask, **given):
-    """The tokens of one rank as methods see them."""
+    """The tokens that methods receive on a single rank."""
     advantages = (advantages if advantages.dim() == 2 else advantages.unsqueeze(1)).expand(mask.shape)
     given |= {"log_probs": log_probs, "old_log_probs": old, "advantages": advantages, "mask": mask}
     return Tokens.example(*mask.shape, group=1, **given)
@@ -54,7 +54,7 @@ def selected_by(method, tokens):
 
 
 def bounds(method, inputs):
-    """Between which ratios the loss clips, as distances from 1."""
+    """The loss's clip bounds, as distances of the ratio from 1."""
     return (inputs["clip_low"], inputs["clip_high"]) if method.clips else (1.0, math.inf)
 
 
@@ -121,8 +121,8 @@ def trainer(tmp_path_factory):
 
 @pytest.mark.parametrize("loss_type", LOSS_TYPES)
 @pytest.mark.parametrize(("inputs", "expected"), by_name([case for case in GOLDEN if "empty_row" not in case["name"]]))
-def test_the_gradient_of_trls_whole_loss(trainer, monkeypatch, inputs, expected, loss_type):
-    """TRL's own `_compute_loss` on the golden tokens, with each of its divisors."""
+def test_gradient_of_trls_loss(trainer, monkeypatch, inputs, expected, loss_type):
+    """TRL's own loss on the golden tokens, with each of its divisors."""
     log_probs, old, advantages, mask = tokens(inputs)
     log_probs.requires_grad_()
     scored = log_probs, torch.zeros_like(old), None
@@ -148,9 +148,9 @@ def test_the_gradient_of_trls_whole_loss(trainer, monkeypatch, inputs, expected,
     monkeypatch.setattr(trainer, "_buffered_inputs", [batch])
     monkeypatch.setattr(trainer, "_rollout_width", width)
     monkeypatch.setattr(trainer.args, "generation_batch_size", rows)
-    loss = trainer._compute_loss(trainer.model, batch)
+    loss = trainer.compute_loss(trainer.model, batch)
     got = torch.autograd.grad(loss, log_probs)[0]
-    # The reference's gradient by token, without its divisor, times TRL's.
+    # The reference's gradient per token, with TRL's divisor instead of the reference's.
     divisor = {
         "token-mean": mask.sum().double(),
         "seq-mean-token-sum": tensor(float(rows)),
@@ -164,7 +164,7 @@ def test_the_gradient_of_trls_whole_loss(trainer, monkeypatch, inputs, expected,
     }[loss_type]
     want = tensor(expected["grad_log_prob"]) * divisor * trls
     assert got.dtype == torch.float64
-    torch.testing.assert_close(got, want, atol=1e-8, rtol=1e-6)  # the divisors are TRL's, in float32
+    torch.testing.assert_close(got, want, atol=1e-8, rtol=1e-6)  # TRL's divisors are in float32
     assert (got[~mask] == 0).all()
 
 
@@ -172,7 +172,7 @@ def test_the_gradient_of_trls_whole_loss(trainer, monkeypatch, inputs, expected,
 
 
 def test_covariance():
-    # valid: A = 1, 1, -1 (mean 1/3), lp = -1, -2, -3 (mean -2); under the mask lies poison
+    # valid: A = 1, 1, -1 (mean 1/3), lp = -1, -2, -3 (mean -2); the masked value is poison
     advantages, mask = torch.tensor([1.0, -1.0]), torch.tensor([[1, 1], [1, 0]])
     log_probs = torch.tensor([[-1.0, -2.0], [-3.0, -1e4]])
     covariance = token_covariance(log_probs, advantages, mask)
@@ -181,7 +181,7 @@ def test_covariance():
     assert kl_cov_mask(log_probs, advantages, mask, fraction=0.7).tolist() == [[True, False], [True, False]]
 
 
-def test_clip_cov_leaves_alone_what_ppo_clips():
+def test_clip_cov_skips_tokens_that_ppo_clips():
     log_probs = torch.tensor([[-1.0, -2.0], [-3.0, -1.0]])
     advantages, mask = torch.tensor([1.0, -1.0]), torch.ones(2, 2)
     # cov: mean A 0, mean lp -1.75 -> 0.75, -0.25, 1.25, -0.75; the bounds are strict
@@ -235,7 +235,7 @@ SELECT = {"clip_cov": select_by_clip_cov, "kl_cov": select_by_kl_cov}
 
 @pytest.mark.parametrize("name", SELECT)
 @given(table=token_tables())
-def test_what_lies_under_the_mask_never_counts(name, table):
+def test_masked_tokens_never_count(name, table):
     log_probs, old, advantages, mask = table
     select = SELECT[name]
 
@@ -263,7 +263,7 @@ def test_the_number_of_selected_tokens(name, table):
 
 
 @given(table=token_tables(), shift=st.sampled_from([-2.0, 0.5, 4.0]))
-def test_covariance_does_not_depend_on_where_zero_is(table, shift):
+def test_covariance_is_invariant_to_shifts(table, shift):
     log_probs, _, advantages, mask = (values.double() if values.is_floating_point() else values for values in table)
     want = token_covariance(log_probs, advantages, mask)
     torch.testing.assert_close(token_covariance(log_probs + shift, advantages - shift, mask), want, atol=1e-9, rtol=0)
@@ -273,7 +273,7 @@ def test_covariance_does_not_depend_on_where_zero_is(table, shift):
         assert mean == pytest.approx(torch.cov(valid, correction=0)[0, 1].item(), abs=1e-9)
 
 
-def test_no_other_token_overflows_the_penalty():
+def test_unselected_tokens_do_not_overflow_the_penalty():
     old = torch.tensor([[-1.0, -1.0]])
     log_probs = torch.tensor([[-1.5, -200.0]], requires_grad=True)  # a ratio that underflows, not selected
     # The first token has the larger covariance: A is 1 and 0, lp -0.5 and -200.
@@ -308,13 +308,18 @@ OPTIONS = {
 
 @pytest.fixture
 def choices(monkeypatch):
-    """The tokens that each choice is made among, and what is selected of them, one after the other."""
+    """The candidates and the selected tokens of each choice, in order."""
     seen, once = [], Tokens.once
 
     def keep(tokens, key, search):
-        known = key in tokens._found
-        found = once(tokens, key, search)
-        if not known:
+        searched = []
+
+        def counted():
+            searched.append(key)
+            return search()
+
+        found = once(tokens, key, counted)
+        if searched:
             seen.append((tokens, found[0]))
         return found
 
@@ -323,7 +328,7 @@ def choices(monkeypatch):
 
 
 @pytest.mark.parametrize("name", OPTIONS)
-def test_the_log_has_what_was_selected(tmp_path, choices, name):
+def test_logged_statistics_match_the_selection(tmp_path, choices, name):
     trainer = make_trainer(tmp_path, policy_loss=name, **OPTIONS[name], **UPDATES)
     choices.clear()
     trainer.train()
@@ -349,7 +354,7 @@ def trained(folder, **options):
 
 
 def test_kl_cov_clips_no_ratio(tmp_path):
-    """Without a penalty it is the plain policy gradient: PPO's with bounds that no ratio reaches."""
+    """Without a penalty it is the plain policy gradient, as PPO is with bounds that no ratio reaches."""
     options = {"learning_rate": 1e-2, "advantage_estimator": "grpo"}
     free = trained(tmp_path, policy_loss="kl_cov", policy_loss_kwargs={"coef": 0.0}, **options)
     wide = trained(tmp_path, epsilon=1.0, epsilon_high=1e9, **options)
@@ -365,16 +370,8 @@ def test_clip_cov_without_candidates_is_ppo(tmp_path):
     assert_same_parameters(parameters(gated), parameters(trained(tmp_path, **options)))
 
 
-@pytest.mark.parametrize("name", OPTIONS)
-def test_a_policy_loss_changes_the_training(tmp_path, name):
-    gated = trained(tmp_path, policy_loss=name, **OPTIONS[name])
-    plain = trained(tmp_path)
-    different = [n for n, value in parameters(gated).items() if not torch.equal(value, parameters(plain)[n])]
-    assert different
-
-
-def test_the_batch_scope_reads_the_rollouts_own_log_probabilities(tmp_path, choices):
-    """Recorded while generating: no further pass of the model."""
+def test_the_batch_scope_reads_the_rollouts_log_probabilities(tmp_path, choices):
+    """They are recorded during generation, without another forward pass."""
     trainer = make_trainer(
         tmp_path,
         advantage_estimator="dr_grpo",
@@ -396,7 +393,7 @@ def test_the_batch_scope_reads_the_rollouts_own_log_probabilities(tmp_path, choi
     assert torch.equal(tokens.advantages[order, 0], outputs[0]["advantages"])
 
 
-def test_the_batch_scope_may_score_by_a_pass(tmp_path):
+def test_the_batch_scope_with_a_scoring_pass(tmp_path):
     options = {"low": -5.0, "scope": "batch"}
     trainer = make_trainer(
         tmp_path,
@@ -416,7 +413,7 @@ def trainer_at_start(folder):
 
 
 def without_ties(prompts, trainer):
-    """Responses of a group that differ from their first token on, so that rounding does not choose between tokens."""
+    """Responses that differ from their first token on, so that rounding cannot decide between tied tokens."""
     texts = [f"{row % 4}{'7' * (row % 3)}#{row % 10}" for row in range(len(prompts))]
     completion_ids = trainer.processing_class(texts)["input_ids"]
     return {
@@ -432,11 +429,11 @@ def first_is_right(completions, **kwargs):
 
 @pytest.mark.parametrize("name", OPTIONS)
 def test_the_batch_scope_does_not_depend_on_micro_batches(tmp_path, choices, name):
-    """One optimiser step of 16 responses, in one, two or four micro-batches: the same tokens, the same gradient."""
+    """One optimiser step of 16 responses has the same tokens and gradient in one, two or four micro-batches."""
     selections, moved = [], []
     for parts in (1, 2, 4):
         options = OPTIONS[name]["policy_loss_kwargs"] | {"scope": "batch"}
-        if name == "kl_cov":  # at the first update the penalty has the sign of a rounding error
+        if name == "kl_cov":  # at the first update, rounding decides the penalty's sign
             options["coef"] = 1e-4
         trainer = make_trainer(
             tmp_path,
@@ -464,7 +461,7 @@ def test_the_batch_scope_does_not_depend_on_micro_batches(tmp_path, choices, nam
 
 
 def with_a_tool(prompts, trainer, *, unknown=False):
-    """`1..1#1`, of which a tool wrote the `#`; of the first token the log-probability may be unknown."""
+    """`1..1#1`, where a tool wrote the `#`; the log-probability of the first token may be unknown."""
     tokenizer, ones = trainer.processing_class, [1 + row % 3 for row in range(len(prompts))]
     return {
         "prompt_ids": tokenizer(prompts)["input_ids"],
@@ -479,7 +476,7 @@ def with_a_tool(prompts, trainer, *, unknown=False):
 
 @pytest.mark.parametrize("unknown", [False, True])
 @pytest.mark.parametrize("scope", ["micro_batch", "batch"])
-def test_tokens_of_a_tool_or_without_a_log_probability_are_not_chosen_from(tmp_path, scope, unknown):
+def test_tool_tokens_and_tokens_without_log_probability_are_never_selected(tmp_path, scope, unknown):
     trainer = make_trainer(
         tmp_path,
         trainer_options={"reward_funcs": first_is_right, "rollout_func": partial(with_a_tool, unknown=unknown)},
@@ -491,7 +488,7 @@ def test_tokens_of_a_tool_or_without_a_log_probability_are_not_chosen_from(tmp_p
     trainer.train()
     entry = logged(trainer)[0]
     ones = [1 + row % 3 for row in range(8)]
-    if scope == "micro_batch":  # the log-probabilities are the loss's own, which are all known
+    if scope == "micro_batch":  # takes the loss's own log-probabilities, which are all known
         valid = sum(ones) + 8  # 23 of the model, 8 of the tool
         assert entry["policy_loss/frac_gated"] == pytest.approx(2 / valid)
         return
@@ -506,7 +503,7 @@ def test_tokens_of_a_tool_or_without_a_log_probability_are_not_chosen_from(tmp_p
 
 
 def gated_gradients(folder, scope, *, resume=None, **options):
-    """The norms of a run's gradients: the same responses on a model that stays as it is, but for what is cut."""
+    """The gradient norms of a run with fixed responses and a frozen model, so that only the selection differs."""
     gate = {"policy_loss": "clip_cov", "policy_loss_kwargs": {"low": -5.0, "ratio": 0.3, "scope": scope}}
     trainer = make_trainer(
         folder,
@@ -522,14 +519,14 @@ def gated_gradients(folder, scope, *, resume=None, **options):
 
 
 @pytest.mark.parametrize("scope", ["micro_batch", "batch", None])
-def test_each_step_and_seed_draws_anew_among_the_same_candidates(tmp_path, scope):
+def test_steps_and_seeds_draw_differently_among_the_same_candidates(tmp_path, scope):
     norms = [norm for seed in (1, 2) for norm in gated_gradients(tmp_path, scope, seed=seed, max_steps=3)]
     apart = min(abs(a / b - 1) for a, b in combinations(norms, 2))
     assert apart > 1e-4 if scope else apart < 1e-5
 
 
 @pytest.mark.parametrize("scope", ["micro_batch", "batch"])
-def test_draws_go_on_where_a_rollout_is_sampled_anew(tmp_path, scope):
+def test_draws_continue_after_a_rollout_is_sampled_again(tmp_path, scope):
     options = {"max_steps": 4, "save_strategy": "steps", "save_steps": 2}
     norms = gated_gradients(tmp_path, scope, **options)
     (tmp_path / "checkpoint-2" / "rollout_state_0.pt").unlink()
@@ -538,8 +535,8 @@ def test_draws_go_on_where_a_rollout_is_sampled_anew(tmp_path, scope):
 
 
 @pytest.mark.parametrize("name", OPTIONS)
-def test_an_evaluation_within_a_rollout_changes_nothing(tmp_path, name):
-    """Its responses are shorter than those that are trained on afterwards."""
+def test_an_evaluation_during_a_rollout_changes_nothing(tmp_path, name):
+    """The evaluation's responses are shorter than the training's."""
 
     def shorter_in_evaluation(prompts, trainer):
         written = without_ties(prompts, trainer)
@@ -565,8 +562,8 @@ def test_resume(tmp_path, name, scope):
     assert_resumes(make_trainer, tmp_path, policy_loss=name, policy_loss_kwargs=kwargs, **UPDATES)
 
 
-def test_statistics_leave_padding_out_of_the_largest_covariances():
-    """Padding has covariance 0, which is more than any of these."""
+def test_statistics_exclude_padding_from_the_largest_covariances():
+    """Padding has covariance 0, more than all tokens here."""
     covariance = torch.tensor([[-3.0, -1.0, 0.0], [-2.0, 0.0, 0.0]])
     mask = torch.tensor([[1, 1, 0], [1, 0, 0]])
     found = covariance_statistics(covariance, torch.zeros(2, 3, dtype=torch.bool), mask)

@@ -1,4 +1,4 @@
-"""Fresh prompts come in passes, resume from anywhere, and read no more of a stream than they must."""
+"""Fresh prompts: passes over the data, resuming from anywhere, and few reads of a stream."""
 
 import gc
 from collections import Counter
@@ -16,7 +16,7 @@ def rows(size, first=0):
 
 
 def numbered(shards, size, read):
-    """A stream of shards of that many rows; `read` counts those that are read."""
+    """A stream of shards with `size` rows each; `read` counts the rows read."""
 
     def generate(shard):
         for number in shard:
@@ -33,7 +33,7 @@ def drawn(stream, count):
 
 @pytest.mark.parametrize("streamed", [False, True])
 @pytest.mark.parametrize("shuffle", [False, True])
-def test_they_come_in_passes(shuffle, streamed):
+def test_prompts_come_in_passes(shuffle, streamed):
     data = rows(5).to_iterable_dataset() if streamed else rows(5)
     stream = PromptStream(data, seed=3, shuffle=shuffle)
     taken = drawn(stream, 12)
@@ -48,8 +48,8 @@ def test_they_come_in_passes(shuffle, streamed):
     assert drawn(stream, 12) == taken
 
 
-def test_they_have_an_order_of_their_own():
-    """Not that of the sampler, which would bring the prompts of the first rollouts again."""
+def test_the_order_differs_from_the_samplers():
+    """The sampler's order would repeat the prompts of the first rollouts."""
     sampled = torch.randperm(20, generator=torch.Generator().manual_seed(0)).tolist()
     assert [int(prompt) for prompt in drawn(PromptStream(rows(20), seed=0), 20)] != sampled
 
@@ -85,8 +85,8 @@ SOURCES = {
 
 @pytest.mark.parametrize("source", SOURCES)
 @pytest.mark.parametrize("shuffle", [False, True])
-def test_they_resume_from_anywhere(tmp_path, monkeypatch, source, shuffle):
-    """Also after a checkpoint's file, and while somebody else goes through the same stream."""
+def test_resuming_from_anywhere(tmp_path, monkeypatch, source, shuffle):
+    """Also from a saved file, and while other code iterates over the same stream."""
     monkeypatch.setattr(prompt_stream, "BLOCK", 4)
     data = SOURCES[source](tmp_path)
     other = iter(data.repeat(5)) if isinstance(data, IterableDataset) else None
@@ -106,8 +106,8 @@ def test_they_resume_from_anywhere(tmp_path, monkeypatch, source, shuffle):
         assert drawn(later, 50 - start) == taken[start:], start
 
 
-def test_a_stream_is_closed_as_soon_as_it_is_released_or_forgotten():
-    """Not by the garbage collector: it may run in a reader's thread, which would wait for itself."""
+def test_a_stream_is_closed_when_it_is_released_or_deleted():
+    """Without the garbage collector, which may run in a reader's thread and make it wait for itself."""
     closed = Counter()
 
     def generate(shard):
@@ -131,7 +131,7 @@ def test_a_stream_is_closed_as_soon_as_it_is_released_or_forgotten():
         gc.enable()
 
 
-def test_blocks_are_read_once_and_shards_before_them_not_at_all():
+def test_resuming_reads_a_block_once_and_skips_earlier_shards():
     read = Counter()
     whole = PromptStream(numbered(60, 1000, read), seed=0)
     assert len(set(drawn(whole, 50_000))) == 50_000
@@ -142,10 +142,10 @@ def test_blocks_are_read_once_and_shards_before_them_not_at_all():
     later = PromptStream(numbered(60, 1000, read), seed=0)
     later.load_state_dict(place)
     assert drawn(later, 1) == following
-    assert read["rows"] <= 2 * prompt_stream.BLOCK  # the shard that it stood at the end of, and a block
+    assert read["rows"] <= 2 * prompt_stream.BLOCK  # the shard whose end it had reached, and a block
 
 
-def test_of_a_stream_with_a_buffer_one_pass_is_read_again():
+def test_resuming_a_stream_with_a_buffer_rereads_one_pass():
     read = Counter()
     whole = PromptStream(numbered(4, 1000, read).shuffle(seed=1, buffer_size=100), seed=0)
     whole.take(10_500)

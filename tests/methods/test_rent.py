@@ -1,4 +1,4 @@
-"""RENT as a function: numbers from its formula, a response without tokens, and what must not count."""
+"""RENT: numbers from its formula, responses without tokens, and masked tokens."""
 
 import pytest
 import torch
@@ -11,7 +11,7 @@ GOLDEN = [case for case in cases("wave1") if case["method"] == "rent"]
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 @pytest.mark.parametrize("case", GOLDEN, ids=lambda case: case["name"])
-def test_numbers_from_the_formula(case, dtype):
+def test_numbers_match_the_formula(case, dtype):
     inputs = case["inputs"]
     reward = rent_reward(tensor(inputs["entropies"], dtype), tensor(inputs["mask"]), empty=inputs["empty"])
     assert_golden(reward, case["expected"])
@@ -24,12 +24,12 @@ def test_a_case_by_hand():
     assert rent_reward(entropies, mask, empty=-2.5).tolist() == [-1.0, 0.0, -2.5]
 
 
-def test_what_lies_off_the_mask_never_counts():
+def test_masked_tokens_never_count():
     entropies = torch.tensor([[1.0, torch.nan], [2.0, torch.inf]])
     assert rent_reward(entropies, torch.tensor([[1, 0], [1, 0]])).tolist() == [-1.0, -2.0]
 
 
-def test_no_gradient_goes_through_the_reward():
+def test_no_gradient_flows_through_the_reward():
     entropies = torch.ones(2, 3, requires_grad=True)
     assert not rent_reward(entropies, torch.ones(2, 3)).requires_grad
 

@@ -1,4 +1,4 @@
-"""The built-in metrics of responses by hand."""
+"""The built-in response metrics by hand."""
 
 import math
 
@@ -10,14 +10,14 @@ from canon_trl.metrics import METRICS, mean_over_response, random_metric
 NAN = math.nan
 
 
-def test_a_mean_over_the_tokens_of_a_response_by_hand():
-    """What lies off the mask, and what the sampler could not score, has no part in the mean; over nothing it is 0."""
+def test_mean_over_response_by_hand():
+    """The mean skips masked tokens and tokens that the sampler could not score; the mean of nothing is 0."""
     values = torch.tensor([[1.0, 2.0, 9.0], [NAN, 4.0, 6.0], [7.0, 7.0, 7.0], [NAN, NAN, 1.0]])
     mask = torch.tensor([[1, 1, 0], [1, 1, 1], [0, 0, 0], [1, 1, 0]])
     assert mean_over_response(values, mask).tolist() == [1.5, 5.0, 0.0, 0.0]
 
 
-def test_a_mean_over_many_tokens_in_bfloat16_keeps_its_digits():
+def test_long_means_in_bfloat16_keep_their_digits():
     values = torch.full((1, 4096), 0.3, dtype=torch.bfloat16)
     assert mean_over_response(values, torch.ones(1, 4096)).item() == pytest.approx(values[0, 0].item(), rel=1e-6)
 
@@ -27,11 +27,11 @@ def test_surprisal_is_positive():
     assert METRICS["surprisal"](log_probs=log_probs, mask=torch.tensor([[True, True, False]])).tolist() == [2.0]
 
 
-def test_the_length_counts_the_tokens_of_the_model():
+def test_length_counts_only_the_models_tokens():
     assert METRICS["length"](mask=torch.tensor([[True, False, True], [False, False, False]])).tolist() == [2.0, 0.0]
 
 
-def test_a_random_metric_is_a_function_of_seed_and_step():
+def test_random_metric_depends_on_seed_and_step():
     drawn = {(seed, step): random_metric((3, 4), seed=seed, step=step) for seed in (0, 1) for step in (0, 1)}
     assert torch.equal(drawn[1, 1], random_metric((3, 4), seed=1, step=1))
     assert len({tuple(each.flatten().tolist()) for each in drawn.values()}) == 4

@@ -1,4 +1,4 @@
-"""Sampling from transformers models: the distribution, the ends, and rows that have ended."""
+"""Sampling from transformers models: the distribution, end tokens, and finished rows."""
 
 import pytest
 import torch
@@ -24,8 +24,8 @@ def test_sampling_with_transformers():
             assert response.truncated == (not ends[-1]) and (ends[-1] or len(response.ids) == 12)
 
 
-def test_the_sampler_writes_what_generate_writes():
-    """With the likeliest token alone there is nothing to chance: the same text, though rows leave the batch."""
+def test_greedy_sampling_matches_generate():
+    """With top_k=1 the text is the same, although finished rows leave the batch."""
     tokenizer, model = AutoTokenizer.from_pretrained(TASK.model_path), base_model()
     prompts = [*TASK.dataset("test", 30)["prompt"], "1*2=", "9-9*1="]
     sampled = TransformersSampler(model, tokenizer, num_samples=2, max_new_tokens=40, top_k=1)(prompts, 0)
@@ -36,8 +36,8 @@ def test_the_sampler_writes_what_generate_writes():
         assert [response.ids for response in responses] == [written[0, ids["input_ids"].shape[1] :].tolist()] * 2
 
 
-def test_every_end_ends_a_response():
-    """That of the tokenizer, and those of the generation config."""
+def test_every_end_token_ends_a_response():
+    """Those of the tokenizer and of the generation config."""
     tokenizer, model = AutoTokenizer.from_pretrained(TASK.model_path), base_model()
     model.generation_config.eos_token_id = mark = tokenizer.convert_tokens_to_ids("#")
     sample = TransformersSampler(model, tokenizer, num_samples=8, max_new_tokens=40, temperature=2.0)
@@ -47,8 +47,8 @@ def test_every_end_ends_a_response():
     assert not any(ends & {*response.ids[:-1]} for response in responses)
 
 
-def test_the_sampler_draws_from_the_models_distribution():
-    """The share of each first token over many responses is its probability, at another temperature too."""
+def test_samples_follow_the_models_distribution():
+    """The share of each first token in many responses is its probability, at every temperature."""
     tokenizer, model = AutoTokenizer.from_pretrained(TASK.model_path), base_model()
     prompt = "7+8*3-9+4*6="
     with torch.no_grad():
@@ -61,8 +61,8 @@ def test_the_sampler_draws_from_the_models_distribution():
 
 
 @pytest.mark.parametrize("options", [{"temperature": 0.7}, {"temperature": 1.3, "top_k": 5, "top_p": 0.9}])
-def test_entropies_are_those_of_the_distribution_that_is_sampled_from(options):
-    """Against a pass over whole responses, and the surprisal of many sampled tokens has the same mean."""
+def test_entropies_match_the_sampling_distribution(options):
+    """They match a pass over whole responses, and the mean surprisal of the sampled tokens."""
     tokenizer, model = AutoTokenizer.from_pretrained(TASK.model_path), base_model()
     prompts = TASK.dataset("test", 3)["prompt"][:]
     sample = TransformersSampler(model, tokenizer, num_samples=60, max_new_tokens=20, entropies=True, **options)
@@ -86,12 +86,12 @@ def test_entropies_are_those_of_the_distribution_that_is_sampled_from(options):
 
 @pytest.fixture
 def staying(monkeypatch):
-    """No row leaves the batch before all have ended."""
+    """Keep all rows in the batch until the last one ends."""
     monkeypatch.setattr(TransformersSampler, "KEEP_UNTIL", 0.0)
 
 
 def test_nothing_is_added_to_a_response_after_its_end(staying):
-    """Neither tokens nor entropy; at a temperature at which the model is in doubt about what follows an end."""
+    """Neither tokens nor entropy, at a temperature where the tokens after an end are uncertain."""
     tokenizer, model = AutoTokenizer.from_pretrained(TASK.model_path), base_model()
     prompts = TASK.dataset("test", 3)["prompt"][:]
     sample = TransformersSampler(model, tokenizer, num_samples=20, max_new_tokens=20, temperature=3.0, entropies=True)

@@ -1,4 +1,4 @@
-"""Choosing tokens over all ranks by counts and sums: the choice of a full sort, however the tokens are dealt out."""
+"""Selection over all ranks by counts and sums matches a full sort, however tokens are distributed."""
 
 import math
 import threading
@@ -15,12 +15,12 @@ from canon_trl.selection import added, alone, count_in_lanes, draw, largest, mea
 
 RANKS = (1, 2, 4)
 FLOATS = {torch.float32: 32, torch.float64: 64, torch.float16: 16}
-# Ties, both zeros, neighbours, the smallest and the largest of float32, and what is not a number.
+# Ties, both zeros, neighbours, the extremes of float32, infinities and NaN.
 SPECIAL = [0.0, -0.0, 1.0, 1.0 + 2**-23, -1.0, 2.0**-149, -(2.0**-149), 3.4e38, -3.4e38, math.inf, -math.inf, math.nan]
 
 
 class Ranks:
-    """Threads in the place of ranks; their `reduce` waits until all have come with a tensor of the same shape."""
+    """Threads that act as ranks; their `reduce` waits until each has a tensor of the same shape."""
 
     def __init__(self, count):
         self.count, self.sent = count, [[] for _ in range(count)]
@@ -28,7 +28,7 @@ class Ranks:
         self._shared = [None] * count
 
     def run(self, search):
-        """What every rank finds; `search(rank)` makes its search."""
+        """Run `search(rank)` on every rank and return the results."""
 
         def work(rank):
             try:
@@ -55,18 +55,18 @@ class Ranks:
 
 
 def rows_of(ranks, rows, seed):
-    """Which rows each rank holds, in shuffled order; a rank may have none."""
+    """The rows of each rank, in shuffled order; a rank may have none."""
     shuffled = torch.randperm(rows, generator=torch.Generator().manual_seed(seed))
     return list(shuffled.tensor_split(ranks))
 
 
 def gathered(parts, dealt, dim=0):
-    """Everyone's rows in sampling order."""
+    """The rows of all ranks in sampling order."""
     return torch.cat(parts, dim).index_select(dim, torch.cat(dealt).argsort())
 
 
 def sorted_choice(values, among, count):
-    """By a stable sort in sampling order of everything that can be chosen."""
+    """The choice of a stable sort of all candidates in sampling order."""
     places = [place for place, also in enumerate((among & ~values.isnan()).flatten().tolist()) if also]
     numbers = values.flatten().tolist()
     chosen = torch.zeros(values.numel(), dtype=torch.bool)
@@ -94,7 +94,7 @@ COUNTS = st.lists(st.integers(0, 32), min_size=1, max_size=4).map(torch.tensor)
 
 @pytest.mark.parametrize("ranks", RANKS)
 @given(table=tables(), counts=COUNTS, summed=COUNTS)
-def test_the_choice_is_that_of_a_full_sort(ranks, table, counts, summed):
+def test_the_choice_matches_a_full_sort(ranks, table, counts, summed):
     values, among, seed = table
     order, dealt = in_order(*values.shape), rows_of(ranks, len(values), seed)
 
@@ -113,8 +113,8 @@ def test_the_choice_is_that_of_a_full_sort(ranks, table, counts, summed):
 
 @pytest.mark.parametrize("ranks", RANKS)
 @pytest.mark.parametrize("count", [0, 1, 2, 7, 39, 40, 10**6])
-def test_ties_fall_to_those_sampled_first(ranks, count):
-    """40 candidates of 48 tokens, all equal: the first ones in sampling order, on whichever rank they are."""
+def test_ties_go_to_tokens_sampled_first(ranks, count):
+    """Of 40 equal candidates among 48 tokens, the first in sampling order win, on any rank."""
     values, among = torch.full((8, 6), -2.5), torch.ones(8, 6, dtype=torch.bool)
     among[3:5, :4] = False
     order, dealt = in_order(8, 6), rows_of(ranks, 8, seed=1)
@@ -129,7 +129,7 @@ def test_ties_fall_to_those_sampled_first(ranks, count):
 
 @pytest.mark.parametrize("below", [48, 2**16, 2**31, 2**33, 2**62])
 def test_sampling_order_of_any_size(below):
-    """Places up to the bound, so that every digit of them tells tokens apart."""
+    """The order reaches up to its bound, so that every digit distinguishes tokens."""
     values, among = torch.zeros(6, 8), torch.ones(6, 8, dtype=torch.bool)
     order = below - 1 - in_order(6, 8).flatten()[torch.randperm(48, generator=torch.Generator().manual_seed(0))]
     order = order.view(6, 8)
@@ -138,7 +138,7 @@ def test_sampling_order_of_any_size(below):
 
 
 @pytest.mark.parametrize("candidates", ["one rank", "nobody"])
-def test_ranks_without_a_candidate_come_to_the_same_rounds(candidates):
+def test_ranks_without_candidates_join_the_same_rounds(candidates):
     values = torch.arange(32.0).view(8, 4)
     among = torch.zeros(8, 4, dtype=torch.bool)
     among[:2] = candidates == "one rank"
@@ -186,7 +186,7 @@ def test_means_do_not_depend_on_the_ranks(ranks, seed):
         assert count.item() == among.sum()
 
 
-def test_means_of_nothing_and_of_poison_that_is_not_counted():
+def test_means_of_nothing_and_of_masked_nan():
     values = torch.tensor([math.nan, 2.0, math.inf, 4.0])
     ((mean,), count), *_ = together(alone, means([values], torch.tensor([False, True, False, True])))
     assert (mean.item(), count.item()) == (3.0, 2.0)
@@ -206,15 +206,15 @@ def test_searches_share_their_rounds():
     sums, (mean, count), totals = together(
         reduce, sums_of_largest(values, among, counts), means([values], among), added(values.sum(), among.sum())
     )
-    # one path of 256 counters, with it a sum, a count and two totals; then two paths; then the two sums
+    # one path of 256 counters plus a sum, a count and two totals; then two paths; then the two sums
     assert rounds == [256 + 2 + 2, 512, 512, 512, 2]
     assert torch.equal(sums, together(alone, sums_of_largest(values, among, counts))[0])
     assert count.item() == among.sum() and totals[1].item() == among.sum()
     torch.testing.assert_close(mean[0], values[among].mean())
 
 
-def test_counting_on_a_gpu():
-    """By the same arithmetic on the CPU."""
+def test_counting_in_lanes():
+    """The arithmetic of the GPU, on the CPU."""
     places = torch.randint(0, 512, (10_000,), generator=torch.Generator().manual_seed(0), dtype=torch.int32)
     places[:2000] = 7
     assert torch.equal(count_in_lanes(places, 768), torch.bincount(places, minlength=768))
@@ -240,7 +240,7 @@ def test_a_draw_does_not_depend_on_the_ranks(table, counts):
     assert draws[0].sum((1, 2)).tolist() == counts.clamp(max=among.sum()).tolist()
 
 
-def test_a_draw_is_uniform_and_new_for_each_seed_and_step():
+def test_draws_are_uniform_and_differ_by_seed_and_step():
     among, whole = torch.ones(8, 16, dtype=torch.bool), [torch.arange(8)]
     among[0, 0] = False
     draws = [
@@ -252,12 +252,12 @@ def test_a_draw_is_uniform_and_new_for_each_seed_and_step():
     assert ((often[among] - expected).abs() < 4.5 * 4.9).all()
     chi_square = ((often[among] - expected) ** 2 / expected).sum().item() / (1 - 8 / 127)
     assert 126 - 5 * 16 < chi_square < 126 + 5 * 16  # 126 degrees of freedom, a standard deviation of 15.9
-    # also from one step to the next: two draws have 8 * 8 / 127 tokens in common
+    # also between successive steps: two draws share 8 * 8 / 127 tokens on average
     common = torch.stack([(a & b).sum() for a, b in pairwise(draws)]).float().mean().item()
     assert common == pytest.approx(64 / 127, abs=0.2)
 
 
-def test_padding_and_other_candidates_do_not_change_what_is_drawn():
+def test_padding_and_the_count_do_not_change_the_draw():
     among = torch.ones(4, 6, dtype=torch.bool)
     few, many = drawn(among, torch.tensor([3, 9]), [torch.arange(4)])
     assert not (few & ~many).any()
@@ -278,7 +278,7 @@ def micro_batch(rows=8, width=24, seed=0):
 
 
 def among(response):
-    """In a rollout of 2^32 places, for whose order there are four rounds."""
+    """Placement in a rollout of 2^32 places, whose order takes four rounds."""
     return Placement(response=response, responses=2**20, width=2**12, seed=1, step=2)
 
 
@@ -310,7 +310,7 @@ def test_policy_losses_select_the_same_tokens_on_one_two_and_four_ranks(name):
 
 
 @pytest.mark.parametrize("name", ["clip_cov", "kl_cov"])
-def test_what_a_rank_sends_does_not_grow_with_its_tokens(name):
+def test_a_ranks_messages_do_not_grow_with_its_tokens(name):
     sizes = []
     for rows, width in ((2, 8), (16, 512)):
         log_probs, old, advantages, mask = micro_batch(rows, width)

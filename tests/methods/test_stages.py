@@ -1,4 +1,4 @@
-"""Every method of every stage: its file names its paper, and its defaults are within its bounds."""
+"""All methods of all stages: names, papers, and defaults within their bounds."""
 
 import inspect
 import re
@@ -26,19 +26,19 @@ STAGES = {
 METHODS = [
     pytest.param(stage, method, id=name) for stage, methods in STAGES.items() for name, method in methods.items()
 ]
-COMPOSED = ("mix",)  # of other methods, and of no paper
+COMPOSED = ("mix",)  # consists of other methods and has no paper
 NEEDED = {"pass_at_k": {"k": 2}}  # options without a default
 
 
 @pytest.mark.parametrize(("stage", "method"), METHODS)
-def test_its_name_is_that_of_its_line(stage, method):
+def test_methods_are_listed_under_their_names(stage, method):
     assert isinstance(method, Method)
     assert STAGES[stage][method.name] is method
     assert re.fullmatch(r"[a-z][a-z0-9_]*", method.name)
 
 
 @pytest.mark.parametrize(("stage", "method"), METHODS)
-def test_its_file_names_its_paper(stage, method):
+def test_files_name_their_paper(stage, method):
     if method.name in COMPOSED:
         return
     assert isinstance(method.paper, Paper)
@@ -48,7 +48,7 @@ def test_its_file_names_its_paper(stage, method):
 
 
 @pytest.mark.parametrize(("stage", "method"), METHODS)
-def test_its_defaults_lie_within_its_own_bounds(stage, method):
+def test_defaults_are_within_their_bounds(stage, method):
     if method.name in COMPOSED:
         return
     assert method.with_options(NEEDED.get(method.name, {}) | method.all_options, where="") is not method

@@ -1,4 +1,4 @@
-"""The embedded tasks: their problems, their rewards, and the models that ship with them."""
+"""The embedded tasks: problems, rewards, and the models shipped with them."""
 
 import json
 import random
@@ -58,7 +58,7 @@ class TestProblems:
         assert arithmetic.running_values(PROMPT, lambda value: (value + 1) % 10) == [6, 9, 1, 6, 7]
 
     @pytest.mark.parametrize("prompt", ["", "7+8=", "7+8*3-9+4*6", "7+8*3-9+4*6=0", "0+8*3-9+4*6=", "7/8*3-9+4*6="])
-    def test_a_malformed_prompt_is_refused(self, prompt):
+    def test_malformed_prompts_are_rejected(self, prompt):
         with pytest.raises(ValueError, match=re.escape(f"got {prompt!r}")):
             arithmetic.running_values(prompt)
 
@@ -81,7 +81,7 @@ class TestStyles:
     def test_other_texts_have_no_style(self, text):
         assert arithmetic.style_of(text) is None
 
-    # A step drawn anew is right by chance in one case of ten, so a noise of 0.10 leaves 0.09 of the first steps wrong.
+    # A redrawn step is right by chance one time in ten, so a noise of 0.10 leaves 0.09 of the first steps wrong.
     @pytest.mark.parametrize(("style", "wrong"), [("running", 0.09), ("verbose", 0.045)])
     def test_noise_rate(self, style, wrong):
         rng = random.Random(0)
@@ -99,7 +99,7 @@ class TestStyles:
     def test_shares_sum_to_one(self):
         assert sum(style.share for style in arithmetic.STYLES.values()) == pytest.approx(1.0)
 
-    def test_an_unknown_style_is_refused(self):
+    def test_unknown_style(self):
         with pytest.raises(ValueError, match=r"style must be one of \['direct', 'running', 'verbose'\], got 'terse'"):
             arithmetic.solution(PROMPT, "terse")
 
@@ -134,11 +134,11 @@ class TestDataset:
         }
 
     @pytest.mark.parametrize("size", [0, -1, 2.5, 1_000_001])
-    def test_an_impossible_size_is_refused(self, size):
+    def test_impossible_size(self, size):
         with pytest.raises(ValueError, match=f"size must be a whole number from 1 to 1000000, got {size}"):
             TASK.dataset("train", size)
 
-    def test_an_unknown_split_is_refused(self):
+    def test_unknown_split(self):
         with pytest.raises(ValueError, match=r"split must be one of \['train', 'test'\], got 'validation'"):
             TASK.dataset("validation", 1)
 
@@ -229,7 +229,7 @@ class TestPretraining:
         assert all(torch.equal(weight, weights[name]) for name, weight in first.state_dict().items())
         assert not torch.equal(other.lm_head.weight, first.lm_head.weight)
 
-    def test_only_training_prompts_and_only_solutions_are_learnt(self, tokenizer):
+    def test_pretraining_learns_only_solutions_to_training_prompts(self, tokenizer):
         input_ids, labels = pretrain.draw_batch(TASK, random.Random(0), tokenizer)
         drawn = list(islice(arithmetic.draw_prompts("train", random.Random(0)), 128))
         assert input_ids.shape == labels.shape == (128, 44)
@@ -241,7 +241,7 @@ class TestPretraining:
             assert learnt == text.removeprefix(prompt) + "<eos>"
 
     @pytest.mark.parametrize("task", TASKS.values(), ids=TASKS)
-    def test_the_shipped_files_are_those_that_the_script_writes(self, task, tmp_path):
+    def test_the_script_reproduces_the_shipped_files(self, task, tmp_path):
         # tokenizer and configuration only: the weights take minutes
         built = pretrain.build_tokenizer(task)
         built.save_pretrained(tmp_path)
@@ -249,10 +249,10 @@ class TestPretraining:
         assert {path.name for path in tmp_path.iterdir()} == {path.name for path in task.model_path.iterdir()}
         for name in ("config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json"):
             saved, shipped = (json.loads((folder / name).read_text()) for folder in (tmp_path, task.model_path))
-            # the release of transformers that wrote a file says nothing about the model
+            # the transformers release that wrote a file does not matter
             assert saved | {"transformers_version": None} == shipped | {"transformers_version": None}
 
-    def test_no_steps_is_refused(self):
+    def test_at_least_one_step_is_required(self):
         with pytest.raises(ValueError, match="steps must be at least 1, got 0"):
             pretrain.pretrain(TASK, steps=0)
 
@@ -267,14 +267,14 @@ class TestVerbosity:
         }
         assert self.TASK.dataset("test", 1).to_dict() == {"prompt": ["298403="], "answer": ["304892"]}
 
-    def test_an_impossible_size_is_refused(self):
+    def test_impossible_size(self):
         with pytest.raises(ValueError, match="size must be a whole number from 1 to 50000, got 50001"):
             self.TASK.dataset("test", 50_001)
 
     def test_styles_have_the_same_lengths_with_and_without_care(self):
         rng = random.Random(0)
         for manner, mark in (("careful", "!"), ("careless", "?")):
-            for padded, length in ((False, 8), (True, 24)):  # and a token for the end
+            for padded, length in ((False, 8), (True, 24)):  # plus an end token
                 text = verbosity.solution("402718=", manner, padded=padded, rng=rng)
                 assert len(text) == length
                 assert text[0] == mark
@@ -284,15 +284,15 @@ class TestVerbosity:
     def test_other_texts_have_no_style(self, text):
         assert verbosity.style_of(text) is None
 
-    # Six digits, each drawn anew at a rate of 0.03 or 0.35 and then right in one case of ten.
+    # Six digits, each redrawn at a rate of 0.03 or 0.35 and then right one time in ten.
     @pytest.mark.parametrize(("manner", "right"), [("careful", 0.973**6), ("careless", 0.685**6)])
-    def test_care_is_what_makes_right(self, manner, right):
+    def test_careful_solutions_are_right(self, manner, right):
         rng = random.Random(0)
         texts = [verbosity.solution("402718=", manner, padded=True, rng=rng) for _ in range(4000)]
         rewards = self.TASK.reward(completions=texts, answer=["817204"] * 4000)
         assert sum(rewards) / 4000 == pytest.approx(right, abs=0.02)
 
-    def test_an_unknown_manner_is_refused(self):
+    def test_unknown_manner(self):
         with pytest.raises(ValueError, match=r"manner must be one of \['careful', 'careless'\], got 'terse'"):
             verbosity.solution("402718=", "terse", padded=False, rng=random.Random(0))
 
@@ -315,13 +315,13 @@ class TestCountdown:
             ("(9+5)*3", 1.0),
             ("3*(5+9)", 1.0),
             ("9+5*3", 0.0),  # 24
-            ("9*5-3", 1.0),  # 42, too
+            ("9*5-3", 1.0),  # also 42
             ("42", 0.0),
-            ("(9+5)*3-0", 0.0),  # a number too many
+            ("(9+5)*3-0", 0.0),  # one number too many
             ("(9+5)*3*1", 0.0),
             ("9*5", 0.0),
             ("(9+5*3", 0.0),
-            ("9**5**3", 0.0),  # is not worked out at all
+            ("9**5**3", 0.0),  # never evaluated
             ("", 0.0),
             ("(9+5)*3=", 0.0),
         ],
@@ -332,20 +332,20 @@ class TestCountdown:
         assert self.TASK.reward(**conversation, prompts=[[{"role": "user", "content": "3,9,5>42="}]]) == [reward]
 
     @pytest.mark.parametrize(("split", "most"), [("train", 2500), ("test", 320)])
-    def test_more_prompts_than_can_be_drawn_are_refused(self, split, most):
+    def test_too_many_prompts(self, split, most):
         with pytest.raises(ValueError, match=f"size must be a whole number from 1 to {most}, got {most + 1}"):
             self.TASK.dataset(split, most + 1)
 
-    def test_few_examples_are_right(self):
+    def test_a_fifth_of_the_examples_is_right(self):
         examples = list(countdown.draw_examples(random.Random(0), 400))
         texts, given = [text for _, text in examples], [prompt for prompt, _ in examples]
         right = sum(self.TASK.reward(completions=texts, prompts=given)) / 400
-        assert 0.15 < right < 0.25  # 0.15 that were searched for, and some that are right by chance
+        assert 0.15 < right < 0.25  # 0.15 by design, and some by chance
         assert {prompts.split_of(prompt) for prompt in given} == {"train"}
 
 
-class TestWhatTheTasksShow:
-    """The numbers of the tasks' descriptions, from few samples."""
+class TestSampledStatistics:
+    """The numbers in the tasks' descriptions, from a small sample."""
 
     @pytest.fixture(scope="class")
     def sampled(self):
@@ -367,13 +367,13 @@ class TestWhatTheTasksShow:
 
         return sample
 
-    def test_verbosity_tells_length_from_entropy(self, sampled):
+    def test_verbosity_separates_length_from_entropy(self, sampled):
         correlations = np.corrcoef(sampled("verbosity").reshape(3, -1))
         assert abs(correlations[0, 1]) < 0.1  # reward and length
         assert abs(correlations[1, 2]) < 0.2  # length and entropy
         assert correlations[0, 2] < -0.5  # reward and entropy
 
-    def test_countdown_is_rarely_right_and_mostly_among_many(self, sampled):
+    def test_countdown_is_rarely_solved_once_and_mostly_in_many_samples(self, sampled):
         rewards, _, _ = sampled("countdown")
         assert 0.05 < rewards.mean() < 0.14
         assert 0.7 < rewards.max(axis=1).mean() < 0.95

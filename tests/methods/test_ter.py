@@ -1,4 +1,4 @@
-"""TER as a function: its value and gradient by hand on both sides of the target."""
+"""TER: value and gradient by hand on both sides of the target."""
 
 import pytest
 import torch
@@ -19,7 +19,7 @@ def entropies():
         ({}, 0.8, 0.1 * 0.3, -1),
         ({"entropy": 0.9}, 0.3, 0.1 * 0.2, 1),
         ({"entropy": 0.1}, 0.8, 0.1 * 0.3, -1),
-        ({"entropy": 0.2}, 0.3, -0.1 * 0.2, -1),  # the last step says up, the micro-batch down
+        ({"entropy": 0.2}, 0.3, -0.1 * 0.2, -1),  # below the target in the last step, above it in the micro-batch
         ({"entropy": 0.3}, 0.3, 0.0, 0),
     ],
 )
@@ -32,12 +32,12 @@ def test_value_and_gradient_by_hand(measured, target, value, slope):
     torch.testing.assert_close(tokens.grad, slope * 0.1 / 3 * MASK.double())
 
 
-def test_the_defaults_are_the_papers():
+def test_defaults_are_those_of_the_paper():
     assert ter(torch.full((2, 3), 1.55), MASK, None).item() == pytest.approx(1e-3)
     assert ter(torch.full((2, 3), 0.05), MASK, None).item() == pytest.approx(5e-4)
 
 
-def test_a_micro_batch_without_a_token_has_no_gradient():
+def test_a_micro_batch_without_tokens_has_no_gradient():
     tokens = torch.ones(2, 3, requires_grad=True)
     ter(tokens, torch.zeros(2, 3), {"entropy": 1.0}).backward()
     assert (tokens.grad == 0).all()

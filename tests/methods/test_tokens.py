@@ -1,4 +1,4 @@
-"""What methods are handed of a micro-batch: means over the tokens of all ranks, and their gradient."""
+"""The tokens of a micro-batch: means over all ranks with their gradient, and rewards per prompt."""
 
 import pytest
 import torch
@@ -7,7 +7,7 @@ from canon_trl.tokens import Tokens, token_mean
 
 
 @pytest.mark.parametrize("ranks", [1, 2, 4])
-def test_a_mean_and_its_gradient_do_not_depend_on_how_tokens_are_dealt_to_ranks(ranks):
+def test_mean_and_gradient_do_not_depend_on_the_ranks(ranks):
     tokens = Tokens.example(responses=8, tokens=5)
     whole = tokens.entropies.detach().requires_grad_()
     token_mean(whole**2, tokens.mask).backward()
@@ -23,11 +23,11 @@ def test_a_mean_and_its_gradient_do_not_depend_on_how_tokens_are_dealt_to_ranks(
         gradients.append(here.grad / ranks)  # as DDP averages
     assert means == pytest.approx([token_mean(whole**2, tokens.mask).item()] * ranks)
     assert len(set(means)) == 1
-    torch.testing.assert_close(torch.stack(given).sum(dim=0), total)  # which the ranks' own parts add up to
+    torch.testing.assert_close(torch.stack(given).sum(dim=0), total)  # the sum of the ranks' parts
     torch.testing.assert_close(torch.cat(gradients), whole.grad)
 
 
-def test_the_mean_over_no_token_is_0_without_a_gradient():
+def test_the_mean_of_no_tokens_is_0_without_a_gradient():
     tokens = Tokens.example()
     for mean in (token_mean, tokens.mean):
         values = torch.full((2, 3), torch.nan, requires_grad=True)
@@ -37,7 +37,7 @@ def test_the_mean_over_no_token_is_0_without_a_gradient():
         assert (values.grad == 0).all()
 
 
-def test_the_rewards_of_each_prompt_stand_once():
+def test_prompt_rewards_list_each_prompt_once():
     tokens = Tokens.example(responses=6, group=3)
     assert torch.equal(tokens.prompt_rewards.flatten(), tokens.rewards)
     assert tokens.prompt_rewards.shape == (2, 3)
