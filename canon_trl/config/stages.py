@@ -52,10 +52,10 @@ class StagesConfig(RunConfig):
         > Parameters that choose the advantage
 
         advantage_estimator: A name: `"canon"`, `"grpo"`, `"dr_grpo"`, `"rloo"`, `"reinforce_pp_baseline"`, `"opo"`,
-            `"a_grae"`, `"maxrl"`, `"psr"`, `"nsr"`, `"w_reinforce"`, `"mix"`; `{name: options}`; or an import path
-            `"package.module:function"` of a function that reads a [`~canon_trl.rollout.Rollout`] and returns
-            advantages `(P, G)`, or `(P, G, T)`, one per token. `{"mix": {"canon": 0.5, "opo": 0.5}}` is a weighted
-            sum.
+            `"a_grae"`, `"maxrl"`, `"grpo_s"`, `"pass_at_k"`, `"pshw"`, `"stcr"`, `"psr"`, `"nsr"`, `"w_reinforce"`,
+            `"mix"`; `{name: options}`; or an import path `"package.module:function"` of a function that reads a
+            [`~canon_trl.rollout.Rollout`] and returns advantages `(P, G)`, or `(P, G, T)`, one per token. `{"mix":
+            {"canon": 0.5, "opo": 0.5}}` is a weighted sum.
         advantage_estimator_kwargs: Options of the estimator, such as `{"eps": 1e-4}` for `"grpo"`. CANON's options
             are the `canon_*` fields.
         accuracy_reward: Name of the reward function that measures accuracy in [0, 1], for `Rollout.accuracy` and the
