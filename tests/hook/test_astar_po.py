@@ -111,7 +111,7 @@ OWN = {name: value for name, value in OPTIONS.items() if name != "num_generation
         ({"beta2": 0.0}, r"beta2=0.0 must lie in \(0, 1e6\]"),
         ({"beta": 0.1}, "beta=0.1 is GRPO's weight of a KL term; for A.-PO, set beta2 instead"),
         ({"loss_type": "grpo", "epsilon": 0.3}, "loss_type='grpo', epsilon=0.3 would be ignored: A.-PO has its"),
-        ({"per_device_train_batch_size": 1}, "per_device_train_batch_size=1 makes a batch of a single response"),
+        ({"per_device_train_batch_size": 1}, "per_device_train_batch_size=1 gives a batch of a single response"),
     ],
 )
 def test_config(options, message):

@@ -114,7 +114,7 @@ def with_bonus(rollout, *, bonus):
                 "gradient_accumulation_steps": 2,
                 "steps_per_generation": 3,
             },
-            "gradient_accumulation_steps=2 micro-batches must come from one rollout of steps_per_generation=3",
+            "make steps_per_generation=3 a multiple of gradient_accumulation_steps=2",
         ),
         (
             {"policy_loss": "clip_cov", "top_entropy_quantile": 0.2},
@@ -460,7 +460,7 @@ class Gate:
     [
         ({"loss_function": print}, "loss_function of 0.1 is gone: give the function as policy_loss"),
         ({"reward_range": "[0, 1]"}, "reward_range of 0.1 is gone: set it on the function"),
-        ({"policy_loss": Gate()}, r"has select and advantages, as in 0\.1; now it is a function of the tokens"),
+        ({"policy_loss": Gate()}, r"has select and advantages, as in 0\.1; it must be a function of the tokens"),
     ],
 )
 def test_errors_for_removed_options_name_the_successor(stage, message):

@@ -229,7 +229,7 @@ def test_a_function_without_an_import_path_goes_to_the_trainer(tmp_path):
     def local(advantages):
         return advantages
 
-    with pytest.raises(ValueError, match=r"<locals>.local', so no checkpoint could name it; .* as token_advantage"):
+    with pytest.raises(ValueError, match=r"<locals>.local', so a checkpoint cannot name it; .* as token_advantage"):
         from_python(tmp_path, {"token_advantage": local})
     with pytest.raises(ValueError, match="loss_term is given to the trainer and as args"):
         make_trainer(tmp_path, trainer_options={"loss_term": "ter"}, loss_term="ter")

@@ -243,7 +243,7 @@ def test_the_config_rejects_invalid_controllers(controller, message, tmp_path):
         ("entropy_coef", {"use_adaptive_entropy": True}, "use_adaptive_entropy=True already steers"),
         ("epsilon_high", {"loss_type": "sapo"}, "loss_type='sapo' clips no ratios"),
         ("epsilon_high", {"policy_loss": "kl_cov"}, "'kl_cov' clips no ratios"),
-        ("entropy_coef", {"policy_loss": "disco"}, "the loss 'disco' does not read"),
+        ("entropy_coef", {"policy_loss": "disco"}, "policy_loss='disco' does not read"),
         ("clip_cov.ratoi", {"policy_loss": "clip_cov"}, r"not a numeric option of .* \(did you mean 'ratio'"),
         ("clip_cov.scope", {"policy_loss": "clip_cov"}, "not a numeric option of 'clip_cov'"),
         ("entropy_shaped.alpha", {}, "which nothing reads"),

@@ -61,7 +61,7 @@ def test_shapes_weights_and_masks_apply_in_order(tmp_path):
     want = 2 * (advantages.flatten()[tokens.response] + 1).unsqueeze(1) * tokens.mask
     want[:, 0] = 0
     assert torch.equal(tokens.advantages, want)
-    with pytest.raises(ValueError, match=r"shapes come first, then weights, then masks"):
+    with pytest.raises(ValueError, match=r"shapes must come first, then weights, then masks"):
         make(tmp_path, [mask, shape])
 
 
