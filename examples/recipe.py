@@ -159,7 +159,7 @@ def check(recipe: RecipeArguments, model: ModelConfig, *, rewarded: bool = False
         raise ValueError("model_name_or_path is missing")
     for name in ("dataset_config", "eval_dataset_config", "system_prompt"):
         if getattr(recipe, name) in ("None", "none"):
-            raise ValueError(f"{name}={getattr(recipe, name)!r} is a text; leave it out or write null in YAML")
+            raise ValueError(f"{name}={getattr(recipe, name)!r} is a text; leave it out, or write null in YAML")
     if recipe.eval_dataset_config is not None and recipe.eval_dataset_name is None:
         raise ValueError(
             f"eval_dataset_config={recipe.eval_dataset_config!r} needs an eval_dataset_name, which is None"
