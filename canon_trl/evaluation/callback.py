@@ -1,6 +1,5 @@
 """Evaluate a model during training."""
 
-import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
@@ -74,8 +73,8 @@ class EvaluationCallback(TrainerCallback):
         ValueError: an option is out of range; the dataset is empty, or its prompts are missing or cannot be tokenized;
             FSDP shards the model, so ranks cannot sample independently; PEFT's prompt tuning adapts the model, and
             only its own `generate` inserts the prompts; or the trainer has tools, environments or a `rollout_func`.
-        TypeError: a reward function is not a function; the dataset is not a `Dataset`; the trainer has a processor
-            instead of a tokenizer; or the model takes no `position_ids`.
+        TypeError: a reward function is not a function; the dataset is not a `Dataset`; or the trainer has a processor
+            instead of a tokenizer.
     """
 
     def __init__(
@@ -143,11 +142,7 @@ class EvaluationCallback(TrainerCallback):
                 )
         if trainer.is_fsdp_enabled:
             raise ValueError("a model that FSDP shards cannot be evaluated during training; run examples/evaluate.py")
-        forward = decoder(trainer.model).forward
-        if "position_ids" not in inspect.signature(forward).parameters:
-            raise TypeError(
-                f"{type(trainer.model).__name__} takes no position_ids; run examples/evaluate.py with vLLM"
-            )
+        decoder(trainer.model)  # raises if it cannot be evaluated
         functions = [reward_funcs] if callable(reward_funcs) else list(reward_funcs)
         self._trainer = trainer
         self._dataset = dataset

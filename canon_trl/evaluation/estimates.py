@@ -29,8 +29,9 @@ def pass_at_k(num_samples: ArrayLike, num_correct: ArrayLike, k: int) -> NDArray
         ValueError: a count is not a whole number, c is outside [0, n], or k is outside [1, n].
     """
     samples, correct = _counts(num_samples, num_correct)
-    if not 1 <= k <= samples.min(initial=np.inf) or k != int(k):
-        raise ValueError(f"k={k!r} must be a whole number from 1 to the smallest num_samples, {_smallest(samples)}")
+    smallest = samples.min(initial=np.inf)
+    if not 1 <= k <= smallest or k != int(k):
+        raise ValueError(f"k={k!r} must be a whole number from 1 to the smallest num_samples, {smallest:.0f}")
     pairs, places = np.unique(np.stack([samples.ravel(), correct.ravel()]), axis=1, return_inverse=True)
     # C(n - c, k) / C(n, k) is the product of 1 - k/i over i from n - c + 1 to n, or 0 if a factor is not positive. No
     # factor is large, so nothing overflows or cancels.
@@ -227,7 +228,3 @@ def _counts(num_samples: ArrayLike, num_correct: ArrayLike) -> tuple[NDArray[np.
     if not ((correct == np.floor(correct)) & (correct >= 0) & (correct <= samples)).all():
         raise ValueError(f"num_correct={num_correct!r} must be whole numbers from 0 to num_samples={num_samples!r}")
     return samples, correct
-
-
-def _smallest(samples: NDArray[np.float64]) -> str:
-    return f"{samples.min():.0f}" if samples.size else "none"

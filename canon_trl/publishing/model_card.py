@@ -51,15 +51,9 @@ class TrainingFacts:
 
 
 def complete_card(path: Path, facts: TrainingFacts) -> None:
-    """Add the facts to the card that TRL wrote.
-
-    Raises:
-        ValueError: TRL's card has no section for citations.
-    """
+    """Add the facts to the card that TRL wrote."""
     card = ModelCard.load(path)
     body, heading, citations = card.text.partition(CITATIONS)
-    if not heading:
-        raise ValueError(f"TRL's model card has no section {CITATIONS!r} to put the method before")
     # TRL writes None for a base model in a folder, and for a model without a name on the Hub.
     body = body.replace("[None](https://huggingface.co/None)", facts.base_model)
     body = body.replace('model="None"', f'model="{path.parent.name}"')

@@ -28,10 +28,7 @@ def sampled_rewards(dataset: Dataset, *, name: str = "dataset") -> Tensor:
         ValueError: the dataset is empty or has neither layout, its prompts have different numbers of rewards, or a
             reward is not a finite number.
     """
-    evaluations = sorted(
-        (column for column in dataset.column_names if re.fullmatch(r"eval_\d+", column)),
-        key=lambda column: int(column.removeprefix("eval_")),
-    )
+    evaluations = [column for column in dataset.column_names if re.fullmatch(r"eval_\d+", column)]
     if REWARDS in dataset.column_names:
         rows = dataset[REWARDS][:]
     elif evaluations:

@@ -4,8 +4,6 @@ import reprlib
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.compute as pc
 from datasets import Dataset
 
 # Arguments that TRL passes to reward functions. A column of the same name would replace them.
@@ -21,14 +19,15 @@ def check_columns(columns: Iterable[str], name: str) -> None:
 
 
 def check_prompts(dataset: Dataset, name: str) -> None:
-    """Check all prompts, first with arrow's column functions, then one by one if those find something unusual.
+    """Check all prompts.
 
     Raises:
         ValueError: names the first row with an invalid prompt, see [`fault_of`].
     """
-    if dataset.format["type"] == "custom" or not may_have_faults(dataset.data.column("prompt")):
+    if dataset.format["type"] == "custom":
         return  # prompts that a transform makes are checked as the rows arrive
-    for row, prompt in enumerate(dataset.with_format(None)["prompt"]):
+    batches = dataset.select_columns("prompt").with_format(None).iter(1000)
+    for row, prompt in enumerate(prompt for batch in batches for prompt in batch["prompt"]):
         if fault := fault_of(prompt):
             raise ValueError(f"{name}: the prompt of row {row} {fault}; fix it or remove the row")
 
@@ -60,22 +59,3 @@ def fault_of_rows(rows: Iterable[Mapping[str, Any]], name: str) -> ValueError | 
         if "prompt" in row and (fault := fault_of(row["prompt"])):  # an environment may supply the prompts
             return ValueError(f"{name}: the prompt {fault}; fix it or remove its row: {reprlib.repr(row)}")
     return None
-
-
-def may_have_faults(prompts: pa.ChunkedArray) -> bool:
-    """Whether prompts must be checked one by one; takes milliseconds for a column of valid prompts."""
-    if prompts.null_count:
-        return True
-    if pa.types.is_string(prompts.type) or pa.types.is_large_string(prompts.type):
-        return pc.min(pc.binary_length(prompts)).as_py() == 0
-    if pa.types.is_list(prompts.type) and pa.types.is_struct(prompts.type.value_type):
-        messages = pc.list_flatten(prompts)
-        given = {field.name for field in messages.type}
-        if not given >= {"role", "content"}:
-            return True
-        empty = pc.is_null(pc.struct_field(messages, "content"))
-        if "tool_calls" in given:
-            empty = pc.and_(empty, pc.is_null(pc.struct_field(messages, "tool_calls")))
-        roles = pc.struct_field(messages, "role")
-        return bool(roles.null_count or pc.any(empty).as_py() or pc.min(pc.list_value_length(prompts)).as_py() == 0)
-    return True

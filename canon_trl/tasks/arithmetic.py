@@ -26,19 +26,12 @@ NUM_OPERATORS = 5
 MAX_DATASET_SIZE = 1_000_000  # under a tenth of the smaller split
 SYMBOLS = "0123456789+-*=;# "  # the tokens
 
-_PROMPT = re.compile(rf"[1-9](?:[-+*][1-9]){{{NUM_OPERATORS}}}=")
-
 
 def running_values(prompt: str, perturb: Callable[[int], int] | None = None) -> list[int]:
     """Return the running value modulo 10 after each operator of a prompt; the last one is the answer.
 
     `perturb` makes mistakes: it maps every value to the one that is written down and used in the next step.
     """
-    if not _PROMPT.fullmatch(prompt):
-        raise ValueError(
-            f"prompt must be {NUM_OPERATORS + 1} digits from 1 to 9 joined by + - or * and closed by '=', "
-            f"got {prompt!r}"
-        )
     values = []
     value = int(prompt[0])
     for symbol, operand in zip(prompt[1:-1:2], prompt[2:-1:2], strict=True):
@@ -88,8 +81,6 @@ STYLES: dict[str, Style] = {
 
 def solution(prompt: str, style: str, rng: random.Random | None = None) -> str:
     """Write a prompt's solution in one style, with that style's rate of mistakes if `rng` is given."""
-    if style not in STYLES:
-        raise ValueError(f"style must be one of {sorted(STYLES)}, got {style!r}")
     chosen = STYLES[style]
     if rng is None:
         return chosen.write(prompt, running_values(prompt))

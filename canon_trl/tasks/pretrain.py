@@ -96,8 +96,6 @@ def draw_batch(
 
 def pretrain(task: Task, *, seed: int = 0, steps: int = 1100) -> tuple[Qwen3ForCausalLM, PreTrainedTokenizerFast]:
     """Train the base model from scratch. Sets torch's global seed."""
-    if steps < 1:
-        raise ValueError(f"steps must be at least 1, got {steps}")
     torch.manual_seed(seed)
     rng = random.Random(seed)
     tokenizer = build_tokenizer(task)

@@ -55,8 +55,6 @@ def answer(prompt: str) -> str:
 
 def solution(prompt: str, manner: str, *, padded: bool, rng: random.Random) -> str:
     """Write a prompt's solution in one manner, with that manner's rate of mistakes."""
-    if manner not in MANNERS:
-        raise ValueError(f"manner must be one of {list(MANNERS)}, got {manner!r}")
     chosen = MANNERS[manner]
     padding = [
         rng.choice(PADDING) if rng.random() < chosen.padding_noise else PADDING[0]

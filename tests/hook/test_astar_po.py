@@ -44,7 +44,7 @@ def test_loss_by_hand():
 
 REWARDS = [[1.0, 0.0], [0.0, 0.0], [1.0, 1.0]]
 AS_LIST = {"prompt": ["a", "b", "c"], "rewards": REWARDS}
-AS_COLUMNS = {"prompt": ["a", "b", "c"], "eval_1": [0, 0, 1], "eval_0": [1, 0, 1], "eval_note": ["x", "y", "z"]}
+AS_COLUMNS = {"prompt": ["a", "b", "c"], "eval_0": [1, 0, 1], "eval_1": [0, 0, 1], "eval_note": ["x", "y", "z"]}
 
 
 @pytest.mark.parametrize("columns", [AS_LIST, AS_COLUMNS], ids=["rewards", "eval_0, eval_1"])

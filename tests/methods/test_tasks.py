@@ -2,7 +2,6 @@
 
 import json
 import random
-import re
 import zlib
 from itertools import islice
 
@@ -57,11 +56,6 @@ class TestProblems:
         # each value one too high: 15 -> 5 -> 6;  6*3 = 18 -> 9;  9-9 = 0 -> 1;  1+4 = 5 -> 6;  6*6 = 36 -> 6 -> 7
         assert arithmetic.running_values(PROMPT, lambda value: (value + 1) % 10) == [6, 9, 1, 6, 7]
 
-    @pytest.mark.parametrize("prompt", ["", "7+8=", "7+8*3-9+4*6", "7+8*3-9+4*6=0", "0+8*3-9+4*6=", "7/8*3-9+4*6="])
-    def test_malformed_prompts_are_rejected(self, prompt):
-        with pytest.raises(ValueError, match=re.escape(f"got {prompt!r}")):
-            arithmetic.running_values(prompt)
-
 
 class TestStyles:
     @pytest.mark.parametrize(
@@ -98,10 +92,6 @@ class TestStyles:
 
     def test_shares_sum_to_one(self):
         assert sum(style.share for style in arithmetic.STYLES.values()) == pytest.approx(1.0)
-
-    def test_unknown_style(self):
-        with pytest.raises(ValueError, match=r"style must be one of \['direct', 'running', 'verbose'\], got 'terse'"):
-            arithmetic.solution(PROMPT, "terse")
 
 
 class TestDataset:
@@ -252,10 +242,6 @@ class TestPretraining:
             # the transformers release that wrote a file does not matter
             assert saved | {"transformers_version": None} == shipped | {"transformers_version": None}
 
-    def test_at_least_one_step_is_required(self):
-        with pytest.raises(ValueError, match="steps must be at least 1, got 0"):
-            pretrain.pretrain(TASK, steps=0)
-
 
 class TestVerbosity:
     TASK = TASKS["verbosity"]
@@ -291,10 +277,6 @@ class TestVerbosity:
         texts = [verbosity.solution("402718=", manner, padded=True, rng=rng) for _ in range(4000)]
         rewards = self.TASK.reward(completions=texts, answer=["817204"] * 4000)
         assert sum(rewards) / 4000 == pytest.approx(right, abs=0.02)
-
-    def test_unknown_manner(self):
-        with pytest.raises(ValueError, match=r"manner must be one of \['careful', 'careless'\], got 'terse'"):
-            verbosity.solution("402718=", "terse", padded=False, rng=random.Random(0))
 
 
 class TestCountdown:
