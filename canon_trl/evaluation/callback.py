@@ -6,7 +6,7 @@ from typing import Any
 
 from accelerate.utils import gather_object
 from datasets import Dataset
-from peft import PeftModel
+from peft import PeftModel, PeftType
 from transformers import (
     PreTrainedTokenizerBase,
     Trainer,
@@ -257,5 +257,6 @@ def decoder(model: Any) -> Any:
     if not isinstance(model, PeftModel):
         return model
     if model.active_peft_config.is_prompt_learning:
-        raise ValueError(f"models with {model.active_peft_config.peft_type} cannot be evaluated during training")
+        kind = PeftType(model.active_peft_config.peft_type).value
+        raise ValueError(f"models with {kind} cannot be evaluated during training")
     return model.get_base_model()
