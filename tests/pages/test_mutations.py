@@ -8,11 +8,11 @@ def test_every_text_occurs_once_and_every_test_exists():
 
 
 def test_outdated_mutations_are_reported():
-    gone = Mutation("rounding.py", "return 7 *", "return 0 *", ())
+    gone = Mutation("rounding.py", "return 7 *", "return 0 *", "")
     assert gone.fault().endswith("the text occurs 0 times; it must occur once")
-    ambiguous = Mutation("rounding.py", "scale", "", ())
+    ambiguous = Mutation("rounding.py", "scale", "", "")
     assert "times; it must occur once" in ambiguous.fault()
-    untested = Mutation("rounding.py", "return 8 *", "return 0 *", ("test_mutations.py::test_of_nothing",))
+    untested = Mutation("rounding.py", "return 8 *", "return 0 *", "test_mutations.py::test_of_nothing")
     assert untested.fault().endswith("there is no test 'test_mutations.py::test_of_nothing'")
 
 
