@@ -187,6 +187,41 @@ MUTATIONS = [
         ("torch.where(scored == 0, {{- => }}1.0", "test_golden.py::test_reinforce"),
     ),
     *mutations(
+        "advantages/pass_at_k.py",
+        ("torch.arange(1, k,", "torch.arange(0, k,", "test_pass_at_k_training.py::test_a_case_by_hand"),
+        (".clamp(min=0)", "", "test_pass_at_k_training.py::test_the_advantages_of_a_group_sum_to_0"),
+        ("(total >= k)", "(total > 0)", "test_pass_at_k_training.py::test_groups_that_teach_nothing"),
+        ('.get("k", 1)) + 1', '.get("k", 1))', "test_pass_at_k_training.py::test_as_an_estimator"),
+    ),
+    *mutations(
+        "advantages/pshw.py",
+        ("(mean - 1)", "(mean + 1)", "test_pshw.py::test_numbers_from_the_formula"),
+        ("2 * scored - 1", "2 * scored", "test_pshw.py::test_rewards_0_and_1_give_what_rewards_of_both_signs_give"),
+        ('["low"] == 0', '["low"] == 1', "test_pshw.py::test_low_decides_which_rewards_the_trainer_accepts"),
+    ),
+    *mutations(
+        "advantages/stcr.py",
+        ("clamp(min=0.0)", "abs()", "test_stcr.py::test_numbers_of_the_released_code"),
+        (" | (advantages >= 0)", "", "test_stcr.py::test_only_negative_advantages_are_weighted"),
+        (
+            " + rounding_error(scored)",
+            "",
+            "test_stcr.py::test_signed_rewards_and_sums_that_are_1_up_to_rounding_count_as_right",
+        ),
+        (".nan_to_num(0.0)", "", "test_stcr.py::test_it_is_grpo_without_long_wrong_or_without_right_answers"),
+    ),
+    *mutations(
+        "advantages/entropy_weighting.py",
+        ("= 1 / entropies", "= entropies", "test_grpo_s.py::test_a_case_by_hand"),
+        ("valid if with_zeros else right", "valid", "test_grpo_s.py::test_a_case_by_hand"),
+        ("floor).transpose(1, 2)", "floor).mT.flip(1)", "test_gtpo.py::test_a_case_by_hand"),
+        (
+            "~has_spread(values, mask)",
+            "values.isnan()",
+            "test_grpo_s.py::test_apart_neither_weight_changes_the_result_and_the_rewards_are_lost",
+        ),
+    ),
+    *mutations(
         "advantages/maxrl.py",
         "test_maxrl.py",
         ("{{& (mean > 0) => }}", "test_groups_with_advantage_0"),

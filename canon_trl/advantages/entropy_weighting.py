@@ -170,9 +170,15 @@ def gtpo_advantage(
     Raises:
         ValueError: an option is not allowed, or the shapes differ.
     """
-    options = {"reward_weight": reward_weight, "entropy_weight": entropy_weight, "standardise": standardise}
-    options |= {"scope": scope, "floor": floor, "train_groups_without_spread": train_groups_without_spread}
-    check_arguments(gtpo_advantage, **options)
+    check_arguments(
+        gtpo_advantage,
+        reward_weight=reward_weight,
+        entropy_weight=entropy_weight,
+        standardise=standardise,
+        scope=scope,
+        floor=floor,
+        train_groups_without_spread=train_groups_without_spread,
+    )
     if entropies.shape != mask.shape or entropies.shape[:-1] != rewards.shape:
         raise ValueError(
             f"entropies {tuple(entropies.shape)} and mask {tuple(mask.shape)} must have the shape of rewards "
@@ -188,8 +194,8 @@ def gtpo_advantage(
     right = (valid & (scored == 1).unsqueeze(-1)).transpose(1, 2)
     wrong = (valid & (scored != 1).unsqueeze(-1)).transpose(1, 2)
     shaped = shaped_rewards(by_position, right, wrong, reward_weight, entropy_weight)
-    rows = 1 if scope == "batch" else len(rewards)
-    advantages = standardised(*(each.reshape(rows, -1) for each in (shaped, right, wrong)), standardise)
+    rows = (1 if scope == "batch" else len(rewards), -1)
+    advantages = standardised(shaped.reshape(rows), right.reshape(rows), wrong.reshape(rows), standardise)
     return zero_invalid(advantages.view_as(shaped).transpose(1, 2), valid, like=rewards)
 
 

@@ -56,6 +56,10 @@ class Mix(Method):
     def required_metrics(self) -> tuple[Any, ...]:
         return tuple(dict.fromkeys(metric for method, _ in self.parts for metric in method.required_metrics))
 
+    @property
+    def smallest_group(self) -> int:
+        return max((method.smallest_group for method, _ in self.parts), default=1)
+
     def with_options(self, options: dict[str, Any], *, where: str) -> "Mix":
         """The mix of these estimators.
 

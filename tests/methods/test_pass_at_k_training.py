@@ -140,6 +140,7 @@ def test_as_an_estimator():
     assert estimator.smallest_group == 3 and estimator.reward_range == "{0, 1}"
     in_evaluation = Rollout.example(rewards=group(1, 1))
     assert estimator(in_evaluation).tolist() == [[0.0]]
-    assert ESTIMATORS["grpo"].smallest_group == 1
-    with pytest.raises(ValueError, match=r"lacks \['k'\], which it needs"):
+    assert find(STAGE, {"mix": {"grpo": 0.5, "pass_at_k": {"weight": 0.5, "k": 2}}}).smallest_group == 3
+    assert ESTIMATORS["grpo"].smallest_group == ESTIMATORS["mix"].smallest_group == 1
+    with pytest.raises(ValueError, match=r"needs a value for \['k'\]"):
         find(STAGE, "pass_at_k")
