@@ -57,7 +57,7 @@ def test_without_the_entropy_part_it_is_grpo(reading):
     torch.testing.assert_close(advantages, grpo_advantage(rewards, eps=1e-15))
 
 
-def test_apart_neither_weight_changes_the_result_and_the_rewards_are_lost():
+def test_apart_neither_weight_changes_the_result():
     rewards, entropy = random_groups()
     advantages = grpo_s_advantage(rewards, entropy, standardise="apart")
     assert advantages.abs().max() > 0.5

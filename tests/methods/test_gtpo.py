@@ -61,7 +61,7 @@ def test_without_differences_in_entropy_it_is_grpo_over_tokens(standardise, scop
 
 
 @pytest.mark.parametrize("scope", ["group", "batch"])
-def test_apart_neither_weight_changes_the_result_and_the_rewards_are_lost(scope):
+def test_apart_neither_weight_changes_the_result(scope):
     rewards, entropies, mask = random_batch()
     advantages = gtpo_advantage(rewards, entropies, mask, standardise="apart", scope=scope)
     for weights in ({"reward_weight": 0.3}, {"entropy_weight": 0.9}, {"reward_weight": 2.0, "entropy_weight": 1e-3}):
@@ -92,6 +92,15 @@ def test_what_lies_off_the_mask_never_counts(standardise):
     wider = [torch.nn.functional.pad(each, (0, 3)) for each in (entropies, mask)]
     padded = gtpo_advantage(rewards, *wider, standardise=standardise)
     torch.testing.assert_close(padded[..., :-3], advantages)
+
+
+def test_a_batch_is_standardised_as_a_whole():
+    rewards, entropies, mask = random_batch()
+    batch = gtpo_advantage(rewards, entropies, mask, standardise="together")
+    groups = gtpo_advantage(rewards, entropies, mask, standardise="together", scope="group")
+    assert float(batch[mask].sum()) == pytest.approx(0.0, abs=1e-9)
+    assert batch.sum(dim=(1, 2)).abs().min() > 1e-3
+    torch.testing.assert_close(groups.sum(dim=(1, 2)), torch.zeros(len(rewards), dtype=torch.float64))
 
 
 def test_groups_without_spread_do_not_count_unless_they_are_trained_on():

@@ -98,7 +98,7 @@ def test_without_the_deviation_its_expectation_is_the_gradient_of_pass_at_k(logi
     ],
     ids=str,
 )
-def test_groups_that_teach_nothing(rewards, k):
+def test_groups_with_advantage_0(rewards, k):
     assert pass_at_k_advantage(torch.tensor([rewards]), k=k).tolist() == [[0.0] * 3]
 
 

@@ -50,7 +50,7 @@ def test_rewards_0_and_1_give_what_rewards_of_both_signs_give():
 
 
 @pytest.mark.parametrize("rewards", [[1.0, 1.0], [-1.0, -1.0], [1.0, torch.nan]], ids=str)
-def test_groups_that_teach_nothing(rewards):
+def test_groups_with_advantage_0(rewards):
     assert pshw_advantage(torch.tensor([rewards])).tolist() == [[0.0, 0.0]]
 
 

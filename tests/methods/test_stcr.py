@@ -54,7 +54,7 @@ def test_the_weight_grows_with_the_length_and_stays_below_2():
     assert (weights[1:] > weights[:-1]).all() and (weights <= 2).all()
 
 
-def test_signed_rewards_and_sums_that_are_1_up_to_rounding_count_as_right():
+def test_signed_and_rounded_rewards_of_1_count_as_right():
     signed = stcr_advantage(2 * REWARDS - 1, LENGTHS)
     torch.testing.assert_close(signed, stcr_advantage(REWARDS, LENGTHS), rtol=1e-8, atol=0.0)
     weighted_sum = 0.7 + 0.2 + 0.1
@@ -65,7 +65,7 @@ def test_signed_rewards_and_sums_that_are_1_up_to_rounding_count_as_right():
 
 
 @pytest.mark.parametrize("rewards", [[1.0, 1.0], [0.0, 0.0], [0.0, torch.nan]], ids=str)
-def test_groups_that_teach_nothing(rewards):
+def test_groups_with_advantage_0(rewards):
     assert stcr_advantage(torch.tensor([rewards]), torch.tensor([[1, 9]])).tolist() == [[0.0, 0.0]]
 
 
@@ -81,7 +81,7 @@ def test_bfloat16_and_integers():
 
 
 @pytest.mark.parametrize("base", [0.999, math.nan, "2", True])
-def test_a_base_that_is_refused(base):
+def test_a_base_that_is_rejected(base):
     with pytest.raises(ValueError, match=r"base=.* must"):
         stcr_advantage(REWARDS, LENGTHS, base=base)
 
