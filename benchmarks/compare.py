@@ -1,4 +1,4 @@
-"""Compare methods: run every method on every task with every seed, as one YAML file describes.
+"""Compare methods: run every method on every task with every seed, as described in one YAML file.
 
     python benchmarks/compare.py benchmarks/comparisons/arithmetic.yaml                # do the missing runs and report
     python benchmarks/compare.py benchmarks/comparisons/arithmetic.yaml --jobs 0       # report only

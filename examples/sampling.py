@@ -31,7 +31,7 @@ LOGPROBS = "processed_logprobs"  # of the distribution that vLLM samples from, n
 
 @dataclass
 class SamplingArguments:
-    """How responses are sampled and scored."""
+    """How to sample and score responses."""
 
     num_samples: int = field(default=8, metadata={"help": "Number of responses per prompt."})
     temperature: float = field(default=1.0, metadata={"help": "Sampling temperature."})
