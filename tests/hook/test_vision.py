@@ -9,7 +9,7 @@ from PIL import Image
 from toy import OPTIONS
 
 from canon_trl import CANONConfig, CANONTrainer
-from canon_trl.hook.whole_groups import dealt_by_group
+from canon_trl.hook.whole_groups import deal_by_group
 
 RED, GREEN, BLUE, WHITE = (255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 255)
 
@@ -142,7 +142,7 @@ def test_images_of_different_sizes_are_dealt_with_their_responses():
                 "ref_per_token_logps": None,
             }
         )
-    first, second = dealt_by_group(batches, group_size=2)
+    first, second = deal_by_group(batches, group_size=2)
     assert (first["response"].tolist(), second["response"].tolist()) == ([2, 3], [0, 1])
     assert first["pixel_values"][:, 0].tolist() == [2.0] * 3 + [3.0] * 4
     assert second["pixel_values"][:, 0].tolist() == [0.0, 1.0, 1.0]
