@@ -175,14 +175,15 @@ def named(stage: Stage, spec: Any) -> Method:
     if isinstance(spec, partial) and isinstance(spec.func, Method):
         return spec.func.with_options(spec.keywords, where=f"{stage.field} {spec.func.name!r}: ")
     if isinstance(spec, str) and is_import_path(spec):
-        function = load_function(spec, field=stage.field)
-        return Method(spec, function, reward_range=declared(function, "reward_range"))
-    if isinstance(spec, str) or not callable(spec):
+        name, function = spec, load_function(spec, field=stage.field)
+    elif callable(spec):
+        name, function = name_of(spec), spec
+    else:
         raise ValueError(
             f"{stage.field}={spec!r} is unknown{did_you_mean(str(spec), stage.methods)}; choose one of "
             f"{sorted(stage.methods)} or give an import path 'package.module:function'"
         )
-    return Method(name_of(spec), spec, reward_range=declared(spec, "reward_range"))
+    return Method(name, function, reward_range=declared(function, "reward_range"))
 
 
 def read(seen: Any, names: tuple[str, ...]) -> list[Any]:

@@ -34,9 +34,8 @@ def check_options(function: Callable[..., Any], options: Mapping[str, Any], *, w
         ValueError: names the option, the value and what is allowed.
     """
     known = [p.name for p in options_of(function)]
-    takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters(function))
     for name in options:
-        if name not in known and not takes_any:
+        if name not in known:
             raise ValueError(f"{where}takes no option {name!r}{did_you_mean(name, known)}; it takes {known}")
     missing = [p.name for p in options_of(function) if p.default is p.empty and p.name not in options]
     if missing:

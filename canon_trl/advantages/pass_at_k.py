@@ -23,25 +23,24 @@ Draws = Annotated[int, "[1, inf)"]
 
 
 def pass_at_k_advantage(rewards: Tensor, *, k: Draws) -> Tensor:
-    """Reward a response for the sets of k that it makes succeed, so that training raises pass@k in place of pass@1.
+    """Reward a response for the sets of k that it makes succeed, so that training raises pass@k instead of pass@1.
 
-        F = C(n, k) / C(N, k)                        n of N responses are wrong; all k drawn ones are, with chance F
+        F = C(n, k) / C(N, k)                        n of N responses are wrong; F: chance that k drawn ones all are
         S = sqrt(F * (1 - F))
         A_i = F / S                                  for a right response
         A_i = (F - C(n-1, k-1) / C(N-1, k-1)) / S    for a wrong one
 
-    This is GRPO over all sets of k responses, each rewarded with the best reward in it; a response gets the mean
+    This is GRPO over all sets of k responses, where the reward of a set is its best reward. A response gets the mean
     advantage of the sets that contain it. The advantages of a group sum to 0. k = 1 is GRPO with the population
-    deviation. As k grows, prompts that are rarely solved weigh more; a group with fewer than k wrong responses gets 0,
+    deviation. As k grows, prompts that are rarely solved weigh more. A group with fewer than k wrong responses gets 0,
     since all of its sets succeed.
 
-    S * A, times k * N / (N - k), averages over the group to an unbiased estimate of the gradient of pass@k. Division
-    by S only changes the weight of each prompt. The formula is in the README of the authors' code, which adds 1e-6
-    to S.
+    The group mean of S * A, times k * N / (N - k), is an unbiased estimate of the gradient of pass@k. Division by S
+    only changes the weight of each prompt. The formula is in the README of the authors' code, which adds 1e-6 to S.
 
     Args:
         rewards: `(P, G)`, 1 for right and 0 for wrong; NaN marks a response that no reward function could score.
-        k: number of responses in a set, from 1 to G - 1; with k = G the only set leaves nothing to compare.
+        k: number of responses per set, from 1 to G - 1; with k = G there is only one set and nothing to compare.
 
     Returns:
         `(P, G)` in the dtype of `rewards`; 0 for unscored responses and in groups with fewer than k scored responses,
@@ -68,9 +67,9 @@ def pass_at_k_advantage(rewards: Tensor, *, k: Draws) -> Tensor:
 
 
 def pass_at_k_estimator(rewards: Tensor, *, k: Draws) -> Tensor:
-    """Reward a response for the sets of k that it makes succeed, so that training raises pass@k in place of pass@1.
+    """Reward a response for the sets of k that it makes succeed, so that training raises pass@k instead of pass@1.
 
-        F = C(n, k) / C(N, k)                        n of N responses are wrong; all k drawn ones are, with chance F
+        F = C(n, k) / C(N, k)                        n of N responses are wrong; F: chance that k drawn ones all are
         S = sqrt(F * (1 - F))
         A_i = F / S                                  for a right response
         A_i = (F - C(n-1, k-1) / C(N-1, k-1)) / S    for a wrong one
@@ -78,8 +77,8 @@ def pass_at_k_estimator(rewards: Tensor, *, k: Draws) -> Tensor:
     k = 1 is GRPO with the population deviation. As k grows, prompts that are rarely solved weigh more. A group with
     fewer than k wrong responses gets 0, since all of its sets succeed.
 
-    [`pass_at_k_advantage`] has the details. k must be less than `num_generations`: with k = G the only set leaves
-    nothing to compare. Evaluation may sample fewer than k responses per prompt; its advantages are then 0.
+    [`pass_at_k_advantage`] has the details. k must be less than `num_generations`: with k = G there is only one set
+    and nothing to compare. If evaluation samples fewer than k responses per prompt, its advantages are 0.
     """
     return torch.zeros_like(rewards) if rewards.shape[-1] < k else pass_at_k_advantage(rewards, k=k)
 

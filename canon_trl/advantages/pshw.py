@@ -21,21 +21,21 @@ PAPER = Paper(
 def pshw_advantage(
     rewards: Tensor, *, alpha: Annotated[float, "[-1e6, 0.5)"] = -0.256, low: Literal[-1, 0] = -1
 ) -> Tensor:
-    """Weigh prompt groups by their difficulty for the current policy: the rarer a right answer, the larger the step.
+    """Weight prompt groups by difficulty for the current policy: the rarer a right answer, the larger the step.
 
         A_i = (r_i - mu) * (1 + alpha * (mu - 1))    mu = mean(r), with r = 1 for right and -1 for wrong (Eq. 2, 3)
 
-    With the paper's alpha the factor falls from 1.512 where no answer is right to 1 where all are. The paper writes it
-    as alpha * mu + 1.256; here the constant is 1 - alpha, so that the factor is 1 at mu = 1 for every alpha.
+    With the paper's alpha the factor falls from 1.512 if no answer is right to 1 if all are. The paper writes it as
+    alpha * mu + 1.256; here the constant is 1 - alpha, so that the factor is 1 at mu = 1 for every alpha.
 
-    `low=0` takes rewards 1 and 0 and maps them to 1 and -1 first.
+    `low=0` takes rewards 1 and 0, and first maps them to 1 and -1.
 
-    The paper does not divide by a standard deviation. It sums the token losses without a division by each response's
+    The paper does not divide by a standard deviation. It does not divide the sum of token losses by the response's
     length (`loss_type="dr_grpo"` or `"dapo"`), clips as DAPO does, and drops groups with equal rewards.
 
     Args:
         rewards: `(P, G)`, 1 for right and `low` for wrong; NaN marks a response that no reward function could score.
-        alpha: slope of the weight; 0 is Dr.GRPO, above 0 easy groups weigh more. The weight is positive below 0.5.
+        alpha: slope of the weight; 0 is Dr.GRPO, and above 0 easy groups weigh more. Below 0.5 the weight is positive.
         low: reward of a wrong answer. With 0, advantages are twice those of centred rewards 1 and 0.
 
     Returns:

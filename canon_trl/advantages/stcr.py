@@ -21,27 +21,27 @@ PAPER = Paper(
 
 
 def stcr_advantage(rewards: Tensor, lengths: Tensor, *, base: Annotated[float, "[1, 1e6]"] = 1.00001) -> Tensor:
-    """GRPO, but push a wrong response away harder the longer it is than the group's right ones.
+    """GRPO that pushes a wrong response away harder, the longer it is compared with the group's right ones.
 
         x_i = max(0, L_i - mean length of the right responses)
         w_i = 2 - base^(-x_i)                          for a wrong response, 1 for a right one
         A_i = w_i * (r_i - mean(r)) / (std(r) + 1e-9)
 
-    w lies in [1, 2): with the base of the authors' code, 1,000 more tokens make it 1.00995 and 70,000 more 1.5.
+    w is in [1, 2): with the base of the authors' code, 1,000 more tokens give 1.00995 and 70,000 more give 1.5.
 
-    The formula is that of the authors' code, which takes a response for right where trunc(r) = 1. Here it is right
-    where r >= 1, up to rounding, which is the same for rewards from 0 to 2 and also holds for -1 and 1. If no reward
-    reaches 1, this is GRPO. In the code w multiplies every advantage of a wrong response; here only negative ones,
-    because with graded rewards a wrong response above the mean would gain from its length.
+    The formula is that of the authors' code, where a response is right if trunc(r) = 1. Here it is right if r >= 1, up
+    to rounding, which is the same for rewards from 0 to 2 and also suits -1 and 1. If no reward reaches 1, this is
+    GRPO. In the code, w multiplies every advantage of a wrong response; here it multiplies only negative ones, because
+    with graded rewards a wrong response above the mean would gain from its length.
 
     Args:
         rewards: `(P, G)`; NaN marks a response that no reward function could score.
-        lengths: `(P, G)` in tokens, the true length also of a response that is masked as truncated.
+        lengths: `(P, G)` in tokens; the true length, also of a response that is masked as truncated.
         base: how fast the weight grows with the length; 1 is GRPO.
 
     Returns:
         `(P, G)` in the dtype of `rewards`; 0 for unscored responses and in groups with equal rewards or fewer than two
-        scored ones. A group without a right response has no length to compare with: its weights are 1.
+        scored ones. In a group without a right response, all weights are 1.
 
     Raises:
         ValueError: `base` is out of its bounds.
