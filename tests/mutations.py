@@ -190,8 +190,8 @@ MUTATIONS = [
         "advantages/pass_at_k.py",
         "test_pass_at_k_training.py",
         ("torch.arange({{1 => 0}}, k,", "test_a_case_by_hand"),
-        ("(wrong - drawn){{.clamp(min=0) => }}", "test_it_is_grpo_over_all_sets_of_k_responses"),
-        ("(total {{>= k => > 0}})", "test_groups_with_advantage_0"),
+        ("torch.where(right, all_fail, all_fail {{- => +}} others_fail)", "test_a_case_by_hand"),
+        ("{{ & (deviation > 0) => }}", "test_groups_with_advantage_0"),
         ('.get("k", 1)){{ + 1 => }}', "test_as_an_estimator"),
     ),
     *mutations(

@@ -35,8 +35,9 @@ def pass_at_k_advantage(rewards: Tensor, *, k: Draws) -> Tensor:
     deviation. As k grows, prompts that are rarely solved weigh more. A group with fewer than k wrong responses gets 0,
     since all of its sets succeed.
 
-    The group mean of S * A, times k * N / (N - k), is an unbiased estimate of the gradient of pass@k. Division by S
-    only changes the weight of each prompt. The formula is in the README of the authors' code, which adds 1e-6 to S.
+    The policy gradient of S * A * k * N / (N - k), averaged over the group, is an unbiased estimate of the gradient of
+    pass@k. Division by S only changes the weight of each prompt. The formula is in the README of the authors' code,
+    which adds 1e-6 to S.
 
     Args:
         rewards: `(P, G)`, 1 for right and 0 for wrong; NaN marks a response that no reward function could score.
@@ -58,7 +59,7 @@ def pass_at_k_advantage(rewards: Tensor, *, k: Draws) -> Tensor:
     total = valid.sum(dim=-1, keepdim=True).double()
     wrong = (valid & ~right).sum(dim=-1, keepdim=True)
     drawn = torch.arange(1, k, device=rewards.device)
-    others_fail = ((wrong - drawn).clamp(min=0) / (total - drawn)).prod(dim=-1, keepdim=True)
+    others_fail = ((wrong - drawn) / (total - drawn)).prod(dim=-1, keepdim=True)  # 0 if 0 < wrong < k
     all_fail = wrong / total * others_fail
     deviation = (all_fail * (1 - all_fail)).sqrt()
     advantages = torch.where(right, all_fail, all_fail - others_fail) / deviation
