@@ -52,17 +52,17 @@ def grpo_s_advantage(
         s_i = -b1 - b2 * (1/H_i) / mean(1/H over wrong ones)     for a wrong one
         A_i = (s_i - mean(s)) / std(s)                           over the group
 
-    With equal entropies, and with b2 = 0, this is GRPO, except for `standardise="apart"`, which then gives 0.
+    With equal entropies, or with b2 = 0, this is GRPO, except for `standardise="apart"`, which then gives 0.
 
     Args:
         rewards: `(P, G)`, 1 for right and 0 for wrong; NaN marks a response that no reward function could score.
-        entropy: `(P, G)`, the H above: mean token entropy in nats of the policy that sampled; NaN marks an invalid
+        entropy: `(P, G)`, the H above: mean token entropy in nats under the sampling policy; NaN marks an invalid
             response.
         reward_weight, entropy_weight: b1 and b2.
         standardise: the s over which mean and sample standard deviation are taken.
         floor: lower bound of the entropies.
-        train_groups_without_spread: whether groups that are all right or all wrong are trained on. They say nothing of
-            correctness, and yet the differences of their entropies are scaled to a deviation of 1.
+        train_groups_without_spread: whether to train on groups that are all right or all wrong. They carry no
+            information on correctness, yet the differences of their entropies are scaled to a deviation of 1.
 
     Returns:
         `(P, G)` in the dtype of `rewards`; 0 for invalid responses, where the s do not differ, and in groups with
@@ -109,9 +109,9 @@ def grpo_s_estimator(
     `entropy_weight`. With equal entropies, and with b2 = 0, this is GRPO. In a group with few wrong responses, a right
     one of low entropy can get a negative advantage.
 
-    The paper does not settle over which s mean and std are taken. `"with_zeros"` takes the right ones' s with 0 for
-    each wrong one, and the wrong ones' s with 0 for each right one (Sec. 2.3); `"together"` takes all s (Eq. 46);
-    `"apart"` takes each set alone, as Eq. 6 reads for the token-level GTPO. Apart, each set has mean 0, so right and
+    The paper leaves open which s enter mean and std. `"with_zeros"` takes the s of right responses with 0 for each
+    wrong one, and the s of wrong responses with 0 for each right one (Sec. 2.3); `"together"` takes all s (Eq. 46);
+    `"apart"` takes each set alone, as Eq. 6 says for the token-level GTPO. Then each set has mean 0, so right and
     wrong responses are pushed alike on average, and neither weight changes the result.
 
     The paper's ratio is the mean of the token ratios (Eq. 11). `importance_sampling_level="sequence"` takes their
@@ -147,18 +147,18 @@ def gtpo_advantage(
         s_it = -a1 - a2 * (1/H_it) / mean(1/H_t over wrong responses)    in a wrong one (Eq. 5)
         A_it = (s_it - mean(s)) / std(s)                                 (Eq. 6)
 
-    A token is compared with those at the same position in the group's other right, or wrong, responses that are as
-    long. Without differences in entropy, A is the reward of each token, standardised over tokens.
+    A token is compared with tokens at the same position in the group's other right, or wrong, responses that reach
+    this position. With equal entropies, A is the reward of each token, standardised over tokens.
 
-    A [`~canon_trl.rollout.Rollout`] has no entropies per token, so this is a function and not one of the estimators.
+    A [`~canon_trl.rollout.Rollout`] has no entropies per token, so this is a function and not an estimator.
 
     Args:
         rewards: `(P, G)`, 1 for right and 0 for wrong; NaN marks a response that no reward function could score.
-        entropies: `(P, G, T)`, in nats, of the policy that sampled; a token whose entropy is NaN gets 0.
-        mask: `(P, G, T)`, true on the tokens that the model wrote.
+        entropies: `(P, G, T)`, in nats, under the sampling policy; a token whose entropy is NaN gets 0.
+        mask: `(P, G, T)`, True on the tokens that the model wrote.
         reward_weight, entropy_weight: a1 and a2.
-        standardise: the s over which mean and sample standard deviation are taken.
-        scope: whether those are the s of the batch or of each group. The paper says both; its discussion calls the
+        standardise: the s that enter mean and sample standard deviation.
+        scope: whether these are the s of the batch or of each group. The paper says both; its discussion calls the
             implementation batch-level.
         floor: lower bound of the entropies.
         train_groups_without_spread: as for [`grpo_s_advantage`]; such groups do not enter mean and deviation either.
@@ -210,7 +210,7 @@ def shaped_rewards(
 
 
 def standardised(shaped: Tensor, right: Tensor, wrong: Tensor, how: Standardise) -> Tensor:
-    """The advantages of shaped rewards, along the last dimension."""
+    """Standardise shaped rewards along the last dimension."""
     valid = right | wrong
     if how == "together":
         return in_deviations(shaped, valid)
@@ -221,6 +221,6 @@ def standardised(shaped: Tensor, right: Tensor, wrong: Tensor, how: Standardise)
 
 
 def in_deviations(values: Tensor, mask: Tensor) -> Tensor:
-    """Values minus their mean over `mask`, in standard deviations; 0 where the values there do not differ."""
+    """Standardise values by mean and deviation over `mask`; 0 where the values there do not differ."""
     scaled = (values - group_mean(values, mask)) / group_std(values, mask)
     return scaled.masked_fill(~has_spread(values, mask), 0.0)

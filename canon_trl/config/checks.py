@@ -37,7 +37,7 @@ def check_dynamic_sampling(wanted: bool, trl_kwargs: Mapping[str, Any]) -> None:
     if wanted and trl_kwargs.get("environment_factory") is not None:
         raise ValueError(
             "dynamic_sampling=True does not work with environment_factory: each generation round resets the "
-            "environments, which loses their state after the round before"
+            "environments, which loses their state from the round before"
         )
 
 
