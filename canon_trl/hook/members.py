@@ -64,9 +64,7 @@ MEMBERS = (
     Member("_pending_extra_logs", "columns that reward functions put into the table, before it is written"),
     Member("_pending_metrics", "numbers that reward functions log, before they are averaged"),
     # What outlives a run
-    Member("_current_train_step_time", "seconds of the optimiser step so far"),
     Member("_last_world_entropy", "what TRL's adaptive entropy bonus goes by"),
-    Member("_entropy_window_stats", "the entropy of the optimiser step so far"),
     Member("_last_loaded_step", "the optimiser step whose weights vLLM has"),
     # Resuming
     Member("_save_checkpoint", "everything of a checkpoint but the rollout in flight", ("model", "trial")),

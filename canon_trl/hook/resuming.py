@@ -74,9 +74,7 @@ class Resuming(Losses):
     def _reset_for_another_run(self) -> None:
         """Reset what TRL and this trainer carry from one rollout or optimiser step to the next."""
         self._step = self._steps_not_restored = 0  # so that training begins with a rollout
-        self._current_train_step_time = 0.0
         self.entropy_coef, self._last_world_entropy = self.args.entropy_coef, math.inf  # of TRL's entropy bonus
-        self._entropy_window_stats = None
         self._last_loaded_step = -1  # the optimiser step whose weights vLLM has
         for logged in (*self._metrics.values(), *self._logs.values(), self._pending_extra_logs, self._pending_metrics):
             logged.clear()
