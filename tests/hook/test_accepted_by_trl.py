@@ -102,22 +102,20 @@ def test_environment_that_owns_the_reward(tmp_path):
     tokenizer = AutoTokenizer.from_pretrained(TASK.model_path)
     tokenizer.chat_template = (files("trl") / "chat_templates" / "qwen3.jinja").read_text()
     data = Dataset.from_dict({"prompt": [[{"role": "user", "content": "1+2+3="}]] * 8})
-    trainer = make_trainer(
-        tmp_path,
-        trainer_options={
-            "reward_funcs": None,
-            "train_dataset": data,
-            "processing_class": tokenizer,
-            "environment_factory": Counter,
-        },
-        log_completions=True,
-        max_steps=1,
-    )
+    given = {
+        "reward_funcs": None,
+        "train_dataset": data,
+        "processing_class": tokenizer,
+        "environment_factory": Counter,
+    }
+    trainer = make_trainer(tmp_path, trainer_options=given, log_completions=True, max_steps=1)
     rollouts = keep_rollouts(trainer)
     trainer.train()
     assert rollouts[0].reward_names == ("Counter",)
     want = canon_advantage(rollouts[0].rewards, rollouts[0].metrics["entropy"])
     assert completions_table(trainer)["advantage"] == want.flatten().tolist()
+    with pytest.raises(ValueError, match=r"accuracy_reward='no' must be one of the reward functions \['Counter'\]"):
+        make_trainer(tmp_path, trainer_options=given, accuracy_reward="no")
 
 
 def test_lora(tmp_path):
