@@ -9,6 +9,7 @@ import signal
 import time
 from itertools import count
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -18,6 +19,7 @@ from transformers import TrainerCallback
 from trl import GRPOConfig, GRPOTrainer
 
 from canon_trl.hook.checkpoints import ROLLOUT_STATE, RUN_OPTIONS, checkpoints_of, is_whole
+from canon_trl.hook.reference_state import check_reference
 
 SAVING = {"save_strategy": "steps", "save_steps": 1}
 
@@ -259,6 +261,12 @@ def test_a_missing_synced_reference_is_an_error(tmp_path, caplog):
     with caplog.at_level(logging.WARNING, logger="canon_trl"):
         train(tmp_path, resume=str(tmp_path / "checkpoint-2"), resume_with_changes=True, **options)
     assert "sync_ref_model=True would restore the reference model: using the initial one" in caplog.text
+
+
+def test_a_reference_model_under_fsdp1_is_rejected():
+    state = SimpleNamespace(fsdp_plugin=SimpleNamespace(fsdp_version=1))
+    with pytest.raises(ValueError, match="sync_ref_model=True does not go with FSDP1"):
+        check_reference(SimpleNamespace(state=state))
 
 
 def test_a_missing_random_state_gives_a_warning(folder, caplog):
