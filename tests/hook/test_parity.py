@@ -3,7 +3,7 @@
 import pytest
 import torch
 from observe import completions_table
-from toy import assert_same_parameters, length_reward, logged, make_trainer, parameters
+from toy import assert_same_parameters, base_model, length_reward, logged, make_trainer, parameters
 from trl import GRPOConfig, GRPOTrainer
 
 from canon_trl.tasks import TASKS
@@ -30,45 +30,56 @@ def train(folder, **options):
     return trainer, [completions_table(trainer, step)["advantage"] for step in (1, 2, 3)]
 
 
+@pytest.fixture(scope="module")
+def train_trl(tmp_path_factory):
+    """Train TRL's own trainer, once for each set of options."""
+    runs = {}
+
+    def run(**options):
+        key = str(sorted(options.items()))
+        if key not in runs:
+            classes = {"trainer_class": GRPOTrainer, "config_class": GRPOConfig}
+            runs[key] = train(tmp_path_factory.mktemp("trl"), **classes, **TRL_OPTIONS, **options)
+        return runs[key]
+
+    return run
+
+
 def assert_same_training(ours, theirs):
     (our_trainer, our_advantages), (their_trainer, their_advantages) = ours, theirs
     assert any(any(advantages) for advantages in their_advantages)
     assert our_advantages == their_advantages
     for our_log, their_log in zip(logged(our_trainer), logged(their_trainer), strict=True):
         assert their_log.items() <= our_log.items()
-    assert_same_parameters(parameters(our_trainer), parameters(their_trainer))
-    initial = parameters(make_trainer(our_trainer.args.output_dir))
-    assert any(not torch.equal(initial[name], value) for name, value in parameters(our_trainer).items())
+    trained, initial = parameters(our_trainer), dict(base_model().named_parameters())
+    assert_same_parameters(trained, parameters(their_trainer))
+    assert any(not torch.equal(initial[name], value) for name, value in trained.items())
 
 
 @pytest.mark.parametrize("rewards", REWARDS)
 @pytest.mark.parametrize("estimator", ESTIMATORS)
 @pytest.mark.parametrize("batch", BATCHES)
-def test_trl_estimators(tmp_path, estimator, batch, rewards):
+def test_trl_estimators(tmp_path, train_trl, estimator, batch, rewards):
     trl_options, our_options = ESTIMATORS[estimator]
     weights = {"reward_weights": [1.0, 0.3]} if rewards == "two" else {}
-    shared = {"trainer_options": REWARDS[rewards], **batch, **weights, **TRL_OPTIONS}
-    theirs = train(tmp_path, trainer_class=GRPOTrainer, config_class=GRPOConfig, **shared, **trl_options)
-    ours = train(tmp_path, advantage_estimator=estimator, **shared, **our_options)
+    shared = {"trainer_options": REWARDS[rewards], **batch, **weights}
+    theirs = train_trl(**shared, **trl_options)
+    ours = train(tmp_path, advantage_estimator=estimator, **shared, **TRL_OPTIONS, **our_options)
     assert_same_training(ours, theirs)
 
 
 @pytest.mark.parametrize("options", [{"num_iterations": 2}, {"steps_per_generation": 2}], ids=lambda o: next(iter(o)))
-def test_several_updates_per_rollout(tmp_path, options):
-    theirs = train(
-        tmp_path, trainer_class=GRPOTrainer, config_class=GRPOConfig, scale_rewards="none", **TRL_OPTIONS, **options
-    )
+def test_several_updates_per_rollout(tmp_path, train_trl, options):
+    theirs = train_trl(scale_rewards="none", **options)
     ours = train(tmp_path, advantage_estimator="dr_grpo", **options)
     assert_same_training(ours, theirs)
 
 
 @pytest.mark.parametrize("metric", ["entropy", "length", "random"])
 @pytest.mark.parametrize("batch", BATCHES)
-def test_canon_with_mu_one_half_is_dr_grpo(tmp_path, metric, batch):
+def test_canon_with_mu_one_half_is_dr_grpo(tmp_path, train_trl, metric, batch):
     # With 0/1 rewards and groups of four, every mean is a multiple of 1/4, so even rounding agrees.
-    theirs = train(
-        tmp_path, trainer_class=GRPOTrainer, config_class=GRPOConfig, scale_rewards="none", **TRL_OPTIONS, **batch
-    )
+    theirs = train_trl(trainer_options=REWARDS["one"], scale_rewards="none", **batch)
     ours = train(tmp_path, canon_metric=metric, canon_mu=0.5, **batch)
     assert_same_training(ours, theirs)
 
