@@ -126,13 +126,8 @@ class Judged:
         return pass_at_k(self.num_samples, self.correct.sum(axis=1), k)
 
     def majority_at(self, k: int) -> np.ndarray:
-        """majority@k, one per prompt.
-
-        Raises:
-            ValueError: the records have no answers.
-        """
-        if self.answers is None:
-            raise ValueError(f"majority@{k} needs answers, but the records have none")
+        """majority@k, one per prompt; the records must have answers."""
+        assert self.answers is not None
         return majority_at_k(self.answers, self.correct, k)
 
     def describe(self) -> dict[str, float | None]:
