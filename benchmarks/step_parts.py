@@ -34,7 +34,7 @@ PARTS = (
 )
 GENERATION, SCORING, REWARDS, OURS, LOSS, BACKWARD, OPTIMISER, _ = PARTS
 OUR_STEPS = ("_stage_inputs", "_tokens", "_terms")  # from the stages in the loss
-OUR_METHODS = ("_make_rollout", "_estimate_advantages", *OUR_STEPS, "_leave_out", "_log_rollout")
+OUR_METHODS = ("_make_rollout", "_estimate_advantages", *OUR_STEPS, "_mask_out", "_log_rollout")
 
 
 class PartClock:
@@ -112,7 +112,7 @@ def instrumented(method: str, workload: Workload, updates: int) -> tuple[GRPOTra
 @contextmanager
 def instrument_recorder(clock: PartClock) -> Iterator[None]:
     """Also time the hook that records entropies during generation."""
-    timed = {name: clock.timed(getattr(GenerationRecorder, name), OURS) for name in ("_record", "of")}
+    timed = {name: clock.timed(getattr(GenerationRecorder, name), OURS) for name in ("_record", "records_of")}
     with patch.multiple(GenerationRecorder, **timed):
         yield
 
