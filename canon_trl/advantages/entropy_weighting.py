@@ -3,13 +3,13 @@
 The equations are numbered as in the version submitted to ICML 2026. There is no released code. (Another paper,
 2508.03772, also calls its method GTPO.)
 
-The paper does not settle which shaped rewards s are standardised together, so the option `standardise` chooses:
+The paper leaves open which shaped rewards s are standardised together, so the option `standardise` chooses:
 
     "with_zeros"    the right ones' s with 0 for each wrong one, and the wrong ones' s with 0 for each right one.
                     Sec. 2.3 normalises "over the G sequences in the group", and Eq. 3, 5 and 9 define these zeros.
     "together"      all s (Eq. 46, in the proof that GRPO-S converges to GRPO).
-    "apart"         each set alone, as Eq. 6 reads. Then each set has mean 0, so right and wrong responses are pushed
-                    alike on average, and neither weight changes the result, although Fig. 5 shows that it does.
+    "apart"         each set alone, as Eq. 6 says. Then each set has mean 0, so the advantages no longer follow the
+                    rewards, and neither weight changes the result, while in Fig. 5 the weights do.
 
 The paper's setup also says that "entropy is clipped" at 0.2 and 0.28. Those are DAPO's bounds of the probability
 ratio (`epsilon`, `epsilon_high`); here entropies only have a floor, which 1/H needs.
@@ -112,7 +112,8 @@ def grpo_s_estimator(
     The paper leaves open which s enter mean and std. `"with_zeros"` takes the s of right responses with 0 for each
     wrong one, and the s of wrong responses with 0 for each right one (Sec. 2.3); `"together"` takes all s (Eq. 46);
     `"apart"` takes each set alone, as Eq. 6 says for the token-level GTPO. Then each set has mean 0, so right and
-    wrong responses are pushed alike on average, and neither weight changes the result.
+    wrong responses are pushed alike on average, and neither weight changes the result. Do not train with it: the
+    advantages no longer follow the rewards.
 
     The paper's ratio is the mean of the token ratios (Eq. 11). `importance_sampling_level="sequence"` takes their
     geometric mean, which its Appendix C also offers. Groups that are all right or all wrong get 0, since only the
