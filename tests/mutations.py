@@ -299,6 +299,12 @@ MUTATIONS = [
         ("{{masked_fill(count == 0, empty) => nan_to_num()}}", "test_numbers_match_the_formula"),
     ),
     *mutations(
+        "policy_rewards/em_rl.py",
+        "test_em_rl.py",
+        ("return {{- => }}_sum_over_response(entropies", "test_cases_by_hand"),
+        ("{{~ => }}mask.bool()", "test_cases_by_hand"),
+    ),
+    *mutations(
         "token_advantages/entropy_shaped.py",
         "test_entropy_shaped.py",
         ("per_token {{+ => -}} bonus", "test_a_case_by_hand"),

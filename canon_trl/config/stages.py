@@ -45,9 +45,9 @@ class StagesConfig(RunConfig):
     Args:
         > Parameters that choose the rewards
 
-        policy_reward: A name: `"rent"`; `{name: options}` with the reward's `weight` among the options; an import path
-            `"package.module:function"`; or a list or mapping of several. These rewards come from the policy itself and
-            are added to those of the reward functions. Default: none.
+        policy_reward: A name: `"rent"`, `"em_rl_sequence"`, `"em_rl_token"`; `{name: options}` with the reward's
+            `weight` among the options; an import path `"package.module:function"`; or a list or mapping of several.
+            These rewards come from the policy itself and are added to those of the reward functions. Default: none.
 
         > Parameters that choose the advantage
 

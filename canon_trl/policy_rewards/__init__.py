@@ -9,9 +9,14 @@ the rewards of the reward functions.
 from dataclasses import dataclass
 
 from canon_trl.method import Method, Stage, by_name
+from canon_trl.policy_rewards.em_rl import em_rl_sequence_reward, em_rl_token_reward
 from canon_trl.policy_rewards.rent import rent_reward
 
-POLICY_REWARDS = by_name(Method("rent", rent_reward))
+POLICY_REWARDS = by_name(
+    Method("rent", rent_reward),
+    Method("em_rl_sequence", em_rl_sequence_reward),
+    Method("em_rl_token", em_rl_token_reward),
+)
 
 # A policy reward can also read the columns of the dataset, so the stage has no fixed list of what is readable.
 STAGE = Stage("policy_reward", POLICY_REWARDS, called_in="hook/policy_rewards.py")
@@ -30,4 +35,4 @@ class PolicyReward:
         return self.method.name.rpartition(":")[2]
 
 
-__all__ = ["POLICY_REWARDS", "STAGE", "PolicyReward", "rent_reward"]
+__all__ = ["POLICY_REWARDS", "STAGE", "PolicyReward", "em_rl_sequence_reward", "em_rl_token_reward", "rent_reward"]

@@ -21,6 +21,7 @@ from toy import (
 from transformers import TrainerCallback
 
 from canon_trl import CANONConfig
+from canon_trl.advantages import rloo_advantage
 from canon_trl.config.policy_rewards import find_policy_rewards
 from canon_trl.guards.collapse import Collapse
 from canon_trl.policy_rewards import rent_reward
@@ -142,6 +143,22 @@ def test_labels_of_weight_0_change_nothing(tmp_path):
     for entry, other in zip(logged(watched), logged(blind), strict=True):
         assert 0 < entry["rewards/accuracy/mean"] < 1
         assert (entry["reward"], entry["grad_norm"]) == (other["reward"], other["grad_norm"])
+
+
+@pytest.mark.parametrize(("name", "shows"), [("em_rl_sequence", "surprisal"), ("em_rl_token", "entropy")])
+def test_em_rl_with_labels_of_weight_0(tmp_path, name, shows):
+    """The paper's setting: RLOO. The log has what shows a collapse, and the labels change nothing."""
+    options = {"advantage_estimator": "rloo", "policy_reward": name, "max_steps": 2}
+    watched, rollouts, _, advantages = train(tmp_path / "watched", reward_weights=[0.0], **options)
+    for rollout in rollouts:
+        want = -rollout.metrics[shows] * rollout.lengths
+        torch.testing.assert_close(rollout.rewards, want)
+        assert torch.equal(rollout.rewards, rollout.rewards_per_func[..., 1])
+    assert torch.equal(advantages[0], rloo_advantage(rollouts[0].rewards))
+    for entry in logged(watched):
+        assert entry["policy_reward/length_of_first"] > 0 < entry[f"policy_reward/{shows}_of_first"]
+    blind = train(tmp_path / "blind", ALONE, **options)[0]
+    assert_same_parameters(parameters(watched), parameters(blind))
 
 
 def brevity(log_probs, mask, prompts, completions, answer, *, base=1.0):
@@ -300,7 +317,7 @@ def weighs(mask, *, weight=1.0):
 @pytest.mark.parametrize(
     ("spec", "message"),
     [
-        ("rant", r"policy_reward='rant' is unknown \(did you mean 'rent'\?\); choose one of \['rent'\]"),
+        ("rant", r"policy_reward='rant' is unknown \(did you mean 'rent'\?\); choose one of \[.*'rent'\]"),
         ("math:no", "policy_reward='math:no' cannot be imported"),
         ("math:pi", "policy_reward='math:pi' is a float, not a function"),
         (7, "policy_reward=7 is unknown"),

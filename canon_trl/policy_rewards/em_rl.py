@@ -1,0 +1,62 @@
+"""EM-RL, reinforcement learning from the policy's own entropy (https://huggingface.co/papers/2505.15134)."""
+
+import torch
+from torch import Tensor
+
+from canon_trl.paper import Paper
+
+PAPER = Paper(
+    key="agarwal2025unreasonable",
+    title="The Unreasonable Effectiveness of Entropy Minimization in LLM Reasoning",
+    authors="Shivam Agarwal and Zimin Zhang and Lifan Yuan and Jiawei Han and Hao Peng",
+    id="2505.15134",
+    code="shivamag125/EM_PT",
+)
+
+
+def em_rl_sequence_reward(log_probs: Tensor, mask: Tensor) -> Tensor:
+    """Reward a response for its probability under the policy that wrote it, without any label (Eq. 3).
+
+        r_i = sum_t(log p_it) = log p(y_i)    over the tokens that the model wrote
+
+    Its mean is minus the entropy of whole responses. It prefers likely responses, even if single steps are uncertain.
+    It is a sum, so every token costs something: shorter responses earn more, and a response without tokens gets 0, the
+    best reward. Watch the length, and stop on a labelled validation set, as the paper does. The paper trains with RLOO
+    (`advantage_estimator: rloo`), 4 responses per prompt, 512 prompts per batch, a learning rate of 1e-6 and a KL
+    penalty of 0.001 to the reference. It helps where the untrained model is already often right.
+
+    Args:
+        log_probs: `(B, T)`, of the sampled tokens under the policy that sampled them, at the sampling temperature.
+            They are detached.
+        mask: `(B, T)`, true on the tokens that the model wrote. Values off the mask have no effect.
+
+    Returns:
+        `(B,)`, in nats, in at least float32.
+    """
+    return _sum_over_response(log_probs, mask)
+
+
+def em_rl_token_reward(entropies: Tensor, mask: Tensor) -> Tensor:
+    """Reward a response for the certainty of the policy at every step, without any label (Eq. 4).
+
+        r_i = -sum_t(H_it)    over the tokens that the model wrote
+
+    Its mean is minus the sum of the entropies of the steps. It is RENT's reward (`rent`) with the sum in place of the
+    mean: each token costs its entropy, so shorter responses earn more, and a response without tokens gets 0, the best
+    reward. Watch the length, and stop on a labelled validation set, as the paper does. The paper's setting is that of
+    `em_rl_sequence`.
+
+    Args:
+        entropies: `(B, T)`, in nats, of the policy that sampled the responses, at the sampling temperature. They are
+            detached.
+        mask: `(B, T)`, true on the tokens that the model wrote. Values off the mask have no effect.
+
+    Returns:
+        `(B,)`, in nats, in at least float32.
+    """
+    return -_sum_over_response(entropies, mask)
+
+
+def _sum_over_response(values: Tensor, mask: Tensor) -> Tensor:
+    values = values.detach().to(torch.promote_types(values.dtype, torch.float32))
+    return values.masked_fill(~mask.bool(), 0.0).sum(dim=-1)
