@@ -2,10 +2,10 @@
 
     python .ci/audit.py
 
-Fails when there is one that `.ci/audit-ignored.txt` does not name. Where the list cannot be reached, or does not
-answer as it should, it says that nothing was audited and passes: a machine without a network can run the checks, too.
-Whether it answers is told by a package that is known to be vulnerable: pip-audit itself takes a service that knows no
-package at all for one that knows no vulnerability.
+Fails if there is one that `.ci/audit-ignored.txt` does not name. If the list cannot be reached or does not answer as
+expected, it says that nothing was audited and passes, so that the checks also run without a network. To see whether
+the list answers, it first looks up a package that is known to be vulnerable: pip-audit itself cannot distinguish a
+service that knows no packages from one that knows no vulnerabilities.
 """
 
 import argparse
@@ -21,7 +21,7 @@ TIMEOUT = 10  # seconds
 
 
 def read_ignored(path: Path) -> dict[str, str]:
-    """Identifiers and the reasons why they are ignored.
+    """Return the ignored identifiers with the reasons.
 
     Raises:
         ValueError: a line has no reason.
@@ -37,7 +37,7 @@ def read_ignored(path: Path) -> dict[str, str]:
 
 
 def look_up(requirements: Path, options: list[str]) -> tuple[list[dict], str]:
-    """What pip-audit found for each package; without an answer nothing, and the reason."""
+    """Return what pip-audit found for each package, or, if it got no answer, an empty list and the reason."""
     command = [sys.executable, "-m", "pip_audit", "--requirement", str(requirements), "--no-deps", "--disable-pip"]
     command += ["--vulnerability-service", "osv", "--timeout", str(TIMEOUT), "--progress-spinner", "off"]
     ended = subprocess.run([*command, "--format", "json", *options], capture_output=True, text=True)
@@ -49,9 +49,11 @@ def look_up(requirements: Path, options: list[str]) -> tuple[list[dict], str]:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--osv-url", help="address of the list in place of the public one")
-    parser.add_argument("--requirements", type=Path, default=ROOT / "constraints.txt", help="what is looked up")
-    parser.add_argument("--ignored", type=Path, default=ROOT / ".ci" / "audit-ignored.txt", help="what is let pass")
+    parser.add_argument("--osv-url", help="address of a list to use instead of the public one")
+    parser.add_argument("--requirements", type=Path, default=ROOT / "constraints.txt", help="the packages to look up")
+    parser.add_argument(
+        "--ignored", type=Path, default=ROOT / ".ci" / "audit-ignored.txt", help="the vulnerabilities to ignore"
+    )
     arguments = parser.parse_args()
     service = ["--osv-url", arguments.osv_url] if arguments.osv_url else []
     ignored = read_ignored(arguments.ignored)
@@ -75,10 +77,10 @@ def main() -> int:
         print(f"not looked up: {package['name']}: {package['skip_reason']}")
     for package, vulnerability in found:
         fixed = ", ".join(vulnerability["fix_versions"]) or "no release"
-        print(f"{package['name']} {package['version']}: {vulnerability['id']}, mended in {fixed}")
+        print(f"{package['name']} {package['version']}: {vulnerability['id']}, fixed in {fixed}")
     print(
         f"{len(packages) - len(left_out)} packages looked up, {len(left_out)} not; "
-        f"{len(found)} known vulnerabilities, beside the {len(ignored)} that are ignored"
+        f"{len(found)} known vulnerabilities, not counting {len(ignored)} ignored"
     )
     return 1 if found else 0
 

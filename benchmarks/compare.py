@@ -105,7 +105,7 @@ class Comparison:
             raise ValueError(f"{path} has the unknown keys {unknown}; known: {sorted(known)}")
         needed = {each.name for each in fields(cls) if each.default is each.default_factory is MISSING}
         if missing := sorted(needed - set(found)):
-            raise ValueError(f"{path} lacks the keys {missing}")
+            raise ValueError(f"{path} has no keys {missing}")
         return cls(**found | {name: Path(found[name]) for name in ("output_dir", "report_dir") if name in found})
 
     def __post_init__(self) -> None:

@@ -74,14 +74,14 @@ RANDOM = "random"
 
 
 def metric_name(metric: str | ResponseMetric) -> str:
-    """The metric's name in [`~canon_trl.Rollout.metrics`]."""
+    """The metric's name in `Rollout.metrics`."""
     return metric if isinstance(metric, str) else name_of(metric)
 
 
 def get_metric(metric: str | ResponseMetric, *, field: str) -> ResponseMetric | None:
     """Find a metric by its name in [`METRICS`] or its import path; a function is returned as it is.
 
-    `"random"` gives `None`: it is no function of a rank's responses, since the trainer draws it for all ranks at once.
+    `"random"` gives `None`: it is not a function of responses; the trainer draws it for all ranks at once.
 
     Raises:
         ValueError: the name is unknown; the message lists the known names.
@@ -102,7 +102,7 @@ def get_metric(metric: str | ResponseMetric, *, field: str) -> ResponseMetric | 
 def get_metrics(
     wanted: Iterable[str | ResponseMetric], *, field: str = "requires_metrics"
 ) -> dict[str, ResponseMetric | None]:
-    """Find several metrics, by their names in [`~canon_trl.Rollout.metrics`].
+    """Find several metrics, by their names in `Rollout.metrics`.
 
     Raises:
         ValueError: a name is unknown, or two functions have the same name.

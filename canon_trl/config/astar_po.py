@@ -30,7 +30,7 @@ class AStarPOConfig(RunConfig):
         filter_all_incorrect: Whether to skip prompts that the reference model never solved, as TRL's A2PO does. The
             authors' code has this option, but its scripts do not set it.
 
-        > Parameters with another default than TRL's
+        > Parameters that have a different default from TRL's
 
         num_generations: Number of responses to sample per prompt, always 1.
         vllm_importance_sampling_correction: Not used: a regression needs no correction for the sampler.

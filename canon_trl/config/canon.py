@@ -68,7 +68,7 @@ class CANONConfig(StagesConfig):
             `"cosine_inter_to_intra"`, 0 for the intra-group weight of `"cosine_intra_to_inter"`.
         canon_cosine_high: Highest value of the curve. Default, as in the reference: 1 and 0.6.
 
-        > Parameters with another default than TRL's
+        > Parameters that have a different default from TRL's
 
         loss_type: The loss, see [`~trl.GRPOConfig`]. CANON is defined with `"dr_grpo"`.
         scale_rewards: TRL's scaling of advantages, which the estimator replaces: `"none"`, or also `"group"` with
