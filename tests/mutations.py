@@ -312,6 +312,20 @@ MUTATIONS = [
         ("entropies{{.detach() => }}", "test_no_gradient_flows_through_the_entropies"),
     ),
     *mutations(
+        "token_advantages/dmmpt.py",
+        "test_dmmpt.py",
+        (".exp() {{>= => <=}} tau", "test_numbers_match_the_formula"),
+        ("total / mask.sum(dim=1).clamp(min=1) {{< => >=}} sigma", "test_a_case_by_hand"),
+        ("rewards{{ + rounding_error(rewards) => }} >= 1", "test_a_response_is_right_from_a_reward_of_1"),
+    ),
+    *mutations(
+        "token_advantages/clip_b.py",
+        "test_clip_b.py",
+        ("(advantages {{< => <=}} 0)", "test_a_case_by_hand"),
+        ("(entropies {{+ => -}} log_probs)", "test_masks_match_the_released_code"),
+        ("(deviation {{>= 1e-12 => >= 0}})", "test_equal_tokens_are_kept"),
+    ),
+    *mutations(
         "loss_terms/ter.py",
         "test_ter.py",
         ("torch.sign({{before - target => target - before}})", "test_value_and_gradient_by_hand"),

@@ -5,12 +5,18 @@ config uses. They run at every update, on the current policy, and what they retu
 """
 
 from canon_trl.method import Stage, by_name
+from canon_trl.token_advantages.clip_b import clip_b_mask
+from canon_trl.token_advantages.dmmpt import dmmpt_mask
 from canon_trl.token_advantages.entropy_shaped import entropy_shaped
 from canon_trl.token_advantages.kinds import TokenAdvantage
 from canon_trl.tokens import READABLE
 
-TOKEN_ADVANTAGES = by_name(TokenAdvantage("entropy_shaped", entropy_shaped))
+TOKEN_ADVANTAGES = by_name(
+    TokenAdvantage("entropy_shaped", entropy_shaped),
+    TokenAdvantage("dmmpt", dmmpt_mask, kind="mask"),
+    TokenAdvantage("clip_b", clip_b_mask, kind="mask"),
+)
 
 STAGE = Stage("token_advantage", TOKEN_ADVANTAGES, READABLE, called_in="hook/token_stages.py")
 
-__all__ = ["STAGE", "TOKEN_ADVANTAGES", "TokenAdvantage", "entropy_shaped"]
+__all__ = ["STAGE", "TOKEN_ADVANTAGES", "TokenAdvantage", "clip_b_mask", "dmmpt_mask", "entropy_shaped"]

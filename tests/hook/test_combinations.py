@@ -37,6 +37,8 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "mix": {"canon": 0.5, "opo": 0.5},
     "pass_at_k": {"k": 2},
     "pshw": {"low": 0},
+    "dmmpt": {"tau": 0.5, "sigma": 9.0},
+    "clip_b": {"mu": 0.5},
     "clip_cov": {"low": 0.0, "high": 9.0, "ratio": 0.5},
     "kl_cov": {"fraction": 0.2},
     "disco": {"beta": 10.0},
