@@ -342,6 +342,13 @@ MUTATIONS = [
         ('self.updates = {{state["updates"] => 0}}', "test_resuming_at_every_update"),
     ),
     *mutations(
+        "controllers/adaptive_clip.py",
+        "test_adaptive_clip.py",
+        ("(entropy {{< => >=}} self.target_entropy) -", "test_a_case_by_hand"),
+        ("direction * self.step, {{0.0 => -self.most}})", "test_a_case_by_hand"),
+        ("return self.start{{ + self.widening => }}", "test_a_case_by_hand"),
+    ),
+    *mutations(
         "tokens.py",
         "test_tokens.py",
         ("here = total{{ * ranks => }}", "test_mean_and_gradient_do_not_depend_on_the_ranks"),

@@ -74,9 +74,10 @@ class StagesConfig(RunConfig):
 
         > Parameters that choose what changes during the run
 
-        controller: A name: `"e3_temperature"`; `{name: options}`; an import path `"package.module:function"` of a
-            function or class that makes a [`~canon_trl.controllers.Controller`]; or a list or mapping of several. Each
-            steers one setting of the run by numbers measured over all ranks. Default: none.
+        controller: A name: `"e3_temperature"`, `"adaptive_clip"`; `{name: options}`; an import path
+            `"package.module:function"` of a function or class that makes a [`~canon_trl.controllers.Controller`]; or a
+            list or mapping of several. Each steers one setting of the run by numbers measured over all ranks. Default:
+            none.
 
         > Parameters that choose the groups to train on
 

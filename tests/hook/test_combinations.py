@@ -17,6 +17,7 @@ from toy import logged, make_trainer, parameters
 from canon_trl import CANONConfig
 from canon_trl.advantages import ESTIMATORS
 from canon_trl.controllers import CONTROLLERS
+from canon_trl.controllers.protocol import steered_knob
 from canon_trl.loss_terms import LOSS_TERMS
 from canon_trl.method import Method
 from canon_trl.policy_losses import POLICY_LOSSES
@@ -44,6 +45,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "disco": {"beta": 10.0},
     "ter": {"coef": 0.1},
     "e3_temperature": {"target_entropy": 1.0, "init_steps": 0},
+    "adaptive_clip": {"step": 0.05},
 }
 
 Chosen = tuple[str, str]  # a stage's field and a method of it
@@ -65,6 +67,11 @@ def reason_to_reject(first: Chosen, second: Chosen) -> str | None:
             return "the advantage estimator is defined for rewards in .*, but the weighted sum"
         if field == "policy_reward" and other == "policy_loss" and POLICY_LOSSES[method].reward_range:
             return f"{method} is defined for rewards in .*, but the weighted sum"
+        if field == "controller" and other == "policy_loss" and steered_knob(CONTROLLERS[name]) == "epsilon_high":
+            if isinstance(POLICY_LOSSES[method], Whole):
+                return f"controller '{name}' steers 'epsilon_high', which policy_loss='{method}' does not read"
+            if not POLICY_LOSSES[method].clips:
+                return f"controller '{name}' steers 'epsilon_high', but '{method}' clips no ratios"
     return None
 
 

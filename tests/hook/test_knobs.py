@@ -5,7 +5,15 @@ import torch
 from observe import keep_tokens, on_generate, on_outputs, scored_entropy
 from peft import LoraConfig
 from steered import KeepingE3, Ramp
-from toy import assert_resumes, logged, make_trainer, prompts, rollout_with_tool
+from toy import (
+    assert_resumes,
+    assert_same_parameters,
+    logged,
+    make_trainer,
+    parameters,
+    prompts,
+    rollout_with_tool,
+)
 
 from canon_trl import CANONConfig
 from canon_trl.controllers import E3Temperature
@@ -141,12 +149,35 @@ def test_an_entropy_bonus_may_start_at_0(tmp_path):
     assert norms[0][0] != pytest.approx(norms[1][0], rel=1e-3)
 
 
+def test_the_adaptive_clip_follows_the_entropy(tmp_path):
+    """Above the target it returns to the value of the config; without room to move it changes nothing."""
+    options = {"num_iterations": 2, "epsilon_high": 0.2, "max_steps": 4}
+    low = {"target_entropy": 1e-3, "step": 0.25}
+    plain, fixed, wide, narrow = trainers = [
+        make_trainer(tmp_path / name, controller={"adaptive_clip": chosen} if chosen else None, **options)
+        for name, chosen in {
+            "plain": None,
+            "fixed": {"most": 0.0},
+            "wide": {"target_entropy": 100.0, "step": 0.25, "most": 0.5},
+            "narrow": low,
+        }.items()
+    ]
+    for trainer in trainers:
+        torch.manual_seed(0)
+        trainer.train()
+    clips = [[entry["controller/epsilon_high"] for entry in logged(trainer)] for trainer in (wide, narrow, fixed)]
+    assert clips == [pytest.approx([0.2, 0.45, 0.7, 0.7]), [0.2] * 4, [0.2] * 4]
+    for unmoved in (fixed, narrow):
+        assert_same_parameters(parameters(unmoved), parameters(plain))
+
+
 @pytest.mark.parametrize(
     "options",
     [
         {"controller": E3},
         {"controller": E3, "num_iterations": 2, "steps_per_generation": 2, "per_device_train_batch_size": 4},
         {"controller": ramp("epsilon_high", by=-0.05), "num_iterations": 2},
+        {"controller": {"adaptive_clip": {"step": 0.05}}, "num_iterations": 2},
         {"controller": [E3, ramp("entropy_coef")]},
         {"controller": ramp("entropy_shaped.alpha"), "num_iterations": 2} | SHAPED,
         {"controller": ramp("clip_cov.ratio"), "num_iterations": 2, "policy_loss": "clip_cov"},
@@ -155,6 +186,7 @@ def test_an_entropy_bonus_may_start_at_0(tmp_path):
         "temperature",
         "in a rollout",
         "epsilon_high",
+        "the adaptive clip",
         "two knobs",
         "an option of a token advantage",
         "an option of the policy loss",
