@@ -227,6 +227,23 @@ MUTATIONS = [
         ("(scored - mean) / {{mean => mean.sqrt()}}", "test_a_case_by_hand"),
     ),
     *mutations(
+        "advantages/gdpo.py",
+        "test_gdpo.py",
+        ("{{& (weights != 0) => }}", "test_equal_rewards_give_exactly_0"),
+        ("{{& spread.any() => }}", "test_equal_rewards_give_exactly_0"),
+        ("(count / (count {{- 1 => }}))", "test_golden_numbers"),
+    ),
+    *mutations(
+        "advantages/grpo_batch.py",
+        "test_gdpo.py",
+        ("group_std({{scored.flatten(), valid.flatten() => scored, valid}})", "test_cases_by_hand"),
+    ),
+    *mutations(
+        "config/checks.py",
+        "test_drop_in.py",
+        ("kind in ({{GRPOConfig => type(args)}}, type(args))", "test_an_option_with_trls_default_asks_for_nothing"),
+    ),
+    *mutations(
         "advantages/astar_po.py",
         "test_advantages.py",
         ("best {{+ => -}} beta *", "test_optimal_value"),

@@ -21,7 +21,9 @@ from canon_trl.advantages.canon import (
 )
 from canon_trl.advantages.dr_grpo import dr_grpo_advantage
 from canon_trl.advantages.entropy_weighting import grpo_s_advantage, grpo_s_estimator, gtpo_advantage
+from canon_trl.advantages.gdpo import gdpo_advantage
 from canon_trl.advantages.grpo import grpo_advantage
+from canon_trl.advantages.grpo_batch import grpo_batch_advantage
 from canon_trl.advantages.maxrl import maxrl_advantage
 from canon_trl.advantages.mix import Mix, mix
 from canon_trl.advantages.opo import opo_advantage
@@ -39,6 +41,13 @@ from canon_trl.rollout import READABLE
 ESTIMATORS = by_name(
     Method("canon", canon_estimator, metrics=lambda options: (options["metric"],)),
     Method("grpo", grpo_advantage, agrees_with={"scale_rewards": "group"}),
+    Method("grpo_batch", grpo_batch_advantage, agrees_with={"scale_rewards": "batch"}),
+    Method(
+        "gdpo",
+        gdpo_advantage,
+        renamed={"weights": "reward_weights"},
+        agrees_with={"multi_objective_aggregation": "normalize_then_sum"},
+    ),
     Method("dr_grpo", dr_grpo_advantage),
     Method("rloo", rloo_advantage),
     Method("reinforce_pp_baseline", reinforce_pp_baseline_advantage),
@@ -103,7 +112,9 @@ __all__ = [
     "canon_advantage",
     "canon_estimator",
     "dr_grpo_advantage",
+    "gdpo_advantage",
     "grpo_advantage",
+    "grpo_batch_advantage",
     "grpo_s_advantage",
     "grpo_s_estimator",
     "gtpo_advantage",

@@ -6,8 +6,13 @@ from typing import Any, get_type_hints
 
 from trl import GRPOConfig
 
+from canon_trl.advantages import ESTIMATORS
+from canon_trl.method import Method
 from canon_trl.options import check_values
 from canon_trl.sampling import DynamicSampling
+
+# Options that choose TRL's own advantage estimator. With another value of the first one, TRL ignores the second.
+ESTIMATOR_OPTIONS = ("multi_objective_aggregation", "scale_rewards")
 
 PER_TOKEN = ("dapo", "cispo", "vespo")  # losses that are divided by the number of trained tokens
 
@@ -17,13 +22,32 @@ def assignments(args: GRPOConfig, names: Iterable[str]) -> str:
     return ", ".join(f"{name}={getattr(args, name)!r}" for name in names)
 
 
+def is_changed(args: GRPOConfig, name: str) -> bool:
+    """Whether an option of TRL differs from both TRL's and the config's default."""
+    defaults = [option.default for kind in (GRPOConfig, type(args)) for option in fields(kind) if option.name == name]
+    return getattr(args, name) not in defaults
+
+
 def check_ignored(args: GRPOConfig, names: Iterable[str], why: str) -> None:
     """Reject options of TRL that would be ignored and differ from both TRL's and the config's default."""
-    defaults = {option.name: [option.default] for option in fields(GRPOConfig)}
-    for option in fields(args):
-        defaults.setdefault(option.name, []).append(option.default)
-    if changed := [name for name in names if getattr(args, name) not in defaults[name]]:
+    if changed := [name for name in names if is_changed(args, name)]:
         raise ValueError(f"{assignments(args, changed)} would be ignored: {why}")
+
+
+def estimator_of_trl(args: GRPOConfig) -> str | None:
+    """The estimator that computes what TRL computes with these options, if they are not left at their defaults."""
+    changed = [name for name in ESTIMATOR_OPTIONS if is_changed(args, name)]
+    methods = [m for name in changed for m in ESTIMATORS.values() if m.agrees_with.get(name) == getattr(args, name)]
+    return methods[0].name if methods else None
+
+
+def check_trl_estimator(args: GRPOConfig, method: Method) -> None:
+    """Reject options of TRL's own estimator that differ from the defaults and from what `method` computes."""
+    instead = estimator_of_trl(args)
+    choose = "" if instead in (None, method.name) else f"; advantage_estimator={instead!r} computes this"
+    why = f"advantage_estimator={method.name!r} replaces TRL's estimator{choose}"
+    accepted = {name: (method.agrees_with.get(name), "none") for name in ESTIMATOR_OPTIONS}  # "none" asks for nothing
+    check_ignored(args, [name for name in ESTIMATOR_OPTIONS if getattr(args, name) not in accepted[name]], why)
 
 
 def check_own_options(args: GRPOConfig) -> None:

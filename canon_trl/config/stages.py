@@ -2,13 +2,13 @@
 
 import logging
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any, Literal
 
 from trl import GRPOConfig
 
 from canon_trl.advantages import STAGE as ADVANTAGES
-from canon_trl.config.checks import check_shrink
+from canon_trl.config.checks import check_shrink, check_trl_estimator, estimator_of_trl
 from canon_trl.config.controllers import check_controllers
 from canon_trl.config.help_texts import with_help
 from canon_trl.config.loss_stages import LossStages, check_loss_stages, find_policy_loss
@@ -51,11 +51,13 @@ class StagesConfig(RunConfig):
 
         > Parameters that choose the advantage
 
-        advantage_estimator: A name: `"canon"`, `"grpo"`, `"dr_grpo"`, `"rloo"`, `"reinforce_pp_baseline"`, `"opo"`,
-            `"a_grae"`, `"maxrl"`, `"grpo_s"`, `"pass_at_k"`, `"pshw"`, `"stcr"`, `"psr"`, `"nsr"`, `"w_reinforce"`,
-            `"mix"`; `{name: options}`; or an import path `"package.module:function"` of a function that reads a
-            [`~canon_trl.rollout.Rollout`] and returns advantages `(P, G)`, or `(P, G, T)`, one per token. `{"mix":
-            {"canon": 0.5, "opo": 0.5}}` is a weighted sum.
+        advantage_estimator: A name: `"canon"`, `"grpo"`, `"grpo_batch"`, `"gdpo"`, `"dr_grpo"`, `"rloo"`,
+            `"reinforce_pp_baseline"`, `"opo"`, `"a_grae"`, `"maxrl"`, `"grpo_s"`, `"pass_at_k"`, `"pshw"`, `"stcr"`,
+            `"psr"`, `"nsr"`, `"w_reinforce"`, `"mix"`; `{name: options}`; or an import path
+            `"package.module:function"` of a function that reads a [`~canon_trl.rollout.Rollout`] and returns
+            advantages `(P, G)`, or `(P, G, T)`, one per token. `{"mix": {"canon": 0.5, "opo": 0.5}}` is a weighted
+            sum. If no other one is chosen, TRL's `scale_rewards="batch"` chooses `"grpo_batch"`, and
+            `multi_objective_aggregation="normalize_then_sum"` chooses `"gdpo"`.
         advantage_estimator_kwargs: Options of the estimator, such as `{"eps": 1e-4}` for `"grpo"`. CANON's options
             are the `canon_*` fields.
         accuracy_reward: Name of the reward function that measures accuracy in [0, 1], for `Rollout.accuracy` and the
@@ -117,6 +119,7 @@ class StagesConfig(RunConfig):
         super().__post_init__()
         self._check_options()
         self.make_policy_rewards()
+        self._choose_estimator()
         self._check_estimator()
         self._check_loss()
         self._check_dynamic_sampling()
@@ -184,6 +187,15 @@ class StagesConfig(RunConfig):
             elif not isinstance(options, dict) or not all(isinstance(option, str) for option in options):
                 raise ValueError(f"{name}={options!r} must be a dict of options by name, or JSON text of one")
 
+    def _choose_estimator(self) -> None:
+        """Choose the estimator that options of TRL describe, unless another one is chosen."""
+        default = next(option.default for option in fields(self) if option.name == "advantage_estimator")
+        described = estimator_of_trl(self)
+        if described is not None and self.advantage_estimator in ("grpo", default):
+            if self.advantage_estimator != "grpo":
+                logger.warning("options of TRL choose advantage_estimator=%r, not %r", described, default)
+            self.advantage_estimator = described
+
     def _check_estimator(self) -> None:
         method = self.make_estimator()
         get_metrics(method.required_metrics)
@@ -192,18 +204,7 @@ class StagesConfig(RunConfig):
                 f"advantage_estimator={self.advantage_estimator!r} with {self.advantage_estimator_kwargs} needs "
                 f"groups of at least {method.smallest_group} responses, but num_generations={self.num_generations}"
             )
-        aggregation = method.agrees_with.get("multi_objective_aggregation", "sum_then_normalize")
-        if self.multi_objective_aggregation not in ("sum_then_normalize", aggregation):
-            raise ValueError(
-                f"multi_objective_aggregation={self.multi_objective_aggregation!r} is TRL's own advantage estimator, "
-                "which advantage_estimator replaces; it must be 'sum_then_normalize'"
-            )
-        scaling = tuple(dict.fromkeys(("none", method.agrees_with.get("scale_rewards", "none"))))
-        if self.scale_rewards not in scaling:
-            raise ValueError(
-                f"scale_rewards={self.scale_rewards!r} is TRL's own scaling of advantages, which "
-                f"advantage_estimator={self.advantage_estimator!r} replaces; it must be one of {scaling}"
-            )
+        check_trl_estimator(self, method)
 
     def _check_loss(self) -> None:
         if self.policy_loss is None and self.policy_loss_kwargs:

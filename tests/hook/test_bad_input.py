@@ -67,9 +67,20 @@ def with_bonus(rollout, *, bonus):
             {"advantage_estimator": {"pass_at_k": {"k": 4}}},
             r"advantage_estimator='pass_at_k' with \{'k': 4\} needs .* at least 5 responses, but num_generations=4",
         ),
-        ({"scale_rewards": "group"}, "scale_rewards='group' is TRL's own scaling"),
-        ({"scale_rewards": True}, "scale_rewards='group' is TRL's own scaling"),
-        ({"scale_rewards": "batch", "advantage_estimator": "grpo"}, "scale_rewards='batch'"),
+        (
+            {"scale_rewards": "batch", "advantage_estimator": "a_grae"},
+            "scale_rewards='batch' would be ignored: .*; advantage_estimator='grpo_batch' computes this",
+        ),
+        (
+            {"multi_objective_aggregation": "normalize_then_sum", "advantage_estimator": "opo"},
+            "multi_objective_aggregation='normalize_then_sum' would be .*; advantage_estimator='gdpo' computes this",
+        ),
+        (
+            {"multi_objective_aggregation": "normalize_then_sum", "scale_rewards": "batch"},
+            "scale_rewards='batch' would be ignored: advantage_estimator='gdpo' replaces TRL's estimator$",
+        ),
+        ({"scale_rewards": "batch", "canon_mu": 0.5}, "canon_mu=0.5 would be ignored: .*'grpo_batch'"),
+        ({"scale_rewards": "bach"}, "scale_rewards='bach' would be ignored"),
         ({"policy_loss": "cov"}, r"policy_loss='cov' is unknown(.*); choose one of \['clip_cov', 'disco', 'kl_cov'\]"),
         ({"policy_loss_kwargs": {"ratio": 0.1}}, "would be ignored: policy_loss is None"),
         (
@@ -154,10 +165,6 @@ def with_bonus(rollout, *, bonus):
             "dynamic_sampling_kwargs: lower=0.9 must be at most upper=0.2",
         ),
         ({"dynamic_sampling": True, "entropy_coef": 0.1}, "entropy_coef=0.1 and .*cannot leave places out"),
-        (
-            {"advantage_estimator": "a_grae", "scale_rewards": "group"},
-            "scale_rewards='group' is TRL's own scaling of advantages, which advantage_estimator='a_grae' replaces",
-        ),
         ({"advantage_estimator": "psr", "advantage_estimator_kwargs": {"w": 1}}, r"no option 'w'; it takes \[\]"),
         (
             {"advantage_estimator": "a_grae", "advantage_estimator_kwargs": {"form": "code"}},
@@ -167,7 +174,6 @@ def with_bonus(rollout, *, bonus):
             {"dynamic_sampling": True, "dynamic_sampling_kwargs": {"exhausted": "stop"}},
             "dynamic_sampling_kwargs: exhausted='stop' must be 'shrink', 'keep' or 'error'",
         ),
-        ({"multi_objective_aggregation": "normalize_then_sum"}, "multi_objective_aggregation='normalize_then_sum' is"),
     ],
     ids=lambda value: ", ".join(map(str, value)) if isinstance(value, dict) else "",
 )
