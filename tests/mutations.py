@@ -359,6 +359,11 @@ MUTATIONS = [
         ('self.updates = {{state["updates"] => 0}}', "test_resuming_at_every_update"),
     ),
     *mutations(
+        "config/canon.py",
+        "test_skywork_entropy.py",
+        ('"entropy_coef_delta": {{1e-4 => 1e-3}}', "test_the_preset_has_the_values_of_the_released_script"),
+    ),
+    *mutations(
         "controllers/adaptive_clip.py",
         "test_adaptive_clip.py",
         ("(entropy {{< => >=}} self.target_entropy) -", "test_a_case_by_hand"),
