@@ -12,6 +12,7 @@ from canon_trl.policy_losses import POLICY_LOSSES, OnTRL, Whole
 from canon_trl.policy_losses import STAGE as POLICY_LOSS
 from canon_trl.token_advantages import TokenAdvantage
 from canon_trl.tokens import Tokens
+from canon_trl.trl_release import FUSED_HEAD, LUSPO_HAS_DIVISOR
 
 ORDER = ("shape", "weight", "mask")
 
@@ -31,7 +32,7 @@ LOSS_OPTIONS = (
 )
 
 # Losses whose divisor also suits a loss term per token, which is added where TRL adds its KL term.
-WITH_TERMS = ("grpo", "bnpo", "dr_grpo", "dapo", "luspo")
+WITH_TERMS = ("grpo", "bnpo", "dr_grpo", "dapo", *(("luspo",) if LUSPO_HAS_DIVISOR else ()))
 
 
 @dataclass(frozen=True)
@@ -106,6 +107,12 @@ class LossStages:
         reads = () if self.whole is None else self.whole.reads
         return self.whole is not None and not {"advantages", "response_advantages", "tokens"} & {*reads}
 
+    @property
+    def differentiates_entropies(self) -> bool:
+        """Whether a loss term or a whole loss may have a gradient through the entropies."""
+        losses = (*self.added, *(() if self.whole is None else (self.whole,)))
+        return any({"tokens", "entropies"} & {*method.reads} for method in losses)
+
     def read(self, *names: str) -> bool:
         """Whether a method reads one of these attributes, or the tokens as a whole."""
         return any({"tokens", *names} & {*method.reads} for method in self)
@@ -173,6 +180,11 @@ def check_loss_stages(stages: LossStages, args: GRPOConfig) -> None:
     Raises:
         ValueError: names the method and the option.
     """
+    if args.use_liger_kernel and not FUSED_HEAD:
+        raise ValueError(
+            "use_liger_kernel=True is not supported with this release of TRL: the kernel computes the whole loss, "
+            "and canon_trl cannot act in it; set it to False, or install TRL 1.15 or later"
+        )
     if isinstance(stages.policy_loss, OnTRL):
         check_policy_loss(stages.policy_loss, args)
     kinds = [kind_of(method) for method in stages.token_advantages]

@@ -7,9 +7,9 @@ from contextlib import contextmanager
 from typing import Any
 
 from accelerate.utils import gather_object
-from trl.trainer.utils import is_async_callable
 
 from canon_trl.guards import checked_rewards, time_limit, too_slow
+from canon_trl.trl_release import is_async_callable
 
 
 class SharedFailures:

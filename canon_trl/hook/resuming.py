@@ -13,7 +13,6 @@ from datasets import IterableDataset
 from torch import nn
 from transformers.trainer_callback import ExportableState
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, TrainOutput, rotate_checkpoints
-from trl.trainer.utils import strip_images_from_messages
 
 from canon_trl.config.run_length import micro_batches
 from canon_trl.guards.collapse import Collapse
@@ -28,7 +27,7 @@ from canon_trl.hook.checkpoints import (
 )
 from canon_trl.hook.loss import Losses
 from canon_trl.hook.reference_state import check_saved_reference, load_reference, save_reference
-from canon_trl.hook.rollout_files import load_rollout, rollout_file, warn_of_missing_random_states
+from canon_trl.hook.rollout_files import load_rollout, rollout_file, warn_of_missing_random_states, without_images
 from canon_trl.hook.rollout_parts import plain
 from canon_trl.hook.stage_log import StageLog
 
@@ -175,7 +174,7 @@ class Resuming(Losses):
         texts: dict[str, list] = {}
         columns: dict[str, dict[str, list]] = {}
         if self.log_completions and self.accelerator.is_main_process:  # only this process reads the table
-            texts = {name: [strip_images_from_messages(text) for text in self._logs[name]] for name in TABLE_TEXTS}
+            texts = {name: [without_images(text) for text in self._logs[name]] for name in TABLE_TEXTS}
             texts["advantages"] = list(self._logs["advantages"])
             columns = {name: dict(self._logs[name]) for name in TABLE_COLUMNS}
         return {

@@ -14,6 +14,18 @@ from canon_trl.hook.checkpoints import ROLLOUT_STATE
 logger = get_logger(__name__)  # logs on the main process only, since every rank finds the same
 
 
+def without_images(prompt: Any) -> Any:
+    """A prompt or a completion of the completions table, its images left out; text is returned as it is."""
+    if not isinstance(prompt, list):
+        return prompt
+    return [
+        {**message, "content": [{"type": "image"} if part["type"] == "image" else part for part in message["content"]]}
+        if isinstance(message.get("content"), list)
+        else message
+        for message in prompt
+    ]
+
+
 def rollout_file(checkpoint: str | Path, rank: int) -> Path:
     return Path(checkpoint, ROLLOUT_STATE.format(rank=rank))
 

@@ -7,14 +7,16 @@ import trl
 from peft import PeftModel
 from torch import nn
 
+from canon_trl.trl_release import FUSED_HEAD
+
 
 class Temperature:
     """The temperature of sampling and of the scores.
 
-    The sampler reads it from vLLM's settings, or from a `GenerationConfig` and the arguments that made it. Since
-    release 1.15 the scores read it from a variable that the fused heads of the policy and the reference closed over.
-    Writing that variable gives, bit for bit, the scores of a trainer made with this temperature. The variables are
-    looked up right after the trainer is made, before the model is wrapped.
+    The sampler reads it from vLLM's settings, or from a `GenerationConfig` and the arguments that made it. The scores
+    read it from the trainer; since release 1.15, from a variable that the fused heads of the policy and the reference
+    closed over. Writing that variable gives, bit for bit, the scores of a trainer made with this temperature. The
+    variables are looked up right after the trainer is made, before the model is wrapped.
 
     Args:
         trainer: a [`~trl.GRPOTrainer`].
@@ -29,7 +31,7 @@ class Temperature:
         self._cells = [
             find_cell(trainer.accelerator.unwrap_model(model), name, trainer.temperature)
             for name, model in models.items()
-            if model is not None
+            if model is not None and FUSED_HEAD
         ]
 
     @property

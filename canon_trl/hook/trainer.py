@@ -51,6 +51,7 @@ from canon_trl.policy_rewards import PolicyReward
 from canon_trl.sampling import DynamicSampling, PromptStream
 from canon_trl.sampling.group_collector import GroupCollector
 from canon_trl.token_advantages import STAGE as TOKEN_ADVANTAGE
+from canon_trl.trl_release import FUSED_HEAD
 
 
 class PluggableGRPOTrainer(Publishing, Resuming, Logs, NotFinite, WholeGroups, Rollouts):
@@ -235,6 +236,8 @@ class PluggableGRPOTrainer(Publishing, Resuming, Logs, NotFinite, WholeGroups, R
         """Set what the loss clips, and how it weighs a batch that dynamic sampling could not fill."""
         if isinstance(self._stages.policy_loss, OnTRL) and not self._stages.policy_loss.clips:
             self.epsilon_low, self.epsilon_high = 1.0, math.inf  # a ratio is never below 0
+        if self._stages.differentiates_entropies and not FUSED_HEAD:
+            self._entropy_bonus_enabled = True  # for the gradient of the entropies; its weight stays as it is
         if options is not None and options.exhausted == "shrink":
             self._weighting = make_weighting(self.args, self.accelerator, routing_loss=self.aux_loss_enabled)
 

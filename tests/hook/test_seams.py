@@ -10,12 +10,13 @@ import pytest
 import torch
 from toy import ONE_ROLLOUT, make_trainer, rollout_with_tool
 from trl import GRPOConfig, GRPOTrainer, RLOOTrainer
-from trl.trainer.utils import strip_images_from_messages
 
 from canon_trl.advantages import ESTIMATORS
+from canon_trl.config.loss_stages import WITH_TERMS
 from canon_trl.hook.members import MEMBERS
 from canon_trl.hook.normaliser import aggregate
 from canon_trl.hook.rollout_parts import GENERATED
+from canon_trl.trl_release import FUSED_HEAD
 
 
 @pytest.mark.parametrize(
@@ -102,7 +103,7 @@ def test_the_policy_pass_is_called_as_expected(observed):
     (model, args, kwargs, scored), *more = observed.scored_in_rollout
     assert not more, "there is one scoring pass"
     assert model is observed.model
-    input_ids, attention_mask, logits_to_keep = args
+    input_ids, attention_mask, logits_to_keep, *_ = args
     assert logits_to_keep == observed.output["completion_ids"].shape[1]
     assert input_ids.shape == attention_mask.shape
     assert "compute_entropy" not in kwargs
@@ -111,7 +112,8 @@ def test_the_policy_pass_is_called_as_expected(observed):
     assert entropies is None and aux_loss is None
     truncated = observed.output["completion_mask"].sum(dim=1) == 0
     assert truncated.any()
-    assert (log_probs[truncated] == 0).all(), "masked positions are 0"
+    if FUSED_HEAD:
+        assert (log_probs[truncated] == 0).all(), "masked positions are 0"
 
 
 def test_logs_and_metrics(observed):
@@ -189,12 +191,6 @@ def test_members_that_outlive_a_run(observed):
     assert observed.optimizer is not None and observed._created_lr_scheduler
 
 
-def test_helpers_of_trl(observed):
-    messages = [{"role": "user", "content": [{"type": "image", "image": "picture"}, {"type": "text", "text": "a"}]}]
-    assert "picture" not in str(strip_images_from_messages(messages)), "strip_images_from_messages"
-    assert strip_images_from_messages("text") == "text"
-
-
 class Requesting(Observed):
     def _generate(self, prompts):
         generated = super()._generate(prompts)
@@ -241,7 +237,7 @@ def test_log_probabilities_of_the_sampler(sampled_elsewhere):
 
 
 @pytest.mark.parametrize(("micro_batches", "accumulation"), [(1, 1), (2, 2), (2, 4)])
-@pytest.mark.parametrize("loss_type", ["grpo", "bnpo", "dr_grpo", "dapo", "luspo"])
+@pytest.mark.parametrize("loss_type", WITH_TERMS)
 def test_a_term_has_the_divisor_of_the_loss(tmp_path, loss_type, micro_batches, accumulation):
     """`aggregate(x)` is minus TRL's loss with advantages x on-policy, to the last bit."""
     seen = []
