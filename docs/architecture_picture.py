@@ -42,6 +42,7 @@ PARTS = {
     "rollout": (1.75, 0.6, "what an estimator sees"),
     "tokens": (2.85, 0.6, "what a loss stage sees"),
     "selection": (4.1, 0.6, "chooses tokens\nacross ranks"),
+    "trl_release": (-0.1, -0.2, "supported TRL\nreleases"),
     "rounding": (1.0, -0.2, "rounding error of sums"),
     "imports": (2.2, -0.2, "functions by import path"),
     "method": (3.4, -0.2, "what a method\nreads"),
@@ -49,7 +50,7 @@ PARTS = {
     "paper": (5.5, -0.2, "a citation"),
 }
 USES_TRL, USES_TRANSFORMERS, TORCH_ONLY = "#f3c9a5", "#f5e6b8", "#cfe0f3"
-ON_TRL = ("canon_trl", "config", "guards", "hook", "publishing", "trainers", "evaluation", "sampling")
+ON_TRL = ("canon_trl", "config", "guards", "hook", "publishing", "trainers", "trl_release", "evaluation", "sampling")
 COLOURS = dict.fromkeys(ON_TRL, USES_TRL) | {"tasks": USES_TRANSFORMERS}
 LEGEND = {
     USES_TRL: "uses TRL",
