@@ -18,6 +18,9 @@ if not OLDEST <= RELEASE <= NEWEST:
 # compute them from logits, with a gradient for the entropies only if TRL's own entropy bonus is on.
 FUSED_HEAD = RELEASE >= (1, 15)
 
+# Since this release TRL keeps the options of gradient checkpointing when it switches checkpointing off to generate.
+KEEPS_CHECKPOINTING_OPTIONS = RELEASE >= (1, 16)
+
 # 1.9 divides this loss by a number of positions that includes padding, which no loss term per token could share.
 LUSPO_HAS_DIVISOR = RELEASE >= (1, 10)
 

@@ -85,7 +85,7 @@ def count_forwards(trainer):
     calls = {"with_grad": 0, "without_grad": 0}
 
     def count(module, args, kwargs, output):
-        if kwargs.get("fused_lm_head"):
+        if kwargs.get("fused_lm_head") or kwargs.get("use_cache") is False:  # the latter before TRL 1.15
             calls["with_grad" if torch.is_grad_enabled() else "without_grad"] += 1
 
     trainer.model.register_forward_hook(count, with_kwargs=True)

@@ -22,6 +22,7 @@ from canon_trl.sampling.chunks import chunk_records, num_chunks
 from canon_trl.sampling.prompt_checks import check_columns, check_prompts
 from canon_trl.sampling.samplers import TransformersSampler, check_distribution
 from canon_trl.sampling.scoring import Scorer
+from canon_trl.trl_release import KEEPS_CHECKPOINTING_OPTIONS
 
 
 class EvaluationCallback(TrainerCallback):
@@ -213,11 +214,9 @@ class EvaluationCallback(TrainerCallback):
         """Evaluate the current model and return the numbers by their names in the log. Every rank must call it."""
         trainer: Any = self._trainer
         accelerator = trainer.accelerator
-        with unwrap_model_for_generation(
-            trainer.model_wrapped,
-            accelerator,
-            gradient_checkpointing_kwargs=trainer.args.gradient_checkpointing_kwargs,
-        ) as model:
+        kept = {"gradient_checkpointing_kwargs": trainer.args.gradient_checkpointing_kwargs}
+        kept = kept if KEEPS_CHECKPOINTING_OPTIONS else {}
+        with unwrap_model_for_generation(trainer.model_wrapped, accelerator, **kept) as model:
             training = {module: module.training for module in model.modules()}
             # The same prompts and the same ends of responses as in training.
             wording = {"chat_template_kwargs": trainer.chat_template_kwargs}

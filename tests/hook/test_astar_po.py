@@ -237,7 +237,9 @@ def test_lora_takes_the_model_without_adapters_as_reference(tmp_path):
 
 def test_a_mixture_of_experts_keeps_its_routing_loss(tmp_path):
     experts = save_mixture_of_experts(tmp_path / "experts")
-    config = AStarPOConfig(str(tmp_path), **(OWN | {"max_steps": 1, "learning_rate": 0.0}))
+    config = AStarPOConfig(
+        str(tmp_path), **(OWN | {"max_steps": 1, "learning_rate": 0.0, "router_aux_loss_coef": 0.5})
+    )
     trainer = AStarPOTrainer(str(experts), TASK.reward, config, prompts_with_rewards())
     outputs = keep_outputs(trainer)
     trainer.train()

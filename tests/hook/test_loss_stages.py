@@ -19,6 +19,7 @@ from canon_trl.advantages import ESTIMATORS
 from canon_trl.loss_terms import LOSS_TERMS
 from canon_trl.method import Method
 from canon_trl.token_advantages import TOKEN_ADVANTAGES, TokenAdvantage
+from canon_trl.trl_release import FUSED_HEAD
 
 
 def make(folder, token_advantage=(), loss_term=(), policy_loss=None, reward=length_reward, **options):
@@ -76,7 +77,7 @@ def test_a_method_sees_the_rollout_and_the_pass_of_its_micro_batch(tmp_path):
     for index, seen in enumerate(tokens):
         assert torch.equal(seen.rewards, rollout.rewards.flatten()[seen.response])
         assert torch.equal(seen.group_rewards, rollout.rewards[seen.response // 4])
-        assert seen.log_probs.requires_grad and seen.entropies.requires_grad
+        assert seen.log_probs.requires_grad and seen.entropies.requires_grad == FUSED_HEAD
         assert (seen.step, seen.micro_step, seen.clip) == (index, index, (0.2, 0.2))
         assert seen.sampling_log_probs.isnan().all() and seen.ref_log_probs is None
     torch.testing.assert_close(tokens[0].log_probs, tokens[0].old_log_probs)
@@ -89,7 +90,7 @@ def test_a_scalar_term_is_divided_by_the_accumulation_steps(tmp_path):
     def bonus(entropies, mask):
         return -0.5 * (entropies * mask).sum() / mask.sum()
 
-    options = {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 2}
+    options = {"loss_type": "grpo", "per_device_train_batch_size": 4, "gradient_accumulation_steps": 2}
     trl = trained(tmp_path / "trl", entropy_coef=0.5, **options)
     ours = trained(tmp_path / "ours", loss_term=[Method("bonus", bonus)], **options)
     for name in ("loss", "grad_norm"):

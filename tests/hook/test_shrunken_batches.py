@@ -253,6 +253,7 @@ def test_a_shrunken_batch_leaves_the_routing_loss_as_it_is(tmp_path, loss_type):
         per_device_train_batch_size=16,
         learning_rate=0.0,
         max_steps=1,
+        router_aux_loss_coef=0.5,
     )
     trainer.train()
     entry = logged(trainer)[0]
