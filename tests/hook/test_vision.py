@@ -10,6 +10,7 @@ from toy import OPTIONS
 
 from canon_trl import CANONConfig, CANONTrainer
 from canon_trl.hook.whole_groups import deal_by_group
+from canon_trl.trl_release import RELEASE
 
 RED, GREEN, BLUE, WHITE = (255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 255)
 
@@ -80,6 +81,7 @@ def test_images_and_a_policy_reward(tmp_path, processor, model, source):
         torch.testing.assert_close(rollout.rewards.flatten(), -entropy, atol=2e-5, rtol=0)
 
 
+@pytest.mark.skipif(RELEASE < (1, 11), reason="TRL counts images by rows")
 def test_images_stay_with_their_groups_in_dynamic_sampling(tmp_path, processor, model):
     """Groups about a red image teach; those about a blue one are replaced."""
     data = prompts_with_images([BLUE, RED] * 4)
