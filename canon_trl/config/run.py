@@ -7,7 +7,7 @@ from trl import GRPOConfig
 
 from canon_trl.config.checks import check_own_options
 from canon_trl.config.help_texts import with_help
-from canon_trl.config.sampler import check_generation_kwargs
+from canon_trl.config.sampler import check_generation_kwargs, move_generation_kwargs
 
 # Prefixes of fields that do not decide what a run learns: logging, saving, uploading, evaluation, hardware, other ways
 # to compute the same numbers, and secrets such as a token.
@@ -90,6 +90,7 @@ class RunConfig(GRPOConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_own_options(self)
+        move_generation_kwargs(self)
         check_generation_kwargs(self)
 
 

@@ -1,6 +1,7 @@
 """Checks of the sampler's options, and the source of a rollout's entropies and log-probabilities."""
 
 from collections.abc import Mapping
+from dataclasses import fields
 from typing import Any
 
 from trl import GRPOConfig
@@ -18,6 +19,9 @@ SET_ELSEWHERE: dict[str, str] = {
     **dict.fromkeys(("do_sample", "logprobs"), "TRL itself"),
 }
 
+# Those that only the sampler reads, so that the key may set the option.
+OF_SAMPLER = ("top_p", "top_k", "min_p", "repetition_penalty", "cache_implementation")
+
 # Options that make a forward pass sample anything but one token per row, with the values that switch them off. With a
 # cache that is not dynamic, generate compiles the forward pass, which bypasses hooks.
 RECORDABLE_DECODING: dict[str, tuple] = {
@@ -30,11 +34,22 @@ RECORDABLE_DECODING: dict[str, tuple] = {
 }
 
 
+def move_generation_kwargs(args: GRPOConfig) -> None:
+    """Move keys of `generation_kwargs` to options of the sampler that are at their defaults."""
+    given = args.generation_kwargs or {}
+    defaults = {option.name: option.default for option in fields(args)}
+    moved = [name for name in OF_SAMPLER if given.get(name) is not None and getattr(args, name) == defaults[name]]
+    for name in moved:
+        setattr(args, name, given[name])
+    if moved:
+        args.generation_kwargs = {name: value for name, value in given.items() if name not in moved}
+
+
 def check_generation_kwargs(args: GRPOConfig) -> None:
     """Reject keys of `generation_kwargs` that duplicate an option or that TRL cannot pass on."""
     given = args.generation_kwargs or {}
     for name in given:
-        if name in SET_ELSEWHERE:
+        if name in SET_ELSEWHERE and not (name == "do_sample" and given[name] is True):  # as TRL sets it
             raise ValueError(
                 f"generation_kwargs has {name}={given[name]!r}, which {SET_ELSEWHERE[name]} sets; set it there only"
             )

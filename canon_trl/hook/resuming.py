@@ -42,6 +42,8 @@ class Resuming(Losses):
     """Saves and restores what TRL does not, so that a resumed run continues as if it had never stopped."""
 
     _has_trained = False
+    _resume_with_changes = False
+    _given_optimizer: Any = None
     _loss_to_log: tuple[float, int] | None = None  # the loss summed before a resume, and since which step
 
     def _get_train_sampler(self, dataset: Any = None) -> Any:

@@ -1,7 +1,7 @@
 """Make a `Rollout` of the rewards, and advantages of the `Rollout`, while TRL processes the responses."""
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import cached_property
 from typing import Any
 
@@ -24,6 +24,9 @@ class Rollouts(Resampling):
     def _failures(self) -> SharedFailures:
         return SharedFailures()
 
+    _response_metrics: Mapping[str, ResponseMetric | None] = {}
+    _needs_accuracy = False
+    _accuracy_index = 0
     _rollout_observers: tuple[Callable[[Rollout, Tensor], object], ...] = ()
 
     def on_rollout(self, observe: Callable[[Rollout, Tensor], object]) -> None:

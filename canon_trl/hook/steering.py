@@ -31,7 +31,7 @@ class Steering(Counting):
     _controller_methods: Mapping[str, Method] = {}  # which make the controllers, by knob
     _knobs: Mapping[str, Knob] = {}
     _configured_values: Mapping[str, float] = {}  # of the knobs
-    _controllers: dict[str, Controller]
+    _controllers: Mapping[str, Controller] = {}
 
     def _prepare_steering(self, controllers: Sequence[Method]) -> None:
         """Find the knobs, once TRL has made the trainer.
@@ -49,7 +49,7 @@ class Steering(Counting):
         """As transformers'; also resets the knobs and makes new controllers."""
         values = super().set_initial_training_values(args, dataloader)
         self._measured, self._rollout_entropy = Measured(self.accelerator), MeanEntropy(self.accelerator)
-        self._controllers = {}
+        self._controllers = controllers = {}
         for name, method in self._controller_methods.items():
             self._knobs[name].value = self._configured_values[name]
             run = Run(
@@ -58,7 +58,7 @@ class Steering(Counting):
                 vocab_size=self.model.config.get_text_config().vocab_size,
                 total_steps=self._rollouts_in_run if name == "temperature" else values[-1],
             )
-            self._controllers[name] = make_controller(method, run)
+            controllers[name] = make_controller(method, run)
         return values
 
     def _configured_options(self, method: Method) -> dict[str, Any]:

@@ -1,6 +1,6 @@
 """CANON's trainer."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import fields, replace
 from functools import wraps
 from typing import Any
@@ -58,6 +58,8 @@ class CANONTrainer(PluggableGRPOTrainer):
     _tag_names = ["trl", "canon_trl", "canon"]
     _name = "CANON"
     _paper = PAPER.for_trl
+    _metric_name: str | None = None  # with CANON's estimator
+    _estimator_options: Mapping[str, Any] = {}  # with any other
 
     def __init__(
         self,
@@ -81,7 +83,6 @@ class CANONTrainer(PluggableGRPOTrainer):
             args = CANONConfig(f"{name.rstrip('/').split('/')[-1]}-CANON")
         if not isinstance(args, CANONConfig):
             raise TypeError(f"args is a {type(args).__name__}; it must be a CANONConfig, which has the same fields")
-        self._metric_name: str | None = None
         if advantage_estimator is None and args.advantage_estimator == "canon":
             method = self._canon(args, canon_metric)
         else:
@@ -140,7 +141,7 @@ class CANONTrainer(PluggableGRPOTrainer):
 
     def method_options(self) -> dict[str, Any]:
         if self._metric_name is None:
-            return {"advantage_estimator": self._name} | self._estimator_options
+            return {"advantage_estimator": self._name, **self._estimator_options}
         own = [option.name for option in fields(self.args) if option.name.startswith("canon_")]
         if self.args.canon_mu_schedule not in COSINE_SCHEDULES:
             own = [name for name in own if not name.startswith("canon_cosine_")]

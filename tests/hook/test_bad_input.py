@@ -136,11 +136,6 @@ def with_bonus(rollout, *, bonus):
             ({"generation_kwargs": {name: value}}, f"generation_kwargs has {name}={value!r}, which {where} sets; set")
             for name, value, where in [
                 ("temperature", 0.5, "the field temperature"),
-                ("top_p", 0.9, "the field top_p"),
-                ("top_k", 5, "the field top_k"),
-                ("min_p", 0.1, "the field min_p"),
-                ("repetition_penalty", 1.1, "the field repetition_penalty"),
-                ("cache_implementation", "static", "the field cache_implementation"),
                 ("seed", 1, "the field seed"),
                 ("max_new_tokens", 3, "the field max_completion_length"),
                 ("max_tokens", 3, "the field max_completion_length"),
@@ -154,6 +149,8 @@ def with_bonus(rollout, *, bonus):
                 ("logprobs", 1, "TRL itself"),
             ]
         ),
+        ({"generation_kwargs": {"top_p": 0.9}, "top_p": 0.5}, "has top_p=0.9, which the field top_p sets"),
+        ({"generation_kwargs": {"min_p": 0.1}, "min_p": 0.2}, "has min_p=0.1, which the field min_p sets"),
         ({"generation_kwargs": '{"temperature": 0.5}'}, "generation_kwargs has temperature=0.5, which the field temp"),
         ({"dynamic_sampling_kwargs": {"lower": 0.1}}, "would be ignored: dynamic_sampling is False"),
         (
