@@ -284,6 +284,23 @@ MUTATIONS = [
         (".logsumexp(dim=-1){{ - count.log() => }}", "test_a_case_by_hand"),
     ),
     *mutations(
+        "policy_losses/dppo.py",
+        "test_dppo.py",
+        ("torch.where(advantages > 0, {{too_high, too_low => too_low, too_high}})", "test_a_case_by_hand"),
+        (
+            "now - before > {{high, before - now > low => low, before - now > high}}",
+            "test_the_bound_of_each_direction",
+        ),
+        ("{{(now > before) & (moved > high) => (moved > high)}}", "test_a_case_by_hand"),
+        ("clamp(max=math.log(cap)) {{- log_ratio => }})", "test_gradients_match_released_code"),
+    ),
+    *mutations(
+        "policy_losses/up.py",
+        "test_up.py",
+        ("torch.where(advantages {{> => <}} 0", "test_a_case_by_hand"),
+        ("inverse, {{1.0 => inverse}})", "test_without_positive_advantages_nothing_changes"),
+    ),
+    *mutations(
         "policy_losses/covariance_over_ranks.py",
         "test_policy_losses.py",
         (

@@ -75,8 +75,9 @@ def why_not_read(knob: str, args: GRPOConfig, stages: LossStages) -> str | None:
 
 def why_not_clipped(args: GRPOConfig, stages: LossStages) -> str | None:
     """The reason why nothing reads `epsilon_high`, for a message; `None` if something does."""
-    if isinstance(stages.policy_loss, OnTRL) and not stages.policy_loss.clips:
-        return f"but {stages.policy_loss.name!r} clips no ratios"
+    chosen = stages.policy_loss
+    if isinstance(chosen, OnTRL) and not (chosen.clips and chosen.clips_high):
+        return f"but {chosen.name!r} clips no ratios{' above 1' if chosen.clips else ''}"
     if args.loss_type in UNCLIPPED_LOSSES:
         return f"but loss_type={args.loss_type!r} clips no ratios"
     if args.gradient_accumulation_steps % (args.steps_per_generation * args.num_iterations) == 0:

@@ -165,6 +165,8 @@ def check_policy_loss(policy_loss: OnTRL, args: GRPOConfig) -> None:
         )
     if not policy_loss.clips:
         check_ignored(args, CLIP, f"policy_loss={policy_loss.name!r} clips no ratio")
+    elif not policy_loss.clips_high:
+        check_ignored(args, ["epsilon_high"], f"policy_loss={policy_loss.name!r} clips no ratio above 1")
     per_step, per_rollout = args.gradient_accumulation_steps, args.steps_per_generation
     if policy_loss.all_options.get("scope") == "batch" and per_rollout % per_step:
         raise ValueError(

@@ -70,8 +70,8 @@ class StagesConfig(RunConfig):
             several in the order in which they act. It changes the advantage of each token before the loss. Default:
             none.
         loss_term: A name: `"ter"`; or as for `token_advantage`. It is added to the loss. Default: none.
-        policy_loss: A name: `"clip_cov"`, `"kl_cov"`, `"disco"`; or an import path of a function that reads
-            [`~canon_trl.tokens.Tokens`] and returns the whole loss. Default: TRL's loss.
+        policy_loss: A name: `"clip_cov"`, `"kl_cov"`, `"dppo"`, `"up"`, `"disco"`; or an import path of a function
+            that reads [`~canon_trl.tokens.Tokens`] and returns the whole loss. Default: TRL's loss.
         policy_loss_kwargs: Options of the policy loss, such as `{"ratio": 2e-4, "scope": "batch"}` for `"clip_cov"`.
 
         > Parameters that choose what changes during the run
@@ -214,11 +214,13 @@ class StagesConfig(RunConfig):
         check_loss_stages(stages, self)
         check_controllers(self.make_controllers(), self, stages)
         updates = self.steps_per_generation * self.num_iterations
-        if isinstance(chosen, OnTRL) and chosen.acts_on_change and self.gradient_accumulation_steps % updates == 0:
+        if not isinstance(chosen, OnTRL) or (self.use_vllm and "sampling_log_probs" in chosen.reads):
+            return  # vLLM samples from a policy that differs a little from the start
+        if chosen.acts_on_change and self.gradient_accumulation_steps % updates == 0:
             logger.warning(
-                "policy_loss=%r with one update per rollout is the plain policy gradient: the gradient of its penalty "
-                "is zero until the policy has changed since the rollout; set steps_per_generation or num_iterations "
-                "for several updates per rollout",
+                "policy_loss=%r with one update per rollout is the plain policy gradient, since it acts only once the "
+                "policy has changed since the rollout; set steps_per_generation or num_iterations for several updates "
+                "per rollout",
                 chosen.name,
             )
 

@@ -234,8 +234,11 @@ class PluggableGRPOTrainer(Publishing, Resuming, Logs, NotFinite, WholeGroups, R
 
     def _prepare_loss(self, options: DynamicSampling | None) -> None:
         """Set what the loss clips, and how it weighs a batch that dynamic sampling could not fill."""
-        if isinstance(self._stages.policy_loss, OnTRL) and not self._stages.policy_loss.clips:
-            self.epsilon_low, self.epsilon_high = 1.0, math.inf  # a ratio is never below 0
+        chosen = self._stages.policy_loss
+        if isinstance(chosen, OnTRL) and not chosen.clips:
+            self.epsilon_low = 1.0  # a ratio is never below 0
+        if isinstance(chosen, OnTRL) and not (chosen.clips and chosen.clips_high):
+            self.epsilon_high = math.inf
         if self._stages.differentiates_entropies and not FUSED_HEAD:
             self._entropy_bonus_enabled = True  # for the gradient of the entropies; its weight stays as it is
         if options is not None and options.exhausted == "shrink":

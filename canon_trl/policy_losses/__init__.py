@@ -27,12 +27,16 @@ from canon_trl.policy_losses.covariance import (
 )
 from canon_trl.policy_losses.covariance_over_ranks import covariance_statistics
 from canon_trl.policy_losses.disco import disco_loss
+from canon_trl.policy_losses.dppo import dppo, dppo_report, dppo_weights
 from canon_trl.policy_losses.kinds import OnTRL, Whole
+from canon_trl.policy_losses.up import up, up_weights
 from canon_trl.tokens import READABLE
 
 POLICY_LOSSES: dict[str, Any] = by_name(
     OnTRL("clip_cov", clip_cov, part="token_advantage", reports=clip_cov_report),
     OnTRL("kl_cov", kl_cov, part="loss_term", clips=False, acts_on_change=True, reports=kl_cov_report),
+    OnTRL("dppo", dppo, clips=False, acts_on_change=True, reports=dppo_report),
+    OnTRL("up", up, clips_high=False, acts_on_change=True),
     Whole("disco", disco_loss, renamed={"rewards": "prompt_rewards"}, whole_groups=True, reward_range="{0, 1}"),
 )
 
@@ -59,7 +63,11 @@ __all__ = [
     "clip_cov_mask",
     "covariance_statistics",
     "disco_loss",
+    "dppo",
+    "dppo_weights",
     "kl_cov",
     "kl_cov_mask",
     "token_covariance",
+    "up",
+    "up_weights",
 ]

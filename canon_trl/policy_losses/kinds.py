@@ -14,12 +14,14 @@ class OnTRL(Method):
         part: what the function returns: a `"token_advantage"` replaces the advantages, a `"loss_term"` is added to the
             loss.
         clips: whether the loss clips ratios as TRL does.
-        acts_on_change: whether the part has no gradient until the policy has changed since the rollout. With one
+        clips_high: whether it also clips those above 1.
+        acts_on_change: whether the part changes nothing until the policy has changed since the rollout. With one
             update per rollout, only the plain policy gradient remains.
     """
 
     part: Literal["token_advantage", "loss_term"] = "token_advantage"
     clips: bool = True
+    clips_high: bool = True
     acts_on_change: bool = False
 
 

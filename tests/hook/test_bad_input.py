@@ -515,7 +515,29 @@ def test_astar_po_rejects_sampling_options_too():
         ({"steps_per_generation": 2}, False),
     ],
 )
-def test_kl_cov_with_one_update_per_rollout_gives_a_warning(options, warned, caplog):
+@pytest.mark.parametrize("name", ["kl_cov", "dppo", "up"])
+def test_one_update_per_rollout_gives_a_warning_where_a_loss_does_nothing_then(name, options, warned, caplog):
     with caplog.at_level(logging.WARNING):
-        config(policy_loss="kl_cov", **options)
-    assert ("policy_loss='kl_cov' with one update per rollout is the plain policy gradient" in caplog.text) is warned
+        config(policy_loss=name, **options)
+    assert (f"policy_loss='{name}' with one update per rollout is the plain policy gradient" in caplog.text) is warned
+
+
+def test_dppo_acts_at_the_first_update_with_vllm(caplog):
+    with caplog.at_level(logging.WARNING):
+        config(policy_loss="dppo", use_vllm=True)
+    assert "plain policy gradient" not in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("policy_loss", "options", "message"),
+    [
+        ("dppo", {"epsilon": 0.3}, "epsilon=0.3 would be ignored: policy_loss='dppo' clips no ratio"),
+        ("up", {"epsilon_high": 0.3}, "epsilon_high=0.3 would be ignored: policy_loss='up' clips no ratio above 1"),
+        ("up", {"delta": 3.0}, "delta=3.0 does not work with policy_loss='up'"),
+        ("up", {"importance_sampling_level": "sequence"}, "does not work with policy_loss='up'"),
+    ],
+)
+def test_options_that_a_change_of_trls_loss_does_not_read(policy_loss, options, message):
+    with pytest.raises(ValueError, match=message):
+        config(policy_loss=policy_loss, **options)
+    config(policy_loss="up", epsilon=0.3)

@@ -42,6 +42,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "clip_b": {"mu": 0.5},
     "clip_cov": {"low": 0.0, "high": 9.0, "ratio": 0.5},
     "kl_cov": {"fraction": 0.2},
+    "dppo": {"low": 0.01, "high": 0.01},
     "disco": {"beta": 10.0},
     "ter": {"coef": 0.1},
     "e3_temperature": {"target_entropy": 1.0, "init_steps": 0},

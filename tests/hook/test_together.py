@@ -9,7 +9,7 @@ from observe import keep_rollouts
 from toy import assert_same_parameters, logged, make_trainer, parameters
 
 from canon_trl.advantages import ESTIMATORS
-from canon_trl.policy_losses import POLICY_LOSSES, OnTRL, clip_cov_mask, kl_cov_mask
+from canon_trl.policy_losses import POLICY_LOSSES, OnTRL, clip_cov_mask, dppo_weights, kl_cov_mask, up_weights
 
 # What an estimator needs in addition to its defaults: options and fields of the config.
 NEEDED = {"canon": {"mu": 0.7}, "mix": {"dr_grpo": 0.5, "opo": 0.5}, "pass_at_k": {"k": 2}, "pshw": {"low": 0}}
@@ -19,6 +19,8 @@ OPTIONS = {
     None: {},
     "clip_cov": {"low": 0.0, "high": 9.0, "ratio": 1.0},  # every candidate, so nothing is random
     "kl_cov": {"fraction": 0.2, "coef": 2.0},
+    "dppo": {"low": 0.01, "high": 0.01, "cap": 1.1},
+    "up": {},
 }
 
 
@@ -52,6 +54,7 @@ def test_combination(tmp_path, estimator, policy_loss, dynamic_sampling):
     assert wanted.abs().max() > 0, "the case needs something to learn"
     if dynamic_sampling:
         assert (rollout.rewards.amax(dim=1) > rollout.rewards.amin(dim=1)).all()
+    acted = policy_loss not in ("dppo", "up")  # these act once the policy has moved
     for tokens in seen:
         response, mask = wanted[tokens.response], tokens.mask
         want = response.unsqueeze(1).expand(mask.shape)
@@ -67,8 +70,16 @@ def test_combination(tmp_path, estimator, policy_loss, dynamic_sampling):
             assert selected.any()
             penalty = 2.0 * (tokens.log_probs - tokens.old_log_probs).abs() * selected
             assert torch.equal(trainer.args.make_policy_loss()(tokens), penalty)
+        if policy_loss == "dppo":
+            weights = dppo_weights(tokens.log_probs, tokens.old_log_probs, want, **OPTIONS["dppo"])
+            acted |= bool((weights != 1)[mask].any())
+            want = want * weights
+        if policy_loss == "up":
+            weights = up_weights(tokens.log_probs, tokens.old_log_probs, want)
+            acted |= bool((weights != 1)[mask].any())
+            want = want * weights
         assert torch.equal(tokens.advantages[mask], want[mask])
-    assert len(seen) == 2
+    assert len(seen) == 2 and acted
     entries = logged(trainer)
     assert all(math.isfinite(entry["loss"]) for entry in entries)
     assert any(not torch.equal(value, before[name]) for name, value in parameters(trainer).items())
