@@ -56,7 +56,8 @@ def step_times(found: Mapping[str, Any]) -> str:
     memory = found["memory"]["methods"]
     head = ["method", *(described(Workload(**timing["workload"])) for timing in found["step_time"])]
     rows = []
-    for method in METHODS:
+    measured = {name for timing in found["step_time"] for name in timing["methods"]}
+    for method in (name for name in METHODS if name in measured):
         peak = memory.get(method)
         more = f"{peak['ratio']:.3f} ({peak['more_mib']:+.0f} MiB)" if peak else ""
         rows.append([f"`{method}`", *(cell(timing, method) for timing in found["step_time"]), more])
