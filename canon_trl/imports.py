@@ -30,11 +30,11 @@ def load_function(path: str, *, field: str) -> Callable[..., Any]:
 
 
 def moved(module: str, successors: Mapping[str, str]) -> Callable[[str], NoReturn]:
-    """Make a module's `__getattr__`, which names the successor of each public name that the module has lost."""
+    """Make a module's `__getattr__`, whose error names the replacement of a public name that was removed."""
 
     def lookup(name: str) -> NoReturn:
         if name in successors:  # `from ... import name` would replace an AttributeError by its own
-            raise ImportError(f"{module}.{name} has gone; use {successors[name]} (docs/migrating.md)")
+            raise ImportError(f"{module}.{name} was removed; use {successors[name]} (docs/migrating.md)")
         raise AttributeError(f"module {module!r} has no attribute {name!r}")
 
     return lookup

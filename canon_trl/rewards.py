@@ -6,4 +6,4 @@ from typing import NoReturn
 def __getattr__(name: str) -> NoReturn:
     if name.startswith("__"):
         raise AttributeError(name)
-    raise ImportError(f"canon_trl.rewards holds no rewards and is now canon_trl.guards; import {name} from there")
+    raise ImportError(f"canon_trl.rewards was renamed to canon_trl.guards; import {name} from there")

@@ -47,7 +47,7 @@ class Tokens:
         responses: number of responses in the rollout, over all ranks.
         width: number of positions of the rollout's longest response, over all ranks.
         reduce: sums a tensor over the ranks.
-        step_tokens: returns the tokens of the whole optimiser step, and the rows of these tokens there; see
+        step_tokens: returns the tokens of the whole optimiser step, and which of its rows are this micro-batch; see
             [`within`].
     """
 
@@ -149,7 +149,7 @@ class Tokens:
         return chosen
 
     def within(self, scope: Scope) -> "tuple[Tokens, slice]":
-        """The tokens that a method chooses among, and the rows of these tokens there.
+        """Return the tokens to choose from, and which of their rows are this micro-batch.
 
         Args:
             scope: `"micro_batch"` gives these tokens. `"batch"` gives those of the whole optimiser step with the
@@ -160,13 +160,13 @@ class Tokens:
         return self.step_tokens()
 
     def once(self, key: Any, search: Callable[[], Search[Any]]) -> Any:
-        """The result of a search over the ranks, which runs once per key."""
+        """Return the result of a search over the ranks; it runs once per key."""
         if key not in self._found:
             (self._found[key],) = together(self.reduce, search())
         return self._found[key]
 
     def mean(self, values: Tensor, among: Tensor) -> Tensor:
-        """[`token_mean`] over the tokens of all ranks; the same number on every rank.
+        """Return [`token_mean`] over the tokens of all ranks, the same number on every rank.
 
         Its gradient is that of this rank's part times the number of ranks, since training averages gradients over
         ranks. So parameters get the gradient of the whole mean, however tokens are distributed over ranks.

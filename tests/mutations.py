@@ -545,7 +545,10 @@ MUTATIONS = [
             "value = term{{ / self.current_gradient_accumulation_steps => }}",
             "test_a_scalar_term_is_divided_by_the_accumulation_steps",
         ),
-        ("loss = stages.whole(phase.tokens){{ / accumulated => }}", "test_astar_po.py::test_the_loss_of_a_step"),
+        (
+            "compute_whole_loss(stages.whole, phase.tokens){{ / accumulated => }}",
+            "test_astar_po.py::test_the_loss_of_a_step",
+        ),
         (
             "{{(loss - routing) * factor + routing => loss * factor}}",
             "test_shrunken_batches.py::test_a_shrunken_batch_leaves_the_routing_loss_as_it_is",

@@ -15,7 +15,7 @@ def optimal_value(rewards: Tensor, *, beta: Annotated[float, "[0, inf)"]) -> Ten
         V* = beta * log mean_i exp(r_i / beta)                      Eq. 3, stage 1
 
     It is computed as max(r) + beta * log mean_i exp((r_i - max(r)) / beta), which never overflows. The reference
-    implementation lacks the shift and is infinite from r / beta = 709 on. V* tends to the best reward as beta tends to
+    implementation has no shift and gives infinity from r / beta = 709 on. V* tends to the best reward as beta tends to
     0, and to the mean as beta tends to infinity. By the reference's convention, beta = 0 means the mean.
 
     Args:

@@ -15,6 +15,7 @@ from canon_trl.sampling import DynamicSampling
 ESTIMATOR_OPTIONS = ("multi_objective_aggregation", "scale_rewards")
 
 PER_TOKEN = ("dapo", "cispo", "vespo")  # losses that are divided by the number of trained tokens
+SHRINK_ALTERNATIVES = "set dynamic_sampling_kwargs={'exhausted': 'keep'} or 'error'"
 
 
 def assignments(args: GRPOConfig, names: Iterable[str]) -> str:
@@ -73,22 +74,26 @@ def check_shrink(options: DynamicSampling | None, args: GRPOConfig) -> None:
     """
     if options is None or options.exhausted != "shrink":
         return
-    instead = "set dynamic_sampling_kwargs={'exhausted': 'keep'} or 'error'"
     if args.entropy_coef or args.use_adaptive_entropy:
         raise ValueError(
             f"entropy_coef={args.entropy_coef} and use_adaptive_entropy={args.use_adaptive_entropy}: TRL's entropy "
-            f"bonus is a mean per micro-batch, which cannot leave places out; {instead}"
+            f"bonus is a mean per micro-batch, which cannot leave places out; {SHRINK_ALTERNATIVES}"
         )
-    if args.deepspeed_plugin is not None and args.loss_type not in PER_TOKEN and not one_rollout_a_step(args):
+    if args.deepspeed_plugin is not None and scales_gradients(args):
         raise ValueError(
             f"gradient_accumulation_steps={args.gradient_accumulation_steps} takes micro-batches of several rollouts "
             f"of steps_per_generation={args.steps_per_generation}. The last rollout decides how to scale such a step, "
             "and DeepSpeed then gives no access to the gradients; make steps_per_generation a multiple of "
-            f"gradient_accumulation_steps, or {instead}"
+            f"gradient_accumulation_steps, or {SHRINK_ALTERNATIVES}"
         )
 
 
-def one_rollout_a_step(args: GRPOConfig) -> bool:
+def scales_gradients(args: GRPOConfig) -> bool:
+    """Whether `exhausted="shrink"` scales the gradients of a whole optimiser step."""
+    return args.loss_type not in PER_TOKEN and not one_rollout_per_step(args)
+
+
+def one_rollout_per_step(args: GRPOConfig) -> bool:
     """Whether each optimiser step uses micro-batches of one rollout only, all of them equally often."""
     per_step, per_rollout = args.gradient_accumulation_steps, args.steps_per_generation
     if per_rollout % per_step == 0:

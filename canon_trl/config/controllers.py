@@ -19,7 +19,7 @@ KNOBS = ("temperature", "entropy_coef", "epsilon_high")
 
 
 def by_knob(makers: Sequence[Method]) -> dict[str, Method]:
-    """Order the makers of controllers by the knob that each controller steers.
+    """Return the makers of controllers by the knob that each controller steers.
 
     Raises:
         ValueError: a controller cannot be made with its options, or two controllers steer the same knob.
@@ -62,14 +62,14 @@ def why_not_read(knob: str, args: GRPOConfig, stages: LossStages) -> str | None:
         return "which use_adaptive_entropy=True already steers" if args.use_adaptive_entropy else None
     if knob == "epsilon_high":
         return why_not_clipped(args, stages)
-    of, _, option = knob.rpartition(".")
-    method = next((method for method in stages if method.name == of), None)
+    owner, _, option = knob.rpartition(".")
+    method = next((method for method in stages if method.name == owner), None)
     if method is None:
         options = [f"{each.name}.{name}" for each in stages for name in numbers_of(each)]
         return f"which nothing reads{did_you_mean(knob, [*KNOBS, *options])}; available: {[*KNOBS, *options]}"
     options = numbers_of(method)
     if option not in options:
-        return f"which is not a numeric option of {of!r}{did_you_mean(option, options)}; available: {options}"
+        return f"which is not a numeric option of {owner!r}{did_you_mean(option, options)}; available: {options}"
     return None
 
 

@@ -1,4 +1,4 @@
-"""The chosen methods of the stages between advantages and gradient (T, L, L+), and checks of their combination."""
+"""The chosen token advantages, policy loss and loss terms, and checks of their combination."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, fields, replace
@@ -55,7 +55,7 @@ class LossStages:
             yield self.policy_loss
         yield from self.loss_terms
 
-    def own(self) -> "LossStages":
+    def copy(self) -> "LossStages":
         """Copy the methods with their options, so that controllers may change the options."""
         chosen = (
             None if self.policy_loss is None else replace(self.policy_loss, options=dict(self.policy_loss.options))
@@ -77,7 +77,7 @@ class LossStages:
         return LossStages(policy_loss=self.whole) if self.whole is not None and self.whole.evaluates else LossStages()
 
     @property
-    def in_place(self) -> tuple[Method, ...]:
+    def advantage_changes(self) -> tuple[Method, ...]:
         """All methods that change the advantages, in order."""
         chosen = self.policy_loss
         last = (chosen,) if isinstance(chosen, OnTRL) and chosen.part == "token_advantage" else ()

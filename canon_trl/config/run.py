@@ -71,8 +71,8 @@ class RunConfig(GRPOConfig):
     r"""
     [`~trl.GRPOConfig`] with the options that all trainers of this package share.
 
-    The config checks the bounds of this package's options. TRL and transformers check their own, but for values that
-    would silently disable or falsify what this package adds.
+    The config checks the bounds of this package's options. TRL and transformers check theirs; in addition, the config
+    rejects values that would silently disable or falsify what this package adds.
 
     Args:
         restore_callback_states_from_checkpoint: Whether a resumed run restores the state of callbacks, such as the

@@ -68,8 +68,10 @@ def trl_scores(args: GRPOConfig) -> bool:
 
 
 def samples_the_policy(args: GRPOConfig, *, steered: bool = False) -> bool:
-    """Whether the sampler's log-probabilities are the policy's at the sampling temperature, because nothing truncates,
-    penalises or constrains sampling. A vLLM server may return them without the temperature."""
+    """Whether the sampler's log-probabilities are the policy's at the sampling temperature.
+
+    They are if nothing truncates, penalises or constrains sampling. A vLLM server may ignore the temperature in them.
+    """
     whole = args.top_k in (0, -1) and args.top_p == 1 and not args.min_p and args.repetition_penalty == 1
     free = not args.generation_kwargs and args.vllm_structured_outputs_regex is None
     raw = args.use_vllm and args.vllm_mode == "server" and (args.temperature != 1 or steered)

@@ -45,7 +45,7 @@ class EvaluationCallback(TrainerCallback):
 
     Ranks take prompts in turn, one chunk each, and the responses do not depend on the number of ranks. The training
     model samples them, even if training samples with vLLM. Under ZeRO-3 its parameters are gathered on every rank
-    meanwhile, as TRL does for generation.
+    for this time, as TRL does for generation.
 
         trainer.add_callback(EvaluationCallback(trainer, task.dataset("test", 64), task.reward, every_steps=10))
 

@@ -1,4 +1,4 @@
-"""Checks that `trl.rewards` leaves to its caller: of what a reward function returns, and of its time."""
+"""Checks of users' functions: what they return, how long they take, and failures on one rank."""
 
 from canon_trl.guards.checks import checked_rewards
 from canon_trl.guards.time_limits import time_limit, too_slow

@@ -28,7 +28,7 @@ def checked_rewards(rewards: Any, count: int, what: str) -> list[float | None]:
     if not isinstance(rewards, Sequence) or isinstance(rewards, str | bytes):
         raise TypeError(f"{what} returned {type(rewards).__name__} {rewards!r}; it must return a list of rewards")
     if len(rewards) != count:
-        raise ValueError(f"{what} returned {len(rewards)} rewards for {count} completions; it must be one for each")
+        raise ValueError(f"{what} returned {len(rewards)} rewards for {count} completions; it must return one each")
     scalars: list[float | None] = [reward.item() if hasattr(reward, "item") else reward for reward in rewards]
     for index, reward in enumerate(scalars):
         if reward is not None and not isinstance(reward, Real):

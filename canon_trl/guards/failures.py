@@ -56,7 +56,7 @@ class SharedFailures:
         self.raise_any()
 
     def raise_any(self) -> None:
-        """Raise the kept error; on other ranks, an error that names the failing rank. Every rank must call."""
+        """Raise the kept error; on other ranks, an error that names the failing rank. Every rank must call this."""
         error, self._error = self._error, None
         notes = getattr(error, "__notes__", [])
         reason = None if error is None else "; ".join([f"{type(error).__name__}: {error}", *notes])

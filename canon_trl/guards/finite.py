@@ -18,7 +18,7 @@ def local_part(tensor: Tensor) -> Tensor:
 
 
 def plain_number(norm: Any) -> Any:
-    """A norm over all ranks, also if FSDP2 returns it as a distributed tensor. Every rank must call."""
+    """Return a norm over all ranks, which FSDP2 gives as a distributed tensor. Every rank must call this."""
     return norm.full_tensor() if isinstance(norm, DTensor) else norm
 
 
@@ -40,8 +40,8 @@ def raise_unless(
     Args:
         finite: 0-d bool, on this rank.
         what: the number and the step, for the error.
-        weights: of the model, by name; checked first.
-        tensors: that the number was computed from, by name.
+        weights: weights of the model, by name; checked first.
+        tensors: tensors that the number was computed from, by name.
 
     Raises:
         FloatingPointError: it is not finite on some rank.
@@ -51,7 +51,7 @@ def raise_unless(
     parameters = ((f"parameter {name}", weight.detach()) for name, weight in weights)
     found = gather_object([first_not_finite(chain(parameters, tensors.items()))])
     ranks = [f"{name} on rank {rank}" for rank, name in enumerate(found) if name is not None]
-    raise FloatingPointError(f"{what}. Not finite: {'; '.join(ranks) or 'no single tensor, but their sum'}")
+    raise FloatingPointError(f"{what}. Not finite: {'; '.join(ranks) or 'no single tensor, only their sum'}")
 
 
 def first_not_finite(named: Iterable[tuple[str, Tensor | None]]) -> str | None:

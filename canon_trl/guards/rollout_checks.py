@@ -20,7 +20,7 @@ def nearest(rewards: Tensor, reward_range: RewardRange) -> Tensor:
 
 
 def snapped(rewards: Tensor, reward_range: RewardRange) -> Tensor:
-    """The rewards, with those moved into the range that are outside only by the rounding of a sum."""
+    """Move rewards into the range if they are outside only by the rounding of a sum."""
     inside = nearest(rewards, reward_range)
     return torch.where((rewards - inside).abs() <= rounding_error(torch.ones_like(rewards)), inside, rewards)
 
@@ -86,7 +86,7 @@ def checked_advantages(advantages: Tensor, rollout: Rollout) -> Tensor:
 
     Args:
         advantages: returned by the estimator, `(P, G)`, or `(P, G, T)` with T at least `rollout.width`.
-        rollout: that they were estimated from.
+        rollout: the rollout that they were estimated from.
 
     Raises:
         ValueError: they have another shape.

@@ -19,12 +19,12 @@ def time_limit(seconds: float | None, name: str) -> Iterator[None]:
     """Interrupt the code in this context after a number of seconds.
 
     A second thread and a timer of CPU time send a signal to the main thread. The thread interrupts code that sleeps or
-    waits, the timer code that holds the interpreter's lock, such as a regular expression. Both send SIGVTALRM, since
-    functions that limit their own time (math-verify) use SIGALRM.
+    waits; the timer interrupts code that holds the interpreter's lock, such as a regular expression. Both send
+    SIGVTALRM, since functions that limit their own time (math-verify) use SIGALRM.
 
     Args:
         seconds: the limit of wall-clock time; `None` for no limit.
-        name: of the function, for the error.
+        name: name of the function, for the error.
 
     Raises:
         TimeoutError: the function took too long, even if it caught the interruption.

@@ -32,14 +32,14 @@ def options_of_run(args: GRPOConfig, **others: Any) -> dict[str, Any]:
     return json.loads(json.dumps(fields | others, default=str))
 
 
-def mark_whole(checkpoint: Path, options: dict[str, Any]) -> None:
+def mark_complete(checkpoint: Path, options: dict[str, Any]) -> None:
     """Mark the checkpoint as complete, and record its options."""
     with atomic_write(checkpoint / RUN_OPTIONS) as file:
         file.write_text(json.dumps(options, indent=1))
 
 
-def is_whole(checkpoint: Path) -> bool:
-    """Whether a checkpoint is complete; one of another trainer counts as complete if its last file exists."""
+def is_complete(checkpoint: Path) -> bool:
+    """Whether a checkpoint is complete; one from another trainer is if it has the file that is written last."""
     if (checkpoint / ROLLOUT_STATE.format(rank=0)).exists():
         return (checkpoint / RUN_OPTIONS).exists()
     return (checkpoint / TRAINER_STATE_NAME).is_file()
@@ -52,7 +52,7 @@ def checkpoints_of(folder: Path) -> list[Path]:
 
 
 def changed_options(checkpoint: Path, options: dict[str, Any]) -> list[str]:
-    """The options that differ from the checkpoint's, in words; none if another trainer made it."""
+    """Describe the options that differ from the checkpoint's; none if another trainer made it."""
     if not (checkpoint / RUN_OPTIONS).exists():
         return []
     saved = json.loads((checkpoint / RUN_OPTIONS).read_text())
@@ -64,14 +64,15 @@ def changed_options(checkpoint: Path, options: dict[str, Any]) -> list[str]:
 
 
 def find_checkpoint(
-    asked: str | bool | None, folder: Path, options: dict[str, Any], *, allow_changes: bool
+    requested: str | bool | None, folder: Path, options: dict[str, Any], *, allow_changes: bool
 ) -> str | None:
-    """The checkpoint to resume from, or `None` to begin a run.
+    """Return the checkpoint to resume from, or `None` to begin a run.
 
     Args:
-        asked: a checkpoint; `True` for the latest complete one in the output folder; `None` or `False` to begin a run.
+        requested: a checkpoint; `True` for the latest complete one in the output folder; `None` or `False` to begin a
+            run.
         folder: the output folder.
-        options: of this run, from [`options_of_run`].
+        options: the options of this run, from [`options_of_run`].
         allow_changes: whether to accept a checkpoint that was made with other options.
 
     Raises:
@@ -79,36 +80,38 @@ def find_checkpoint(
             folder that has checkpoints of another run.
     """
     found = checkpoints_of(folder)
-    whole = [checkpoint for checkpoint in found if is_whole(checkpoint)]
-    if not asked:
-        for checkpoint in whole:
+    complete = [checkpoint for checkpoint in found if is_complete(checkpoint)]
+    if not requested:
+        for checkpoint in complete:
             foreign = not (checkpoint / RUN_OPTIONS).exists()
             if changed := ["it was made by another trainer"] if foreign else changed_options(checkpoint, options):
                 raise ValueError(
                     f"output_dir={str(folder)!r} has {checkpoint.name} of another run ({'; '.join(changed)}); choose "
-                    "another output_dir, or remove it"
+                    "another output_dir, or remove the checkpoint"
                 )
         return None
-    if asked is True:
-        if not whole:
+    if requested is True:
+        if not complete:
             logger.warning("%s has no complete checkpoint to resume from: training begins at step 0", folder)
             return None
-        checkpoint = whole[0]
+        checkpoint = complete[0]
         if checkpoint != found[0]:
             logger.warning("%s is incomplete: resuming from %s", found[0], checkpoint)
     else:
-        checkpoint = Path(asked)
+        checkpoint = Path(requested)
         if not checkpoint.is_dir():
-            raise ValueError(f"resume_from_checkpoint={asked!r} does not exist; {folder} has {list_names(whole)}")
-        if not is_whole(checkpoint):
             raise ValueError(
-                f"resume_from_checkpoint={asked!r} is incomplete, or not a checkpoint; "
-                f"{folder} has {list_names(whole)}"
+                f"resume_from_checkpoint={requested!r} does not exist; {folder} has {list_names(complete)}"
+            )
+        if not is_complete(checkpoint):
+            raise ValueError(
+                f"resume_from_checkpoint={requested!r} is incomplete, or not a checkpoint; "
+                f"{folder} has {list_names(complete)}"
             )
     if not has_optimizer(checkpoint):
         raise ValueError(
             f"{checkpoint} has no state of the optimiser and the learning rate, as with save_only_model=True; to "
-            "begin with its weights, give it as the model, with another output_dir"
+            "begin a run with its weights, pass it as the model and choose another output_dir"
         )
     if changed := changed_options(checkpoint, options):
         if not allow_changes:
@@ -131,20 +134,21 @@ def has_optimizer(checkpoint: Path) -> bool:
 
 
 def find_together(
-    asked: str | bool | None,
+    requested: str | bool | None,
     folder: Path,
     options: dict[str, Any],
     *,
     allow_changes: bool,
     failures: SharedFailures,
 ) -> str | None:
-    """[`find_checkpoint`] on all ranks, with the same result.
+    """Call [`find_checkpoint`] on all ranks, and check that they agree.
 
     Raises:
-        ValueError: on every rank; also if they find different checkpoints, since they see different folders.
+        ValueError: as for [`find_checkpoint`], on every rank; also if the ranks find different checkpoints because
+            they do not share the folder.
     """
     with failures.shared():
-        found = find_checkpoint(asked, folder, options, allow_changes=allow_changes)
+        found = find_checkpoint(requested, folder, options, allow_changes=allow_changes)
     names_found = gather_object([Path(found).name if found is not None else "none"])
     if len(set(names_found)) > 1:
         raise ValueError(

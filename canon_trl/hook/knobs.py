@@ -34,8 +34,8 @@ class Option:
     """An option of a method, read at every call.
 
     Args:
-        method: owned by this trainer, since its options change.
-        name: of the option.
+        method: this trainer's own copy, since its options change.
+        name: name of the option.
     """
 
     def __init__(self, method: Method, name: str) -> None:
@@ -58,7 +58,7 @@ def make_knob(name: str, trainer: Any, methods: Sequence[Method]) -> Knob:
     Args:
         name: `"temperature"`, `"entropy_coef"`, `"epsilon_high"` or `"<method>.<option>"`.
         trainer: a [`~trl.GRPOTrainer`].
-        methods: the active ones, owned by this trainer.
+        methods: the active methods, this trainer's own copies.
     """
     if name == "temperature":
         return Temperature(trainer)

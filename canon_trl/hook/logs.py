@@ -105,6 +105,6 @@ class Logs(GRPOTrainer):
         super().log(logs, start_time)
 
     def _collect_statistics(self) -> None:
-        """Move what the stages of the loss have logged into TRL's metrics. Every rank must call."""
+        """Move what the stages of the loss have logged into TRL's metrics. Every rank must call this."""
         for name, value in self._stage_log.take():
             self._metrics["train"][name].append(value)

@@ -10,10 +10,10 @@ from torch import Tensor
 from canon_trl.config.loss_stages import LossStages
 from canon_trl.hook.normaliser import aggregate
 from canon_trl.hook.phases import Phase
-from canon_trl.hook.shrunken_steps import FullBatches, ShrunkenSteps, unshrinkable
+from canon_trl.hook.shrunken_steps import FullBatches, ShrunkenSteps, shrink_error
 from canon_trl.hook.stage_log import StageLog
 from canon_trl.hook.token_inputs import TokenInputs, token_advantages, trained_tokens
-from canon_trl.hook.token_stages import compute_terms, shape_advantages
+from canon_trl.hook.token_stages import compute_terms, compute_whole_loss, shape_advantages
 from canon_trl.tokens import Tokens
 
 
@@ -21,13 +21,13 @@ class LossPhase(Phase):
     """TRL computes the loss of a micro-batch.
 
     Args:
-        inputs: of the micro-batch. TRL reads their advantages after it has scored the tokens.
-        after_scoring: called between the two; may replace the advantages.
+        inputs: inputs of the micro-batch. TRL reads the advantages in them after it has scored the tokens.
+        after_scoring: called in between; may replace the advantages.
 
     Attributes:
         log_probs, entropies: `(B, T)`, with gradient, from TRL's scoring pass.
-        aux_loss: of a mixture of experts, 0-d.
-        tokens: what the stages see, if any stage is active.
+        aux_loss: auxiliary loss of a mixture of experts, 0-d.
+        tokens: the tokens that the stages receive, if any stage is active.
     """
 
     def __init__(self, inputs: dict[str, Any], after_scoring: Callable[["LossPhase"], None]) -> None:
@@ -61,7 +61,7 @@ class Losses(TokenInputs):
 
     def _compute_loss(self, model: Any, inputs: dict[str, Any]) -> Tensor:
         inputs, training = dict(inputs), self.model.training
-        if inputs["advantages"].dim() == 2:  # TRL multiplies those of padding by 0, which leaves NaN
+        if inputs["advantages"].dim() == 2:  # TRL multiplies padding by 0, which would keep NaN
             inputs["advantages"] = token_advantages(inputs)
         stages = self._stages if training else self._stages.evaluation
         phase = LossPhase(inputs, partial(self._apply_stages, stages))
@@ -73,7 +73,7 @@ class Losses(TokenInputs):
         routing = self.router_aux_loss_coef * phase.aux_loss / accumulated if self.aux_loss_enabled else 0.0
         if stages.whole is not None:
             # TRL's own loss gets no backward pass, but is computed for what it logs.
-            loss = stages.whole(phase.tokens) / accumulated + routing
+            loss = compute_whole_loss(stages.whole, phase.tokens) / accumulated + routing
         aggregated, own = self._terms(stages, phase)
         loss = loss + aggregated if stages.added else loss
         self._check_loss(loss + own, inputs, phase.log_probs)
@@ -87,13 +87,13 @@ class Losses(TokenInputs):
         if any(stages) or observers:
             tokens = self._tokens(phase.inputs, phase.log_probs, phase.entropies)
             phase.tokens = shape_advantages(stages, tokens, self._stage_log)
-        if stages.in_place:
+        if stages.advantage_changes:
             phase.inputs["advantages"] = phase.tokens.advantages
         for observe in observers:
             observe(phase.tokens)
 
     def _terms(self, stages: LossStages, phase: LossPhase) -> tuple[Tensor | float, Tensor | float]:
-        """The sums of the loss terms: those per token, aggregated like the loss, and those of one number."""
+        """Return the sum of the terms per token, aggregated like the loss, and the sum of the 0-d terms."""
         aggregated: Tensor | float = 0.0
         own: Tensor | float = 0.0
         for name, term in compute_terms(stages, phase.tokens, self._stage_log) if stages.added else ():
@@ -102,7 +102,7 @@ class Losses(TokenInputs):
                 aggregated = aggregated + value
             else:
                 if isinstance(self._weighting, ShrunkenSteps):
-                    raise unshrinkable(name)
+                    raise shrink_error(name)
                 value = term / self.current_gradient_accumulation_steps
                 own = own + value
             if name != "policy_loss":

@@ -6,7 +6,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-# Logged numbers to ignore: the first is of one rank only, the second weighs all micro-batches equally.
+# Logged numbers to ignore: the first is of one rank only, the second weights all micro-batches equally.
 IGNORED = ("step_time", "entropy")
 
 
@@ -33,7 +33,7 @@ class MeanEntropy:
         self.totals += torch.stack([summed, mask.sum()])
 
     def take(self) -> float | None:
-        """The mean since the last call, `None` if no token was trained on. Every rank must call."""
+        """The mean since the last call, `None` if no token was trained on. Every rank must call this."""
         entropy, tokens = self._accelerator.reduce(self.totals.clone(), reduction="sum").tolist()
         self.totals.zero_()
         return entropy / tokens if tokens else None
@@ -70,7 +70,7 @@ class Measured:
         self._entropy.add(entropies, mask)
 
     def close(self, logged: Mapping[str, Sequence[float]]) -> None:
-        """Update the numbers, after the last micro-batch of a step. Every rank must call."""
+        """Update the numbers, after the last micro-batch of a step. Every rank must call this."""
         before, self._logged_before = self._logged_before or {}, None
         for name, entries in logged.items():
             new = entries[before.get(name, 0) :]

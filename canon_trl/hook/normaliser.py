@@ -15,10 +15,10 @@ def aggregate(values: Tensor, mask: Tensor, trainer: Any, inputs: Mapping[str, A
         values: `(B, T)`.
         mask: `(B, T)`, true on the tokens that are trained on.
         trainer: supplies `loss_type`, `max_completion_length` and the accumulation.
-        inputs: of the micro-batch.
+        inputs: inputs of the micro-batch.
 
     Returns:
-        0-d, for TRL to add up over the micro-batches of an optimiser step.
+        0-d; TRL adds it up over the micro-batches of an optimiser step.
 
     Raises:
         ValueError: this equation does not hold for the loss type.
@@ -36,4 +36,4 @@ def aggregate(values: Tensor, mask: Tensor, trainer: Any, inputs: Mapping[str, A
     if trainer.loss_type == "dapo":
         tokens = inputs["num_items_in_batch"].clamp(min=1.0) / trainer.accelerator.num_processes
         return kept.sum() / (tokens * accumulated / trainer.args.steps_per_generation)
-    raise ValueError(f"loss_type={trainer.loss_type!r} has no divisor that a loss term per token could share")
+    raise ValueError(f"loss_type={trainer.loss_type!r} has no divisor that a loss term per token could use")

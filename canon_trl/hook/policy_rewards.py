@@ -19,7 +19,7 @@ from canon_trl.policy_rewards import STAGE, PolicyReward
 # What TRL passes to reward functions in addition to the columns of the dataset.
 FROM_TRL = ("prompts", "completions", "completion_ids", "trainer_state", "log_extra", "log_metric")
 
-# The metric that shows a collapse, by what a policy reward reads. Every rollout then carries it.
+# The metric that shows a collapse, by the values that a policy reward reads. It is then computed for every rollout.
 COLLAPSE_METRICS = {"entropies": "entropy", "log_probs": "surprisal"}
 
 

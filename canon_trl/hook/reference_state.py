@@ -21,8 +21,8 @@ def check_reference(accelerator: Accelerator) -> None:
     plugin = getattr(accelerator.state, "fsdp_plugin", None)
     if plugin is not None and plugin.fsdp_version == 1:
         raise ValueError(
-            "sync_ref_model=True does not go with FSDP1, which flattens the reference model's parameters, so that no "
-            "checkpoint could restore them; use FSDP2 (fsdp_version: 2), ZeRO or DDP"
+            "sync_ref_model=True does not work with FSDP1, which flattens the reference model's parameters, so that "
+            "no checkpoint could restore them; use FSDP2 (fsdp_version: 2), ZeRO or DDP"
         )
 
 
@@ -37,7 +37,7 @@ def check_saved_reference(checkpoint: Path, *, allow_changes: bool) -> None:
 
 
 def save_reference(model: nn.Module, checkpoint: Path, *, writes: bool) -> None:
-    """Write the weights to the checkpoint. Every rank must call; one of them `writes`."""
+    """Write the weights to the checkpoint. Every rank must call this; only the rank with `writes` writes."""
     weights = {}
     for name, parameter in model.named_parameters():
         with gathered(parameter):

@@ -15,14 +15,14 @@ class SampledBatches:
 
     Attributes:
         statistics: numbers of the last rollout to log, by name.
-        options: of dynamic sampling; empty.
+        options: options of dynamic sampling; empty without it.
     """
 
     statistics: Mapping[str, float] = {}
     options: Mapping[str, DynamicSampling] = {}
 
     def begin(self, trainer: "Resampling", rows: list[dict[str, Any]]) -> tuple[list[dict[str, Any]], RolloutPhase]:
-        """The rows of a rollout, and the phase that makes it. Every rank must call."""
+        """Return the rows of a rollout, and the phase that makes it. Every rank must call this."""
         trainer._check_rows(rows)
         return rows, trainer._rollout_phase(trainer._recorder())
 
@@ -53,7 +53,7 @@ class CollectedBatches(SampledBatches):
     def begin(self, trainer: "Resampling", rows: list[dict[str, Any]]) -> tuple[list[dict[str, Any]], RolloutPhase]:
         batch = self.collector.collect(rows, trainer._sample_batch, reward_weights=trainer.reward_weights)
         columns = {column for response in batch.responses for column in response.columns}
-        for column in columns:  # a round or a rank may lack some columns
+        for column in columns:  # some columns may be missing in a round or on a rank
             trainer._pending_extra_logs[column].extend(r.columns.get(column) for r in batch.responses)
         return [response.row for response in batch.responses], trainer._replay_phase(batch)
 

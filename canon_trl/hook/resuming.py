@@ -21,7 +21,7 @@ from canon_trl.hook.checkpoints import (
     ROLLOUT_STATE,
     RUN_OPTIONS,
     find_together,
-    mark_whole,
+    mark_complete,
     options_of_run,
     passes_and_batches,
 )
@@ -44,7 +44,7 @@ class Resuming(Losses):
     _has_trained = False
     _resume_with_changes = False
     _given_optimizer: Any = None
-    _loss_to_log: tuple[float, int] | None = None  # the loss summed before a resume, and since which step
+    _loss_to_log: tuple[float, int] | None = None  # the loss before a resume, and the step after which it is summed
 
     def _get_train_sampler(self, dataset: Any = None) -> Any:
         self._prompt_sampler = super()._get_train_sampler(dataset)
@@ -94,7 +94,7 @@ class Resuming(Losses):
         begun = super()._init_training_state(max_steps, steps_per_epoch, epochs, checkpoint, trial)
         if checkpoint is None:
             return begun
-        for callback in self.callback_handler.callbacks:  # transformers fails on a callback that the checkpoint lacks
+        for callback in self.callback_handler.callbacks:  # transformers fails if the checkpoint has no state for one
             if isinstance(callback, ExportableState):
                 self.state.stateful_callbacks.setdefault(type(callback).__name__, callback.state())
         if self.state.global_step >= max_steps:  # transformers would train one more step
@@ -137,7 +137,7 @@ class Resuming(Losses):
             self.args.save_total_limit = kept
         self.accelerator.wait_for_everyone()
         if self.args.should_save:
-            mark_whole(checkpoint, self._run_options())
+            mark_complete(checkpoint, self._run_options())
             if self.args.push_to_hub:
                 self._push_from_checkpoint(str(checkpoint))
             best = self.state.best_model_checkpoint
@@ -228,9 +228,9 @@ class Resuming(Losses):
                 layout,
             )
             return
-        lacking = self._required_inputs - set((state["in_flight"] or [self._required_inputs])[0])
-        if lacking:
-            logger.warning("the rollout in flight lacks %s, which this run reads: sampling it again", sorted(lacking))
+        absent = self._required_inputs - set((state["in_flight"] or [self._required_inputs])[0])
+        if absent:
+            logger.warning("the rollout in flight has no %s, which this run reads: sampling it again", sorted(absent))
             return
         self._rollout_width = state["width"]
         self._step, self._steps_not_restored = state["step"], 0

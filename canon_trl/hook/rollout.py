@@ -1,4 +1,4 @@
-"""Make a `Rollout` of the rewards, and advantages of the `Rollout`, while TRL processes the responses."""
+"""Make a `Rollout` from the rewards and advantages from the `Rollout`, while TRL processes the responses."""
 
 import warnings
 from collections.abc import Callable, Mapping
@@ -61,7 +61,7 @@ class Rollouts(Resampling):
         return output
 
     def _check_rows(self, rows: list[dict[str, Any]]) -> None:
-        """Check the prompts, since those of a stream come unchecked. An error on one rank is raised on all."""
+        """Check the prompts, since those of a stream are unchecked so far. An error on one rank is raised on all."""
         with self._failures.shared():
             if error := fault_of_rows(rows, "train_dataset" if self.model.training else "eval_dataset"):
                 raise error
@@ -84,7 +84,7 @@ class Rollouts(Resampling):
         return self._phase.reward(self._checked_rewards, *args)
 
     def _checked_rewards(self, inputs: list, prompts: list, completions: list, completion_ids_list: list) -> Tensor:
-        """Calls TRL's; an error of a reward function on one rank is raised on all."""
+        """Compute the rewards with TRL's method; an error of a reward function on one rank is raised on all."""
         with self._failures.deferred():
             rewards_per_func = super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)
         if rewards_per_func.isinf().any():

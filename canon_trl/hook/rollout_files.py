@@ -1,4 +1,4 @@
-"""The files of each rank in a checkpoint: all ranks use theirs, or none does."""
+"""Each rank's files in a checkpoint: either all ranks use theirs, or none does."""
 
 from pathlib import Path
 from typing import Any
@@ -31,7 +31,7 @@ def rollout_file(checkpoint: str | Path, rank: int) -> Path:
 
 
 def load_rollout(checkpoint: str, rank: int, failures: SharedFailures) -> tuple[dict[str, Any] | None, list[int]]:
-    """Load this rank's part of the rollout in flight, and list the ranks without one. Every rank must call.
+    """Load this rank's part of the rollout in flight, and list the ranks without one. Every rank must call this.
 
     Raises:
         Exception: on every rank, if one cannot read its file: it is damaged, or has an object that may run code.
@@ -45,7 +45,7 @@ def load_rollout(checkpoint: str, rank: int, failures: SharedFailures) -> tuple[
 
 
 def warn_of_missing_random_states(checkpoint: str, accelerator: Accelerator) -> None:
-    """Warn of ranks without a saved random state, which will sample other responses. Every rank must call."""
+    """Warn about ranks without a saved random state, which will sample other responses. Every rank must call this."""
     name = "rng_state.pth" if accelerator.num_processes == 1 else f"rng_state_{accelerator.process_index}.pth"
     found_on_ranks = gather_object([Path(checkpoint, name).exists()])
     if not all(found_on_ranks):

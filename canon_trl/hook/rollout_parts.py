@@ -41,14 +41,14 @@ class RolloutPhase(Phase):
         scores: whether anything reads entropies or log-probabilities of the rollout.
 
     Attributes:
-        completion_ids: of each response.
+        completion_ids: token ids of each response.
         tool_mask: 1 on the tokens that the model wrote, per response; `None` if it wrote all.
         sampling_log_probs: per response, as reported by the sampler; `None` if it reported none.
         recorded: the records of each response by name, `(T,)` each.
         rewards_per_func: `(N, F)`, of all ranks; set once they are computed.
-        drawn: the same, including responses that dynamic sampling replaced.
+        drawn: `(M, F)`, also of responses that dynamic sampling replaced.
         metric_inputs: what a metric can read in addition to token values, by name.
-        token_values: `entropies` and `log_probs` as far as they are read, `(B, T)` each.
+        token_values: those of `entropies` and `log_probs` that are read, `(B, T)` each.
         passes: `entropies` and `log_probs` of each scoring pass so far, `(B, T)` each.
     """
 
@@ -95,10 +95,10 @@ class RolloutPhase(Phase):
         return for_trl, entropies, aux_loss
 
     def reward(self, calculate: Callable[..., Tensor], inputs: list, *args: Any) -> Tensor:
-        return self.rewarded(calculate(inputs, *args), inputs, *args)
+        return self.record_rewards(calculate(inputs, *args), inputs, *args)
 
-    def rewarded(self, rewards: Tensor, inputs: list, prompts: list, completions: list, ids: list) -> Tensor:
-        """Record the rewards and their inputs."""
+    def record_rewards(self, rewards: Tensor, inputs: list, prompts: list, completions: list, ids: list) -> Tensor:
+        """Record the rewards and their inputs, and return the rewards."""
         self.rewards_per_func = self.drawn = rewards
         columns = {key: [row[key] for row in inputs] for key in inputs[0] if key not in RESERVED_COLUMNS}
         self.metric_inputs = columns | {"prompts": prompts, "completions": completions, "completion_ids": ids}
@@ -146,8 +146,8 @@ class SamplingPhase(RolloutPhase):
         nothing = torch.zeros(len(input_ids), args[1], device=input_ids.device)
         return nothing, nothing, None  # never read, since the rollout ends before
 
-    def rewarded(self, rewards: Tensor, *args: Any) -> Tensor:
-        super().rewarded(rewards, *args)
+    def record_rewards(self, rewards: Tensor, *args: Any) -> Tensor:
+        super().record_rewards(rewards, *args)
         raise StopAfterRewards
 
 
@@ -176,7 +176,7 @@ class ReplayPhase(RolloutPhase):
         return tuple((parts[name] or []) if name == "tool_images" else parts[name] for name in GENERATED)
 
     def reward(self, calculate: Callable[..., Tensor], inputs: list, *args: Any) -> Tensor:
-        rewards = self.rewarded(self.batch.rewards_per_func, inputs, *args)
+        rewards = self.record_rewards(self.batch.rewards_per_func, inputs, *args)
         self.drawn = self.batch.drawn
         return rewards
 

@@ -41,7 +41,7 @@ class Scoring(Phases):
         iterations = self.num_iterations
         try:
             output = super()._generate_and_score_completions(inputs)
-            if self.num_iterations != iterations:  # the loss does without the pass: its ratios are exactly 1
+            if self.num_iterations != iterations:  # the loss needs no such pass: its ratios are exactly 1
                 del output["old_per_token_logps"]
         finally:
             self.num_iterations = iterations
@@ -54,7 +54,7 @@ class Scoring(Phases):
             return values
         recorded = any(phase.recorded)
         if phase.passes and (self._trl_scores or not recorded):
-            return phase.passes[0] | values  # a second pass would be of the reference, with the adapters off
+            return phase.passes[0] | values  # a second pass is the reference's, with the adapters off
         if recorded:
             return phase.padded_records(self._width(phase), self.accelerator.device) | values
         return values  # in a round of dynamic sampling, the kept groups are scored later

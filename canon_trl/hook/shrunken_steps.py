@@ -1,4 +1,4 @@
-"""The weight in the loss of a batch that dynamic sampling could not fill: the same for each trained response."""
+"""Scale the loss of a batch that dynamic sampling could not fill, so that it is a mean over the trained responses."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
@@ -8,20 +8,18 @@ from accelerate import Accelerator
 from torch import Tensor
 from trl import GRPOConfig
 
-from canon_trl.config.checks import PER_TOKEN, one_rollout_a_step
+from canon_trl.config.checks import PER_TOKEN, SHRINK_ALTERNATIVES, scales_gradients
 from canon_trl.config.loss_stages import LossStages
 from canon_trl.hook.token_stages import is_one_number
 from canon_trl.method import Method
 from canon_trl.sampling import DynamicSampling
 from canon_trl.tokens import Tokens
 
-INSTEAD = "set dynamic_sampling_kwargs={'exhausted': 'keep'} or 'error'"
-
 PlaceInStep = Callable[[], tuple[Sequence[Mapping[str, Any]], int]]
 
 
 def scale_up(trained: Iterable[Tensor], loss_type: str, accelerator: Accelerator) -> Tensor | float:
-    """The ratio of all responses to the trained ones, by which the loss's divisor is too large, 0-d.
+    """Return the factor by which the loss's divisor is too large: all responses over the trained ones, 0-d.
 
     Args:
         trained: which responses are trained on, `(B,)` bool per micro-batch of the optimiser step.
@@ -115,11 +113,6 @@ class ShrunkenSteps(ShrunkenBatches):
         return factor * (before + loss) - before
 
 
-def scales_gradients(args: GRPOConfig) -> bool:
-    """Whether `exhausted="shrink"` scales the gradients of a whole optimiser step."""
-    return args.loss_type not in PER_TOKEN and not one_rollout_a_step(args)
-
-
 def make_weighting(args: GRPOConfig, accelerator: Accelerator, *, routing_loss: bool) -> ShrunkenBatches:
     """The weighting of batches under `exhausted="shrink"`.
 
@@ -132,7 +125,7 @@ def make_weighting(args: GRPOConfig, accelerator: Accelerator, *, routing_loss: 
         raise ValueError(
             f"gradient_accumulation_steps={args.gradient_accumulation_steps} takes micro-batches of several rollouts "
             f"of steps_per_generation={args.steps_per_generation}, whose gradients are scaled together with those of "
-            "the router's auxiliary loss; make the latter a multiple of the former, or " + INSTEAD
+            "the router's auxiliary loss; make the latter a multiple of the former, or " + SHRINK_ALTERNATIVES
         )
     return ShrunkenSteps(args.loss_type, accelerator)
 
@@ -146,7 +139,7 @@ def check_terms_can_shrink(stages: LossStages, options: DynamicSampling | None, 
         return
     for method in stages.added:
         if returns_one_number(method):
-            raise unshrinkable(stages.prefix(method))
+            raise shrink_error(stages.prefix(method))
 
 
 def returns_one_number(method: Method) -> bool:
@@ -157,8 +150,9 @@ def returns_one_number(method: Method) -> bool:
         return False
 
 
-def unshrinkable(term: str) -> ValueError:
+def shrink_error(term: str) -> ValueError:
+    """Return the error for a term that cannot leave responses out."""
     return ValueError(
         f"{term} is one number per micro-batch, from which no response can be left out when an optimiser step takes "
-        f"several rollouts; {INSTEAD}"
+        f"several rollouts; {SHRINK_ALTERNATIVES}"
     )

@@ -60,7 +60,7 @@ def find_cell(model: nn.Module, name: str, temperature: float) -> CellType:
 
     Args:
         model: without the wrappers of distributed training.
-        name: of the model, for the error.
+        name: name of the model, for the error.
         temperature: what the variable must hold.
 
     Raises:

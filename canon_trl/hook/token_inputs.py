@@ -14,7 +14,7 @@ from canon_trl.hook.steering import Steering
 from canon_trl.rollout import Rollout
 from canon_trl.tokens import Tokens
 
-# The inputs of a micro-batch that a choice among the tokens of an optimiser step reads.
+# The inputs of a micro-batch that a selection among the tokens of an optimiser step reads.
 STEP_INPUTS = (
     "completion_mask",
     "tool_mask",
@@ -87,7 +87,7 @@ class TokenInputs(Phases, Steering):
         )
 
     def _tokens_of_step(self) -> tuple[Tokens, slice]:
-        """All tokens of the current optimiser step, as in the rollout, and the rows of this micro-batch."""
+        """Return all tokens of the current optimiser step, as in the rollout, and the rows of this micro-batch."""
         step_batch, index = self._place_in_step()
         rows = len(step_batch[0]["response"])
         first = self._steps_not_restored + self._step - index

@@ -15,7 +15,7 @@ from canon_trl.tokens import Tokens
 
 def shape_advantages(stages: LossStages, tokens: Tokens, log: StageLog) -> Tokens:
     """The tokens with the advantages that the loss will use."""
-    for method in stages.in_place:
+    for method in stages.advantage_changes:
         before, tokens = tokens, apply(method, tokens)
         prefix = stages.prefix(method)
         if method is not stages.policy_loss:
@@ -45,15 +45,29 @@ def compute_terms(stages: LossStages, tokens: Tokens, log: StageLog) -> list[tup
     return found
 
 
+def compute_whole_loss(method: Method, tokens: Tokens) -> Tensor:
+    """Return the loss that replaces TRL's, 0-d."""
+    loss = method(tokens)
+    if not is_one_number(loss):
+        raise ValueError(
+            f"policy_loss {method.name!r} returned {described(loss)}; it must return one number, a 0-d tensor"
+        )
+    return loss
+
+
 def is_one_number(term: Any) -> bool:
     return isinstance(term, Tensor) and term.dim() == 0
 
 
 def checked_shape(method: Method, returned: Any, tokens: Tokens) -> Tensor:
     if not isinstance(returned, Tensor) or returned.shape != tokens.mask.shape:
-        what = tuple(returned.shape) if isinstance(returned, Tensor) else type(returned).__name__
-        raise ValueError(f"{method.name} returned {what}; it must return a tensor of shape {tuple(tokens.mask.shape)}")
+        shape = tuple(tokens.mask.shape)
+        raise ValueError(f"{method.name} returned {described(returned)}; it must return a tensor of shape {shape}")
     return returned
+
+
+def described(returned: Any) -> str:
+    return f"shape {tuple(returned.shape)}" if isinstance(returned, Tensor) else f"a {type(returned).__name__}"
 
 
 def report(method: Method, prefix: str, tokens: Tokens, log: StageLog) -> None:

@@ -1,4 +1,4 @@
-"""The hook that TRL lacks: rewards become advantages, and advantages become a loss, in functions of your own."""
+"""The hook that TRL is missing: your own functions turn rewards into advantages, and advantages into a loss."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -67,7 +67,7 @@ class PluggableGRPOTrainer(Publishing, Resuming, Logs, NotFinite, WholeGroups, R
             `canon_trl.advantages.ESTIMATORS`. Every rank calls it. It returns advantages `(P, G)`, or `(P, G, T)` with
             T at least `Rollout.width`. Responses without a reward always get advantage 0.
         metrics: response metrics that the rollout carries in addition to those that the estimator declares, by name;
-            `None` stands for the random metric.
+            `None` is the random metric.
         policy_rewards: rewards from the policy itself, see `canon_trl.policy_rewards`; with one, `reward_funcs` may be
             `None`.
         accuracy_reward: name of the reward function that `Rollout.accuracy` is computed from; default the first.
@@ -80,7 +80,7 @@ class PluggableGRPOTrainer(Publishing, Resuming, Logs, NotFinite, WholeGroups, R
         policy_loss: changes or replaces TRL's loss, see `canon_trl.policy_losses`; one of the same kinds of values.
             A function that returns one number replaces the loss.
         loss_term: is added to the loss, see `canon_trl.loss_terms`; takes the same values as `token_advantage`.
-        controller: steers a number of the run, see `canon_trl.controllers`: one, or several.
+        controller: changes a setting during the run, see `canon_trl.controllers`; takes the same values.
         dynamic_sampling: how to replace groups that teach nothing, see `canon_trl.sampling`; default not at all.
         reward_time_limit: seconds that one call of a reward function may take; default no limit.
         resume_with_changes: whether to resume from a checkpoint that was made with other options; default no.
@@ -172,7 +172,7 @@ class PluggableGRPOTrainer(Publishing, Resuming, Logs, NotFinite, WholeGroups, R
         """Find the methods that act in the loss."""
         self._stages = LossStages(
             find_all(TOKEN_ADVANTAGE, token_advantage), find_policy_loss(policy_loss), find_all(LOSS_TERM, loss_term)
-        ).own()
+        ).copy()
         check_loss_stages(self._stages, args)
         self._trl_scores = trl_scores(args)
         if self._stages.step_wide and not self._trl_scores:
@@ -192,7 +192,7 @@ class PluggableGRPOTrainer(Publishing, Resuming, Logs, NotFinite, WholeGroups, R
         Args:
             entropy_source, args, trl_kwargs: of the constructor.
             steers_temperature: whether a controller moves the temperature.
-            choosing_rewards: policy rewards by which dynamic sampling chooses groups.
+            choosing_rewards: policy rewards that decide which groups dynamic sampling keeps.
         """
         self._samples_the_policy = samples_the_policy(args, steered=steers_temperature)
         if entropy_source != "auto" and not self._scored_inputs:
@@ -254,11 +254,11 @@ class PluggableGRPOTrainer(Publishing, Resuming, Logs, NotFinite, WholeGroups, R
 
 
 def check_removed_options(trl_kwargs: Mapping[str, Any]) -> None:
-    """Name the successors of arguments of 0.1."""
+    """Reject arguments of 0.1, and name their replacements."""
     if "loss_function" in trl_kwargs:
         raise TypeError(
-            "loss_function of 0.1 is gone: give the function as policy_loss. Its parameters name what it reads of "
-            "canon_trl.tokens.Tokens, such as log_probs, ref_log_probs, response_advantages and mask"
+            "loss_function was removed after 0.1: pass the function as policy_loss. Its parameters name the fields of "
+            "canon_trl.tokens.Tokens that it reads, such as log_probs, ref_log_probs, response_advantages and mask"
         )
     if "reward_range" in trl_kwargs:
-        raise TypeError("reward_range of 0.1 is gone: set it on the function, f.reward_range = '[0, 1]'")
+        raise TypeError("reward_range was removed after 0.1: set it on the function, f.reward_range = '[0, 1]'")

@@ -41,7 +41,7 @@ def deal_by_group(micro_batches: Sequence[Mapping[str, Any]], group_size: int) -
 
 
 def concatenated(parts: list[Any]) -> Any:
-    """One entry of all micro-batches: their rows in one, or the value that they share."""
+    """Join one entry of all micro-batches: concatenate the rows, or return the value that they share."""
     if parts[0] is None or (isinstance(parts[0], Tensor) and parts[0].dim() == 0):
         return parts[0]
     return torch.cat(parts) if isinstance(parts[0], Tensor) else [row for part in parts for row in part]

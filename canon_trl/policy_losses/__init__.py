@@ -40,7 +40,7 @@ POLICY_LOSSES: dict[str, Any] = by_name(
     Whole("disco", disco_loss, renamed={"rewards": "prompt_rewards"}, whole_groups=True, reward_range="{0, 1}"),
 )
 
-STAGE = Stage("policy_loss", POLICY_LOSSES, READABLE, called_in="hook/loss.py")
+STAGE = Stage("policy_loss", POLICY_LOSSES, READABLE, called_in="hook/token_stages.py")
 
 if not TYPE_CHECKING:
     __getattr__ = moved(

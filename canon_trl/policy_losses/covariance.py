@@ -130,7 +130,7 @@ def clip_cov(
 
     Args:
         ratio, low, high: see [`clip_cov_mask`].
-        scope: the tokens that the means cover and the selection is made from; see the package's docstring.
+        scope: the tokens that the means cover and the selection is made from; see `canon_trl.policy_losses`.
 
     Returns:
         The advantages, `(B, T)`.

@@ -461,8 +461,8 @@ class Gate:
 @pytest.mark.parametrize(
     ("stage", "message"),
     [
-        ({"loss_function": print}, "loss_function of 0.1 is gone: give the function as policy_loss"),
-        ({"reward_range": "[0, 1]"}, "reward_range of 0.1 is gone: set it on the function"),
+        ({"loss_function": print}, "loss_function was removed after 0.1: pass the function as policy_loss"),
+        ({"reward_range": "[0, 1]"}, "reward_range was removed after 0.1: set it on the function"),
         ({"policy_loss": Gate()}, r"has select and advantages, as in 0\.1; it must be a function of the tokens"),
     ],
 )

@@ -18,7 +18,7 @@ from toy import assert_same_parameters, length_reward, logged, make_trainer, par
 from transformers import TrainerCallback
 from trl import GRPOConfig, GRPOTrainer
 
-from canon_trl.hook.checkpoints import ROLLOUT_STATE, RUN_OPTIONS, checkpoints_of, is_whole
+from canon_trl.hook.checkpoints import ROLLOUT_STATE, RUN_OPTIONS, checkpoints_of, is_complete
 from canon_trl.hook.reference_state import check_reference
 
 SAVING = {"save_strategy": "steps", "save_steps": 1}
@@ -130,7 +130,7 @@ def test_a_killed_repetition_leaves_no_partial_checkpoint_marked_complete(folder
     """An older checkpoint loses its mark of completeness before any of its files is overwritten."""
     trainer, seen = make_trainer(folder, **SAVING), []
     save = trainer.save_model
-    trainer.save_model = lambda to, *args, **kwargs: (seen.append(is_whole(Path(to))), save(to, *args, **kwargs))
+    trainer.save_model = lambda to, *args, **kwargs: (seen.append(is_complete(Path(to))), save(to, *args, **kwargs))
     trainer.train()
     assert seen == [False, False, False]
 
@@ -226,7 +226,7 @@ def test_a_checkpoint_is_pushed_once_it_is_complete(tmp_path, caplog):
         whole = []
 
         def on_push_begin(self, args, state, control, **kwargs):
-            self.whole.append(is_whole(tmp_path / f"checkpoint-{state.global_step}"))
+            self.whole.append(is_complete(tmp_path / f"checkpoint-{state.global_step}"))
 
     trainer = make_trainer(tmp_path, **SAVING, hub_always_push=True)
     trainer.args.push_to_hub, trainer.hub_model_id, trainer.push_in_progress = True, "me/model", None
@@ -265,7 +265,7 @@ def test_a_missing_synced_reference_is_an_error(tmp_path, caplog):
 
 def test_a_reference_model_under_fsdp1_is_rejected():
     state = SimpleNamespace(fsdp_plugin=SimpleNamespace(fsdp_version=1))
-    with pytest.raises(ValueError, match="sync_ref_model=True does not go with FSDP1"):
+    with pytest.raises(ValueError, match="sync_ref_model=True does not work with FSDP1"):
         check_reference(SimpleNamespace(state=state))
 
 

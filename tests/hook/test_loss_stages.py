@@ -18,6 +18,7 @@ from canon_trl import CANONConfig, PluggableGRPOTrainer
 from canon_trl.advantages import ESTIMATORS
 from canon_trl.loss_terms import LOSS_TERMS
 from canon_trl.method import Method
+from canon_trl.policy_losses import Whole
 from canon_trl.token_advantages import TOKEN_ADVANTAGES, TokenAdvantage
 from canon_trl.trl_release import FUSED_HEAD
 
@@ -157,8 +158,10 @@ def test_incompatible_stages_are_rejected(tmp_path, stages, options, message):
 
 
 def test_method_results_are_checked(tmp_path):
-    with pytest.raises(ValueError, match=r"short returned \(8,\); it must return a tensor of shape \(8, "):
+    with pytest.raises(ValueError, match=r"short returned shape \(8,\); it must return a tensor of shape \(8, "):
         trained(tmp_path, [Method("short", lambda rewards: rewards)])
+    with pytest.raises(ValueError, match=r"policy_loss 'no_mean' returned shape \(8,\); it must return one number"):
+        trained(tmp_path, policy_loss=Whole("no_mean", lambda log_probs: log_probs.sum(dim=1)))
 
 
 def first_is_right(completions, **kwargs):

@@ -78,7 +78,7 @@ def test_an_error_after_a_rollout_waits_for_nobody(tmp_path):
         (lambda n: "1" * n, TypeError, "returned str '11111111'; it must return a list of rewards"),
         (lambda n: None, TypeError, "returned NoneType None; it must return a list of rewards"),
         (lambda n: 1.0, TypeError, "returned float 1.0; it must return a list of rewards"),
-        (lambda n: [1.0] * (n + 1), ValueError, "returned 9 rewards for 8 completions; it must be one for each"),
+        (lambda n: [1.0] * (n + 1), ValueError, "returned 9 rewards for 8 completions; it must return one each"),
         (lambda n: [], ValueError, "returned 0 rewards for 8 completions"),
         (lambda n: [0.0, math.inf] * (n // 2), ValueError, "returned inf for completion 1; it must be finite in"),
         (lambda n: [-1e39] * n, ValueError, "returned -1e+39 for completion 0; it must be finite in float32 or None"),

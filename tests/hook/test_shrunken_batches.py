@@ -23,7 +23,7 @@ from toy import (
 from trl import GRPOConfig
 
 from canon_trl import CANONConfig, CANONTrainer, PluggableGRPOTrainer
-from canon_trl.config.checks import check_shrink, one_rollout_a_step
+from canon_trl.config.checks import check_shrink, one_rollout_per_step
 from canon_trl.sampling import DynamicSampling
 
 # The first and last rows of MIXED teach; here all but the second do.
@@ -147,7 +147,7 @@ def test_responses_of_all_rollouts_of_an_optimiser_step_weigh_the_same(
 def test_steps_that_take_one_rollout(a_step, a_rollout, iterations, one):
     names = ("gradient_accumulation_steps", "steps_per_generation", "num_iterations")
     args = SimpleNamespace(**dict(zip(names, (a_step, a_rollout, iterations), strict=True)))
-    assert one_rollout_a_step(args) == one
+    assert one_rollout_per_step(args) == one
 
 
 @pytest.mark.parametrize(

@@ -42,11 +42,11 @@ def test_public_names():
     [
         (
             "from canon_trl.advantages import get_estimator",
-            "get_estimator has gone; use canon_trl.adva",
+            "get_estimator was removed; use canon_trl.adva",
         ),
-        ("from canon_trl.advantages import OnRollout", "OnRollout has gone; use canon_trl.method.Method"),
-        ("from canon_trl.policy_losses import ClipCov", r"ClipCov has gone; use POLICY_LOSSES\['clip_cov'\]"),
-        ("from canon_trl.rewards import timed", "is now canon_trl.guards; import timed from there"),
+        ("from canon_trl.advantages import OnRollout", "OnRollout was removed; use canon_trl.method.Method"),
+        ("from canon_trl.policy_losses import ClipCov", r"ClipCov was removed; use POLICY_LOSSES\['clip_cov'\]"),
+        ("from canon_trl.rewards import timed", "was renamed to canon_trl.guards; import timed from there"),
     ],
 )
 def test_removed_names_name_their_successor(code, message):

@@ -8,7 +8,7 @@ import pytest
 from killed_run import OPTIONS, POINTS, run
 from toy import assert_same_parameters, logged, make_trainer, parameters
 
-from canon_trl.hook.checkpoints import checkpoints_of, is_whole
+from canon_trl.hook.checkpoints import checkpoints_of, is_complete
 
 # The server imports everything once, so that its forks start immediately.
 context = multiprocessing.get_context("forkserver")
@@ -30,7 +30,7 @@ def test_a_run_killed_during(tmp_path, whole, point, caplog):
     process.start()
     process.join(timeout=120)
     assert process.exitcode == -signal.SIGKILL
-    left = {path.name: is_whole(path) for path in checkpoints_of(tmp_path)}
+    left = {path.name: is_complete(path) for path in checkpoints_of(tmp_path)}
     cut_off = {"checkpoint-3": False} if "checkpoint" in point else {}
     assert left == cut_off | {"checkpoint-2": True, "checkpoint-1": True}
 
