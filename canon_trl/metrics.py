@@ -58,6 +58,27 @@ def length(mask: Tensor) -> Tensor:
     return mask.sum(dim=-1).float()
 
 
+def entropy_by_correctness(entropies: Tensor, lengths: Tensor, accuracy: Tensor) -> dict[str, Tensor]:
+    """Mean entropy per token of the right and of the wrong responses of a rollout.
+
+        H = sum_i(L_i * H_i) / sum_i(L_i)
+
+    While accuracy rises fast, entropy falls mostly in wrong responses (https://huggingface.co/papers/2508.07534).
+
+    Args:
+        entropies: H_i, the mean token entropy of each response, in nats; any shape.
+        lengths: L_i, in tokens.
+        accuracy: at least 1, up to a rounding error of 1e-6, if the response is right; NaN if it was not scored, so
+            that it is neither right nor wrong.
+
+    Returns:
+        `right` and `wrong`, 0-d in nats; NaN without such a response.
+    """
+    least = 1 - 1e-6
+    tokens = {"right": lengths * (accuracy >= least), "wrong": lengths * (accuracy < least)}
+    return {name: (entropies * count).sum() / count.sum() for name, count in tokens.items()}
+
+
 def random_metric(shape: torch.Size | tuple[int, int], *, seed: int, step: int) -> Tensor:
     """A uniform draw per response, `(P, G)`: a control that separates a metric's effect from the effect of splitting.
 

@@ -259,6 +259,14 @@ MUTATIONS = [
         ("{{& ~values.isnan() => }}", "test_mean_over_response_by_hand"),
         ("seed * 1_000_003{{ + step => }}", "test_random_metric_depends_on_seed_and_step"),
         ("values.float(){{.masked_fill(~mask, 0.0) => }}", "test_golden.py::test_entropy_metric"),
+        (
+            '"wrong": lengths * (accuracy < {{least => torch.inf}})',
+            "test_entropies_of_right_and_wrong_responses_by_hand",
+        ),
+        (
+            "(entropies * count).sum() / {{count.sum() => (count > 0).sum()}}",
+            "test_entropies_of_right_and_wrong_responses_by_hand",
+        ),
     ),
     *mutations(
         "schedules.py",

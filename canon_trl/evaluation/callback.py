@@ -29,11 +29,11 @@ class EvaluationCallback(TrainerCallback):
     """Samples n responses to each of a few prompts at regular intervals during training and logs how good they are.
 
     It logs `evaluation/avg@n`, `evaluation/pass@k`, `evaluation/majority@k`, `evaluation/length`, `length_right` and
-    `length_wrong` in tokens, `truncated` (share of the responses), `entropy` (nats), `tokens_per_right_answer` and
-    `unscored_prompts`; see [`~canon_trl.evaluation.responses.Judged`]. The trainer logs them, so they reach every
-    tracker in `report_to`. Undefined numbers are left out, such as the length of right responses if none is right; if
-    no response was scored, only `unscored_prompts` is logged. TensorBoard and Trackio show them under `train/`, where
-    transformers puts every name that does not begin with `eval_` or `test_`.
+    `length_wrong` in tokens, `truncated` (share of the responses), `entropy`, `entropy_right` and `entropy_wrong` in
+    nats, `tokens_per_right_answer` and `unscored_prompts`; see [`~canon_trl.evaluation.responses.Judged`]. The trainer
+    logs them, so they reach every tracker in `report_to`. Undefined numbers are left out, such as the length of right
+    responses if none is right; if no response was scored, only `unscored_prompts` is logged. TensorBoard and Trackio
+    show them under `train/`, where transformers puts every name that does not begin with `eval_` or `test_`.
 
     Prompts are tokenized as in training, with the trainer's tokenizer, chat template and `chat_template_kwargs`, and
     responses end at the same tokens and texts (vLLM's `stop`). The sampling distribution is the evaluation's own: see

@@ -133,11 +133,12 @@ class Judged:
     def describe(self) -> dict[str, float | None]:
         """Return numbers over all responses; `None` if there is no response of that kind.
 
-        The entropy is the mean over all tokens, not over responses. Both sums in that ratio are unbiased, also if the
+        Entropies are means over all tokens, not over responses. Both sums in that ratio are unbiased, also if the
         surprisal estimates the entropy. A mean over responses would not be, since the length of a response depends on
         its tokens.
         """
         right, wrong = self.lengths[self.correct], self.lengths[~self.correct]
+        nats = self.entropies * self.lengths  # sums over the tokens of each response
         return {
             "length": float(self.lengths.mean()),
             "length_right": float(right.mean()) if right.size else None,
@@ -145,7 +146,9 @@ class Judged:
             "median_length_right": float(np.median(right)) if right.size else None,
             "median_length_wrong": float(np.median(wrong)) if wrong.size else None,
             "truncated": float(self.truncated.mean()),
-            "entropy": float((self.entropies * self.lengths).sum() / self.lengths.sum()),
+            "entropy": float(nats.sum() / self.lengths.sum()),
+            "entropy_right": float(nats[self.correct].sum() / right.sum()) if right.size else None,
+            "entropy_wrong": float(nats[~self.correct].sum() / wrong.sum()) if wrong.size else None,
             "tokens_per_right_answer": float(self.lengths.sum() / right.size) if right.size else None,
         }
 

@@ -10,6 +10,7 @@ from trl.trainer.utils import nanstd
 from canon_trl.advantages import dr_grpo_advantage
 from canon_trl.advantages.groups import has_spread
 from canon_trl.guards.collapse import EXPECTED_SHARES
+from canon_trl.metrics import METRICS, entropy_by_correctness
 from canon_trl.rollout import Rollout
 
 
@@ -32,7 +33,16 @@ class Logs(GRPOTrainer):
         return {
             "advantage/relative_to_dr_grpo": relative.masked_fill(~spread.any(), torch.nan),
             "groups/frac_no_spread": 1 - spread.sum() / scored.sum(),  # among the groups with a scored response
-        }
+        } | self._entropies_by_correctness(rollout)
+
+    def _entropies_by_correctness(self, rollout: Rollout) -> dict[str, Tensor | float]:
+        """The entropies of right and wrong responses, if they are known and something measures the accuracy."""
+        labelled = len(self.reward_func_names) > len(self._policy_rewards)
+        if not labelled or self._response_metrics.get("entropy") is not METRICS["entropy"]:
+            return {}
+        accuracy = rollout.rewards_per_func[..., self._accuracy_index]
+        means = entropy_by_correctness(rollout.metrics["entropy"], rollout.lengths, accuracy)
+        return {f"entropy/{name}": mean for name, mean in means.items()}
 
     def _reward_statistics(self, rewards: Tensor) -> dict[str, Tensor]:
         """Replaces TRL's numbers, which count a response as scored even if only a function of weight 0 scored it."""

@@ -91,6 +91,9 @@ def test_the_numbers_are_those_of_the_responses(trained):
     assert got["evaluation/length_wrong"] == lengths[~right].mean()
     assert got["evaluation/truncated"] == sum(response.truncated for response in responses) / 32 > 0
     assert got["evaluation/entropy"] == pytest.approx(((entropies * lengths).sum() / lengths.sum()).item())
+    nats = entropies * lengths
+    assert got["evaluation/entropy_right"] == pytest.approx((nats[right].sum() / lengths[right].sum()).item())
+    assert got["evaluation/entropy_wrong"] == pytest.approx((nats[~right].sum() / lengths[~right].sum()).item())
     assert got["evaluation/tokens_per_right_answer"] == pytest.approx((lengths.sum() / right.sum()).item())
     assert 0 < got["evaluation/majority@4"] <= 1
 

@@ -140,9 +140,15 @@ ASTAR_PO = [
     one("reward_weights", None, [1.0, 0.5]),
 ]
 
-# Numbers that may be undefined: a ratio to Dr.GRPO's advantages, which are 0 without spread, and TRL's shares of the
-# tokens that are trained on, since there may be none.
-UNDEFINED = ("advantage/relative_to_dr_grpo", "clip_ratio/low_min", "clip_ratio/high_max")
+# Numbers that may be undefined: a ratio to Dr.GRPO's advantages, which are 0 without spread; the entropies of right or
+# wrong responses, and TRL's shares of the tokens that are trained on, since there may be none.
+UNDEFINED = (
+    "advantage/relative_to_dr_grpo",
+    "entropy/right",
+    "entropy/wrong",
+    "clip_ratio/low_min",
+    "clip_ratio/high_max",
+)
 
 INNER = ("advantage_estimator_kwargs", "policy_loss_kwargs", "dynamic_sampling_kwargs")
 

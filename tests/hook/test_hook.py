@@ -65,6 +65,25 @@ def test_log_and_completions_table(tmp_path):
     assert table["accuracy"] == rewards.flatten().tolist()
 
 
+def test_entropies_of_right_and_wrong_responses_are_logged(tmp_path):
+    """Of the reward that measures accuracy, and only if the rollout carries entropies."""
+    given = {"reward_funcs": [length_reward, TASK.reward]}
+    trainer = make_trainer(tmp_path, max_steps=1, accuracy_reward="accuracy", trainer_options=given)
+    rollouts = keep_rollouts(trainer)
+    trainer.train()
+    (rollout,), entry = rollouts, logged(trainer)[0]
+    nats = rollout.metrics["entropy"] * rollout.lengths
+    for name, chosen in {"right": 1, "wrong": 0}.items():
+        those = rollout.rewards_per_func[..., 1] == chosen
+        assert entry[f"entropy/{name}"] == pytest.approx((nats[those].sum() / rollout.lengths[those].sum()).item())
+    without = [{"canon_metric": "length"}, {"advantage_estimator": "grpo"}]
+    without.append({"policy_reward": "rent", "advantage_estimator": "grpo", "trainer_options": {"reward_funcs": None}})
+    for number, options in enumerate(without):
+        trainer = make_trainer(tmp_path / str(number), max_steps=1, **options)
+        trainer.train()
+        assert not {"entropy/right", "entropy/wrong"} & logged(trainer)[0].keys()
+
+
 def test_a_small_evaluation_has_its_own_completions_table(tmp_path):
     """The table has room for a larger rollout, so that TRL's advantages would stay in it."""
     trainer = make_trainer(

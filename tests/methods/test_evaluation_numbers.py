@@ -75,6 +75,8 @@ def test_numbers_by_hand():
         "median_length_wrong": 5.0,
         "truncated": 0.25,
         "entropy": (0.5 * 4 + 2 * 2 + 1 * 6) / 20,
+        "entropy_right": (0.5 * 4 + 1 * 6) / 10,
+        "entropy_wrong": (2 * 2 + 0 * 8) / 10,
         "tokens_per_right_answer": 10.0,
     }
     with pytest.raises(ValueError, match="none of the 1 prompts was scored"):
@@ -98,8 +100,8 @@ def test_texts_and_answers_are_kept_on_request(answer_of, keep_text):
 @pytest.mark.parametrize(
     ("reward", "unknown"),
     [
-        (1.0, {"length_wrong", "median_length_wrong"}),
-        (0.0, {"length_right", "median_length_right", "tokens_per_right_answer"}),
+        (1.0, {"length_wrong", "median_length_wrong", "entropy_wrong"}),
+        (0.0, {"length_right", "median_length_right", "entropy_right", "tokens_per_right_answer"}),
     ],
 )
 def test_the_mean_of_nothing_is_none(reward, unknown):

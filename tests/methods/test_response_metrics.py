@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from canon_trl.metrics import METRICS, mean_over_response, random_metric
+from canon_trl.metrics import METRICS, entropy_by_correctness, mean_over_response, random_metric
 
 NAN = math.nan
 
@@ -29,6 +29,16 @@ def test_surprisal_is_positive():
 
 def test_length_counts_only_the_models_tokens():
     assert METRICS["length"](mask=torch.tensor([[True, False, True], [False, False, False]])).tolist() == [2.0, 0.0]
+
+
+def test_entropies_of_right_and_wrong_responses_by_hand():
+    """Means over tokens; a response without a reward counts for neither."""
+    entropies, lengths = torch.tensor([[1.0, 2.0], [0.5, 8.0]]), torch.tensor([[10, 30], [40, 99]])
+    accuracy = torch.tensor([[1.0, 0.0], [0.9999999, NAN]])
+    means = entropy_by_correctness(entropies, lengths, accuracy)
+    assert means == {"right": (1.0 * 10 + 0.5 * 40) / 50, "wrong": 2.0}
+    assert entropy_by_correctness(entropies, lengths, torch.zeros(2, 2))["right"].isnan()
+    assert entropy_by_correctness(entropies, lengths, torch.full((2, 2), 0.999))["right"].isnan()
 
 
 def test_random_metric_depends_on_seed_and_step():

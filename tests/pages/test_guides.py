@@ -148,6 +148,11 @@ def test_every_documented_key_of_trl_is_logged_or_in_its_code(logged, key):
         ("CANON", "canon/", {"canon", "kl_cov_dynamic", "clip_cov", "all_stages"}),
         ("Constant rewards", "rewards/", set(SETTINGS)),
         ("Advantages and groups", "", set(SETTINGS) - {"astar_po"}),
+        (
+            "Entropies of right and wrong responses",
+            "entropy/",
+            {"canon", "kl_cov_dynamic", "clip_cov", "all_stages"},
+        ),
         ("Gates", "policy_loss/", {"kl_cov_dynamic", "clip_cov"}),
         ("Token advantages and loss terms", "", {"all_stages"}),
         ("Controllers", "controller/", {"all_stages"}),
