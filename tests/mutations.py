@@ -473,7 +473,7 @@ MUTATIONS = [
         "test_evaluation_numbers.py",
         ("threshold {{- => +}} TOLERANCE", "test_threshold_of_a_right_response"),
         (
-            "{{(self.entropies * self.lengths).sum() / self.lengths.sum => self.entropies.mean}}()",
+            "{{nats.sum() / self.lengths.sum => self.entropies.mean}}()",
             "test_numbers_by_hand",
         ),
         ("{{self.lengths => right}}.sum() / right.size", "test_numbers_by_hand"),
