@@ -65,7 +65,7 @@ def check_data(train_dataset: Any, eval_dataset: Any, args: GRPOConfig, trl_kwar
 
 
 def named_datasets(train_dataset: Any, eval_dataset: Any) -> Iterator[tuple[str, Dataset | IterableDataset]]:
-    """The datasets, each with the name of its argument."""
+    """The given datasets, each with the name of its argument."""
     if isinstance(train_dataset, dict):
         raise TypeError(
             f"train_dataset is a {type(train_dataset).__name__} with the splits {[*train_dataset]}; it must be one of "
@@ -74,8 +74,8 @@ def named_datasets(train_dataset: Any, eval_dataset: Any) -> Iterator[tuple[str,
     several = eval_dataset if isinstance(eval_dataset, dict) else {}
     held_out = {f"eval_dataset {name!r}": part for name, part in several.items()} or {"eval_dataset": eval_dataset}
     for name, dataset in {"train_dataset": train_dataset, **held_out}.items():
-        if name == "eval_dataset" and dataset is None:
-            continue
+        if name in ("train_dataset", "eval_dataset") and dataset is None:
+            continue  # TRL says where it needs a train_dataset
         if not isinstance(dataset, Dataset | IterableDataset):
             raise TypeError(f"{name} is a {type(dataset).__name__}; it must be a Dataset or an IterableDataset")
         yield name, dataset

@@ -63,7 +63,8 @@ class AStarPOTrainer(PluggableGRPOTrainer):
     ) -> None:
         if not isinstance(args, AStarPOConfig):
             raise TypeError(f"args is a {type(args).__name__}; it must be an AStarPOConfig")
-        for name, dataset in named_datasets(train_dataset, eval_dataset):
+        given = {"train_dataset": train_dataset, **dict(named_datasets(train_dataset, eval_dataset))}
+        for name, dataset in given.items():
             if not isinstance(dataset, Dataset):
                 raise TypeError(
                     f"{name} is a {type(dataset).__name__}; A*-PO needs a Dataset with a V* for every prompt"

@@ -125,8 +125,9 @@ def test_astar_po_rejects_other_configs_and_datasets():
     splits = DatasetDict(train=prompts_with_rewards(8), test=prompts_with_rewards(8))
     with pytest.raises(TypeError, match=r"a DatasetDict with the splits \['train', 'test'\]; it must be one of them"):
         AStarPOTrainer("m", TASK.reward, AStarPOConfig("out", **OWN), splits)
-    with pytest.raises(TypeError, match=r"train_dataset is a IterableDataset; A\*-PO needs a Dataset"):
-        AStarPOTrainer("m", TASK.reward, AStarPOConfig("out", **OWN), prompts().to_iterable_dataset())
+    for data in (prompts().to_iterable_dataset(), None):
+        with pytest.raises(TypeError, match=r"train_dataset is a (IterableDataset|NoneType); A\*-PO needs a Dataset"):
+            AStarPOTrainer("m", TASK.reward, AStarPOConfig("out", **OWN), data)
 
 
 @pytest.mark.parametrize("options", [{"per_device_train_batch_size": 3}, {"gradient_accumulation_steps": 3}], ids=str)
