@@ -40,6 +40,7 @@ class Tokens:
         group_rewards: `(B, G)`, the rewards of all responses to the row's prompt, in sampling order.
         response: `(B,)`, index of the response in the rollout, over all ranks.
         clip: how far TRL lets a ratio fall below 1 and rise above 1.
+        beta: weight of the KL term in TRL's loss.
         measured: numbers measured over all ranks at the last optimiser step, by name; empty at the first.
         step: number of earlier optimiser steps.
         micro_step: number of earlier micro-batches.
@@ -63,6 +64,7 @@ class Tokens:
     group_rewards: Tensor
     response: Tensor
     clip: tuple[float, float]
+    beta: float
     measured: Mapping[str, float]
     step: int
     micro_step: int
@@ -108,6 +110,7 @@ class Tokens:
             "group_rewards": groups.repeat_interleave(group, dim=0),
             "response": torch.arange(responses),
             "clip": (0.2, 0.28),
+            "beta": 0.0,
             "measured": {},
             "step": 0,
             "micro_step": 0,

@@ -368,6 +368,23 @@ MUTATIONS = [
         ("(deviation {{>= 1e-12 => >= 0}})", "test_equal_tokens_are_kept"),
     ),
     *mutations(
+        "loss_terms/tea.py",
+        "test_tea.py",
+        ("return {{- => }}coefficients * entropies", "test_the_term_matches_the_released_code"),
+        (".softmax(dim={{1 => 0}})", "test_the_term_matches_the_released_code"),
+        ("(scale * shares){{.clamp(max=most) => }}", "test_a_case_by_hand"),
+    ),
+    *mutations(
+        "loss_terms/dads.py",
+        "test_dads.py",
+        (
+            "torch.where((advantages > 0) & {{(rate > 0) & (rate < 1) => (rate > 0)}}",
+            "test_equal_groups_keep_the_whole_weight",
+        ),
+        ("torch.where({{(advantages > 0) & => (advantages < 0) &}} (rate", "test_a_case_by_hand"),
+        ("beta * ({{weights - 1 => weights}})", "test_the_sum_with_trls_term_is_the_weighted_divergence"),
+    ),
+    *mutations(
         "loss_terms/ter.py",
         "test_ter.py",
         ("torch.sign({{before - target => target - before}})", "test_value_and_gradient_by_hand"),

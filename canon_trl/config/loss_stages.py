@@ -201,6 +201,17 @@ def check_loss_stages(stages: LossStages, args: GRPOConfig) -> None:
             raise ValueError(
                 f"{method.name} reads ref_log_probs, but beta={args.beta!r} loads no reference model; set beta above 0"
             )
+    for method in stages.loss_terms:
+        if "beta" in method.reads and stages.whole is not None:
+            raise ValueError(
+                f"loss_term={method.name!r} changes TRL's KL term, which policy_loss={stages.whole.name!r} replaces "
+                "together with the rest of TRL's loss"
+            )
+        if "beta" in method.reads and args.use_bias_correction_kl:
+            raise ValueError(
+                f"use_bias_correction_kl=True does not work with loss_term={method.name!r}, which changes TRL's plain "
+                "KL term; set it to False"
+            )
     if stages.loss_terms and args.loss_type not in WITH_TERMS and stages.whole is None:
         raise ValueError(
             f"loss_term={stages.loss_terms[0].name!r} does not work with loss_type={args.loss_type!r}, which weights "

@@ -69,7 +69,8 @@ class StagesConfig(RunConfig):
             `"package.module:function"` of a function that reads [`~canon_trl.tokens.Tokens`]; or a list or mapping of
             several in the order in which they act. It changes the advantage of each token before the loss. Default:
             none.
-        loss_term: A name: `"ter"`; or as for `token_advantage`. It is added to the loss. Default: none.
+        loss_term: A name: `"ter"`, `"tea"`, `"dads"`; or as for `token_advantage`. It is added to the loss. Default:
+            none.
         policy_loss: A name: `"clip_cov"`, `"kl_cov"`, `"dppo"`, `"up"`, `"disco"`; or an import path of a function
             that reads [`~canon_trl.tokens.Tokens`] and returns the whole loss. Default: TRL's loss.
         policy_loss_kwargs: Options of the policy loss, such as `{"ratio": 2e-4, "scope": "batch"}` for `"clip_cov"`.

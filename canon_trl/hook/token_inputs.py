@@ -76,6 +76,7 @@ class TokenInputs(Phases, Steering):
             group_rewards=inputs.get("group_rewards", no_rewards),
             response=inputs["response"],
             clip=(self.epsilon_low, self.epsilon_high),
+            beta=self.args.beta,
             measured=dict(self._measured.numbers),
             step=self.state.global_step,
             micro_step=self._steps_not_restored + self._step,

@@ -45,6 +45,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "dppo": {"low": 0.01, "high": 0.01},
     "disco": {"beta": 10.0},
     "ter": {"coef": 0.1},
+    "tea": {"scale": 0.5},
     "e3_temperature": {"target_entropy": 1.0, "init_steps": 0},
     "adaptive_clip": {"step": 0.05},
 }
@@ -64,6 +65,8 @@ def reason_to_reject(first: Chosen, second: Chosen) -> str | None:
         whole = field == "policy_loss" and not {"response_advantages", "advantages"} & {*POLICY_LOSSES[name].reads}
         if whole and other == "advantage_estimator" and ignores_advantages(POLICY_LOSSES[name]) and method != "canon":
             return f"{other}='{method}' would be ignored: policy_loss='{name}' reads no advantages"
+        if field == "loss_term" and "beta" in LOSS_TERMS[name].reads and isinstance(POLICY_LOSSES.get(method), Whole):
+            return f"{field}='{name}' changes TRL's KL term, which {other}='{method}' replaces"
         if field == "policy_reward" and other == "advantage_estimator" and ESTIMATORS[method].reward_range:
             return "the advantage estimator is defined for rewards in .*, but the weighted sum"
         if field == "policy_reward" and other == "policy_loss" and POLICY_LOSSES[method].reward_range:
@@ -71,7 +74,7 @@ def reason_to_reject(first: Chosen, second: Chosen) -> str | None:
         if field == "controller" and other == "policy_loss" and steered_knob(CONTROLLERS[name]) == "epsilon_high":
             if isinstance(POLICY_LOSSES[method], Whole):
                 return f"controller '{name}' steers 'epsilon_high', which policy_loss='{method}' does not read"
-            if not POLICY_LOSSES[method].clips:
+            if not (POLICY_LOSSES[method].clips and POLICY_LOSSES[method].clips_high):
                 return f"controller '{name}' steers 'epsilon_high', but '{method}' clips no ratios"
     return None
 
@@ -116,7 +119,7 @@ def options_of(row: dict[str, str]) -> dict[str, Any]:
     if "canon" != row.get("advantage_estimator", "canon") or row.get("policy_loss") == "disco":
         options.pop("canon_mu")
     if any("ref_log_probs" in STAGES[field][name].reads for field, name in row.items()):
-        options["beta"] = 0.05
+        options |= {"beta": 0.05, "use_bias_correction_kl": False}
     return options | {field: {name: OPTIONS.get(name, {})} for field, name in row.items()}
 
 

@@ -16,7 +16,7 @@ from trl import GRPOConfig
 
 from canon_trl import CANONConfig, PluggableGRPOTrainer
 from canon_trl.advantages import ESTIMATORS
-from canon_trl.loss_terms import LOSS_TERMS
+from canon_trl.loss_terms import LOSS_TERMS, dads_weights
 from canon_trl.method import Method
 from canon_trl.policy_losses import Whole
 from canon_trl.token_advantages import TOKEN_ADVANTAGES, TokenAdvantage
@@ -150,6 +150,11 @@ def test_evaluation_reports_trls_loss(tmp_path):
             {},
             r"near reads ref_log_probs, but beta=0\.0 loads no reference model; set beta above 0",
         ),
+        (
+            {"loss_term": [LOSS_TERMS["dads"]]},
+            {"beta": 0.1},
+            "use_bias_correction_kl=True does not work with loss_term='dads'",
+        ),
     ],
 )
 def test_incompatible_stages_are_rejected(tmp_path, stages, options, message):
@@ -166,6 +171,24 @@ def test_method_results_are_checked(tmp_path):
 
 def first_is_right(completions, **kwargs):
     return [float(row % 4 == 0) for row in range(len(completions))]
+
+
+def test_dads_changes_the_weight_of_trls_kl_term(tmp_path):
+    """The same as a term with the whole weighted divergence, where TRL's own has no weight."""
+
+    def weighted(log_probs, ref_log_probs, group_rewards, response_advantages):
+        log_ratio = ref_log_probs - log_probs
+        weights = dads_weights(group_rewards, response_advantages.unsqueeze(1))
+        return 0.5 * weights * (log_ratio.exp() - log_ratio - 1)
+
+    options = {"reward": first_is_right, "max_steps": 4, "num_iterations": 2, "learning_rate": 1e-2}
+    options |= {"use_bias_correction_kl": False}
+    ours = trained(tmp_path / "ours", loss_term=[LOSS_TERMS["dads"]], beta=0.5, **options)
+    whole = trained(tmp_path / "whole", loss_term=[Method("weighted", weighted)], beta=1e-30, **options)
+    assert logged(ours)[-1]["loss_term/dads"] < 0
+    for name in ("loss", "grad_norm"):
+        want = pytest.approx([entry[name] for entry in logged(whole)], rel=1e-3, abs=1e-5)
+        assert [entry[name] for entry in logged(ours)] == want
 
 
 def test_whole_groups_lie_in_one_micro_batch_in_sampling_order(tmp_path):
