@@ -92,7 +92,7 @@ class Method:
         return 1
 
     def with_options(self, options: dict[str, Any], *, where: str) -> "Method":
-        """The method with these options bound.
+        """Return the method with these options bound.
 
         Args:
             options: values by name.
@@ -126,7 +126,7 @@ class Stage:
 
 
 def by_name(*methods: Method) -> dict[str, Method]:
-    """The dict of a stage."""
+    """Make the dict of a stage."""
     return {method.name: method for method in methods}
 
 
@@ -169,7 +169,7 @@ def check_readable(method: Method, available: Collection[str], *, field: str) ->
 
 
 def named(stage: Stage, spec: Any) -> Method:
-    """The method for a name, an import path or a function."""
+    """Return the method for a name, an import path or a function."""
     if isinstance(spec, str) and spec in stage.methods:
         return stage.methods[spec]
     if isinstance(spec, partial) and isinstance(spec.func, Method):
@@ -187,23 +187,23 @@ def named(stage: Stage, spec: Any) -> Method:
 
 
 def read(seen: Any, names: tuple[str, ...]) -> list[Any]:
-    """The named attributes of a stage's input; the input's own name returns the whole."""
+    """Return the named attributes of a stage's input; the input's own name returns the whole."""
     whole = type(seen).__name__.lower()
     return [seen if name == whole else getattr(seen, name) for name in names]
 
 
 def name_of(function: Callable[..., Any]) -> str:
-    """The function's name in code; for a callable object, the name of its class."""
+    """Return the function's name in code; for a callable object, the name of its class."""
     return getattr(plain_function(function), "__name__", type(function).__name__)
 
 
 def paper_of(function: Callable[..., Any]) -> Paper | None:
-    """The `PAPER` of the file that defines a function or class."""
+    """Return the `PAPER` of the file that defines a function or class."""
     return getattr(sys.modules.get(inspect.unwrap(plain_function(function)).__module__), "PAPER", None)
 
 
 def declared(function: Callable[..., Any], attribute: str, default: Any = None) -> Any:
-    """An attribute that the function has, also inside `functools.partial`."""
+    """Return an attribute that the function has, also inside `functools.partial`."""
     if isinstance(function, partial) and not hasattr(function, attribute):
         return declared(function.func, attribute, default)
     return getattr(function, attribute, default)

@@ -80,7 +80,7 @@ def entropy_by_correctness(entropies: Tensor, lengths: Tensor, accuracy: Tensor)
 
 
 def random_metric(shape: torch.Size | tuple[int, int], *, seed: int, step: int) -> Tensor:
-    """A uniform draw per response, `(P, G)`: a control that separates a metric's effect from the effect of splitting.
+    """Draw a uniform number per response, `(P, G)`, to separate a metric's effect from the effect of splitting.
 
     It depends only on the seed and the rollout's index, so every rank has the same draw and a resumed run repeats it.
     The reference implementation splits by position, which is as random, since responses are exchangeable.
@@ -95,7 +95,7 @@ RANDOM = "random"
 
 
 def metric_name(metric: str | ResponseMetric) -> str:
-    """The metric's name in `Rollout.metrics`."""
+    """Return the metric's name in `Rollout.metrics`."""
     return metric if isinstance(metric, str) else name_of(metric)
 
 
@@ -137,7 +137,7 @@ def get_metrics(
 
 
 def token_inputs(metric: ResponseMetric) -> set[str]:
-    """The tensors among `entropies`, `log_probs` and `mask` that the metric's signature names."""
+    """Return the tensors among `entropies`, `log_probs` and `mask` that the metric's signature names."""
     return set(inspect.signature(metric).parameters) & set(TOKEN_INPUTS)
 
 

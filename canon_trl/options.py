@@ -75,7 +75,7 @@ def check_values(values: Mapping[str, Any], annotations: Mapping[str, Any], *, w
 
 
 def bounded(annotation: Any) -> tuple[Any, str]:
-    """The annotation without its bounds, and the bounds; an optional type may contain the bounded one."""
+    """Return the annotation without its bounds, and the bounds; an optional type may contain the bounded one."""
     bounds = "[-inf, inf]"
     if get_origin(annotation) is Annotated:
         annotation, bounds = get_args(annotation)[:2]
@@ -93,7 +93,7 @@ def lies_in(value: float, interval: str) -> bool:
 
 
 def options_of(function: Callable[..., Any]) -> list[inspect.Parameter]:
-    """The keyword-only parameters."""
+    """Return the keyword-only parameters."""
     return [p for p in parameters(function) if p.kind is p.KEYWORD_ONLY]
 
 
@@ -112,7 +112,7 @@ def hints(function: Callable[..., Any]) -> dict[str, Any]:
 
 
 def plain_function(function: Callable[..., Any]) -> Any:
-    """The function inside any number of `functools.partial`."""
+    """Return the function inside any number of `functools.partial`."""
     return plain_function(function.func) if isinstance(function, partial) else function
 
 

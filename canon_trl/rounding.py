@@ -5,7 +5,7 @@ from torch import Tensor
 
 
 def rounding_error(scale: Tensor) -> Tensor:
-    """The largest difference between two sums of this size that counts as rounding: 8 units in the last place.
+    """Return the largest difference between two sums of this size that counts as rounding: 8 units in the last place.
 
     0.7 + 0.2 + 0.1 and 1 differ in float32 and in float64, so comparisons of such sums need a tolerance.
     """

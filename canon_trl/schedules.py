@@ -16,7 +16,7 @@ Number = TypeVar("Number", float, Tensor)
 
 
 def constant(step: int, total_steps: int, accuracy: float | Tensor, *, mu: float = 1.0) -> float:
-    """The same mu throughout."""
+    """Return the same mu throughout."""
     return mu
 
 
@@ -62,7 +62,7 @@ def cosine_intra_to_inter(
 
 
 def cosine_restarts(step: int, *, total_steps: int, warmup_steps: int, cycles: int, low: float, high: float) -> float:
-    """A linear warm-up to `high`, then cosine cycles from `high` towards `low`.
+    """Warm up linearly to `high`, then repeat cosine cycles from `high` towards `low`.
 
         step < warmup    high * (step + 1) / warmup
         otherwise        low + (high - low) * (1 + cos(pi * phase)) / 2

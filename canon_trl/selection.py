@@ -37,7 +37,7 @@ LANES = 256  # counters per bin on a GPU
 
 
 def alone(sums: Tensor) -> Tensor:
-    """The `reduce` of a run with a single rank: returns its input."""
+    """Return the input: the `reduce` of a run with a single rank."""
     return sums
 
 
@@ -277,14 +277,14 @@ def total(values: Tensor) -> Tensor:
 
 
 def random_bits(keys: Tensor, seed: int, step: int) -> tuple[Tensor, Tensor]:
-    """The upper and lower half of 64 random bits per int64 key, one-to-one with the key for each seed and step."""
+    """Return the halves of 64 random bits per int64 key, one-to-one with the key for each seed and step."""
     salt = splitmix64(splitmix64(keys.new_full((), seed % 2**63)) + step)
     bits = [splitmix64(part ^ salt) for part in torch.split(keys, PART)]
     return torch.cat([(part >> 32).int() for part in bits]), torch.cat([part.int() for part in bits])
 
 
 def splitmix64(state: Tensor) -> Tensor:
-    """The output of SplitMix64 (Steele, Lea and Flood 2014), in int64 with wraparound."""
+    """Compute SplitMix64 (Steele, Lea and Flood 2014) in int64 with wraparound."""
     state = state + (0x9E3779B97F4A7C15 - 2**64)
     state = (state ^ shift_right(state, 30)) * (0xBF58476D1CE4E5B9 - 2**64)
     state = (state ^ shift_right(state, 27)) * (0x94D049BB133111EB - 2**64)

@@ -61,7 +61,7 @@ class Mix(Method):
         return max((method.smallest_group for method, _ in self.parts), default=1)
 
     def with_options(self, options: dict[str, Any], *, where: str) -> "Mix":
-        """The mix of these estimators.
+        """Return the mix of these estimators.
 
         Raises:
             ValueError: there is no estimator, an estimator is unknown or does not take an option, a weight is not a
@@ -82,7 +82,7 @@ class Mix(Method):
 
 
 def narrowest(ranges: list[RewardRange | None], *, where: str) -> RewardRange | None:
-    """The one of these ranges that lies within all the others; `None` means any reward.
+    """Return the range that lies within all the others; `None` means any reward.
 
     Raises:
         ValueError: none of them does.

@@ -58,7 +58,7 @@ class AStarPOConfig(RunConfig):
         self.beta = self.beta2  # so that TRL prepares the reference model and scores with it
 
     def _any_group_size(self) -> int:
-        """A group size that passes GRPO's check: at least two and a divisor of the batch. It has no other use.
+        """Return a group size that passes GRPO's check, at least two and a divisor of the batch. It has no other use.
 
         Raises:
             ValueError: the batch has a single response.

@@ -121,7 +121,7 @@ class CANONConfig(StagesConfig):
 
     @classmethod
     def from_preset(cls, name: str, **overrides: Any) -> "CANONConfig":
-        """A configuration with published settings, by name.
+        """Return a configuration with published settings, by name.
 
         The estimators of CANON's reference implementation, by their names there: `"dr_entropy_token_budget"`,
         `"dr_length_on_mean"`, `"dr_entropy_token_budget_annel"`, `"dr_entropy_token_budget_cosine_restart"`,
@@ -145,7 +145,7 @@ class CANONConfig(StagesConfig):
         return cls(**{**presets[name], **overrides})
 
     def mu_schedule(self) -> partial:
-        """The schedule `(step, total_steps, accuracy) -> mu` with options bound."""
+        """Return the schedule `(step, total_steps, accuracy) -> mu` with options bound."""
         schedule = SCHEDULES[self.canon_mu_schedule]
         if self.canon_mu_schedule == "constant":
             return partial(schedule, mu=self.canon_mu)
@@ -160,11 +160,11 @@ class CANONConfig(StagesConfig):
         return partial(schedule)
 
     def alpha_group(self, metric: ResponseMetric | None) -> str:
-        """The half whose rewards alpha multiplies; the default depends on the metric."""
+        """Return the half whose rewards alpha multiplies; the default depends on the metric."""
         return self.canon_alpha_group or ("higher" if metric is METRICS["length"] else "lower")
 
     def changed_canon_fields(self) -> list[str]:
-        """The `canon_*` fields that differ from their defaults."""
+        """Return the `canon_*` fields that differ from their defaults."""
         return [
             option.name
             for option in fields(self)
@@ -179,7 +179,7 @@ class CANONConfig(StagesConfig):
             self.epsilon_high = None
 
     def make_estimator(self, metric: ResponseMetric | None = None) -> Method:
-        """The advantage estimator with options bound; CANON's mu comes from a schedule instead.
+        """Return the advantage estimator with options bound; CANON's mu comes from a schedule instead.
 
         Args:
             metric: replaces `canon_metric`.

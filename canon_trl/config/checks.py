@@ -36,7 +36,7 @@ def check_ignored(args: GRPOConfig, names: Iterable[str], why: str) -> None:
 
 
 def estimator_of_trl(args: GRPOConfig) -> str | None:
-    """The estimator that computes what TRL computes with these options, if they are not left at their defaults."""
+    """Return the estimator that computes what TRL computes with these options; `None` at their defaults."""
     changed = [name for name in ESTIMATOR_OPTIONS if is_changed(args, name)]
     methods = [m for name in changed for m in ESTIMATORS.values() if m.agrees_with.get(name) == getattr(args, name)]
     return methods[0].name if methods else None

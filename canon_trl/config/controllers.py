@@ -53,7 +53,7 @@ def check_controllers(makers: Sequence[Method], args: GRPOConfig, stages: LossSt
 
 
 def why_not_read(knob: str, args: GRPOConfig, stages: LossStages) -> str | None:
-    """The reason why nothing reads a knob, for a message; `None` if something does."""
+    """Say why nothing reads a knob, for a message; `None` if something does."""
     if knob == "temperature":
         return None
     if knob in ("entropy_coef", "epsilon_high") and stages.whole is not None:
@@ -74,7 +74,7 @@ def why_not_read(knob: str, args: GRPOConfig, stages: LossStages) -> str | None:
 
 
 def why_not_clipped(args: GRPOConfig, stages: LossStages) -> str | None:
-    """The reason why nothing reads `epsilon_high`, for a message; `None` if something does."""
+    """Say why nothing reads `epsilon_high`, for a message; `None` if something does."""
     chosen = stages.policy_loss
     if isinstance(chosen, OnTRL) and not (chosen.clips and chosen.clips_high):
         return f"but {chosen.name!r} clips no ratios{' above 1' if chosen.clips else ''}"
@@ -89,7 +89,7 @@ def why_not_clipped(args: GRPOConfig, stages: LossStages) -> str | None:
 
 
 def numbers_of(method: Method) -> list[str]:
-    """The names of a method's numeric options."""
+    """Return the names of a method's numeric options."""
     return [
         name for name, value in method.all_options.items() if isinstance(value, Real) and not isinstance(value, bool)
     ]

@@ -32,7 +32,7 @@ def with_help(config: type[Config]) -> type[Config]:
 
 
 def option_texts(docstring: str) -> dict[str, str]:
-    """The texts under `Args:` by option, each as one line for argparse."""
+    """Return the texts under `Args:` by option, each as one line for argparse."""
     _, _, listed = cleandoc(docstring).partition("\nArgs:\n")
     found = {name: " ".join(LINK.sub(r"`\1`", text).split()) for name, text in OPTION.findall(listed)}
     return {name: text.replace("%", "%%") for name, text in found.items()}

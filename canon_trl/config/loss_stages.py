@@ -91,7 +91,7 @@ class LossStages:
         return (*first, *self.loss_terms)
 
     def prefix(self, method: Method) -> str:
-        """The prefix of a method's names in the log."""
+        """Return the prefix of a method's names in the log."""
         if method is self.policy_loss:
             return "policy_loss"
         return f"{'token_advantage' if method in self.token_advantages else 'loss_term'}/{method.name}"
@@ -119,7 +119,7 @@ class LossStages:
 
 
 def kind_of(method: Method) -> str:
-    """What a token advantage returns: a shape, a weight or a mask."""
+    """Return what a token advantage returns: a shape, a weight or a mask."""
     return method.kind if isinstance(method, TokenAdvantage) else "shape"
 
 

@@ -65,7 +65,7 @@ def as_names(spec: Any, *, field: str) -> Any:
 
 
 def import_path(function: Callable[..., Any], *, field: str) -> str:
-    """The function's `"package.module:function"`, which a resumed run imports."""
+    """Return the function's `"package.module:function"`, which a resumed run imports."""
     path = f"{function.__module__}:{getattr(function, '__qualname__', type(function).__name__)}"
     try:
         found = load_function(path, field=field)

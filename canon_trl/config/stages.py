@@ -126,31 +126,31 @@ class StagesConfig(RunConfig):
         self._check_dynamic_sampling()
 
     def make_policy_rewards(self) -> tuple[PolicyReward, ...]:
-        """The policy rewards with options bound, and their weights."""
+        """Return the policy rewards with options bound, and their weights."""
         return find_policy_rewards(self.policy_reward)
 
     def make_estimator(self) -> Method:
-        """The advantage estimator with options bound."""
+        """Return the advantage estimator with options bound."""
         return find(ADVANTAGES, self.advantage_estimator, self.advantage_estimator_kwargs)
 
     def make_token_advantages(self) -> tuple[Method, ...]:
-        """The token advantages with options bound."""
+        """Return the token advantages with options bound."""
         return find_all(TOKEN_ADVANTAGE, self.token_advantage)
 
     def make_loss_terms(self) -> tuple[Method, ...]:
-        """The loss terms with options bound."""
+        """Return the loss terms with options bound."""
         return find_all(LOSS_TERM, self.loss_term)
 
     def make_controllers(self) -> tuple[Method, ...]:
-        """The makers of the controllers, with options bound."""
+        """Return the makers of the controllers, with options bound."""
         return find_all(CONTROLLER, self.controller)
 
     def make_policy_loss(self) -> OnTRL | Whole | None:
-        """The policy loss with options bound."""
+        """Return the policy loss with options bound."""
         return find_policy_loss(self.policy_loss, self.policy_loss_kwargs)
 
     def make_dynamic_sampling(self) -> DynamicSampling | None:
-        """The options of dynamic sampling, or `None` without it."""
+        """Return the options of dynamic sampling, or `None` without it."""
         return DynamicSampling(**self.dynamic_sampling_kwargs) if self.dynamic_sampling else None
 
     def rollouts(self, prompts: int | None = None) -> int:

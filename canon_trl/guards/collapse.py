@@ -23,7 +23,7 @@ class Collapse:
         self._warned: set[str] = set()
 
     def compare(self, means: Mapping[str, float]) -> dict[str, float]:
-        """The means as shares of the first rollout's, by name; NaN if the first is 0.
+        """Return the means as shares of the first rollout's, by name; NaN if the first is 0.
 
         Args:
             means: over all responses of a rollout, by name: `length` in tokens, `entropy` or `surprisal` in nats.

@@ -55,7 +55,7 @@ def raise_unless(
 
 
 def first_not_finite(named: Iterable[tuple[str, Tensor | None]]) -> str | None:
-    """The first tensor with a number that is not finite, and how many such numbers it has.
+    """Return the first tensor with a number that is not finite, and how many such numbers it has.
 
     Checks this rank's part only, without collective calls, since ranks may find different tensors.
     """

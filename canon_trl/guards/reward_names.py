@@ -18,14 +18,14 @@ def distinct_names(names: Sequence[str]) -> list[str]:
 
 
 def reward_name(function: Any) -> str:
-    """The name that TRL gives a reward function or model; a model may be given by its path."""
+    """Return the name that TRL gives a reward function or model; a model may be given by its path."""
     if isinstance(function, str | nn.Module):
         return model_id(function).split("/")[-1]
     return get_callable_name(function)
 
 
 def model_id(model: Any) -> str:
-    """The folder, or the name on the Hub, that a model comes from."""
+    """Return the folder, or the name on the Hub, that a model comes from."""
     return model if isinstance(model, str) else get_config_model_id(model.config)
 
 

@@ -12,7 +12,7 @@ from canon_trl.rounding import rounding_error
 
 
 def nearest(rewards: Tensor, reward_range: RewardRange) -> Tensor:
-    """The nearest values in the range: an interval `"[0, 1]"`, or two values `"{0, 1}"`."""
+    """Return the nearest values in a range: an interval `"[0, 1]"`, or two values `"{0, 1}"`."""
     low, high = (float(end) for end in reward_range[1:-1].split(","))
     if reward_range.startswith("["):
         return rewards.clamp(low, high)
@@ -82,7 +82,7 @@ def check_numbers(
 
 
 def checked_advantages(advantages: Tensor, rollout: Rollout) -> Tensor:
-    """The advantages to train on: without a gradient, and 0 for responses without a reward.
+    """Return the advantages to train on: without a gradient, and 0 for responses without a reward.
 
     Args:
         advantages: returned by the estimator, `(P, G)`, or `(P, G, T)` with T at least `rollout.width`.

@@ -72,5 +72,5 @@ def time_limit(seconds: float | None, name: str) -> Iterator[None]:
 
 
 def too_slow(name: str, seconds: float) -> TimeoutError:
-    """The error for a function that exceeded its time limit."""
+    """Return the error for a function that exceeded its time limit."""
     return TimeoutError(f"{name} took longer than reward_time_limit={seconds} seconds")

@@ -27,7 +27,7 @@ ROLLOUT_STATE = "rollout_state_{rank}.pt"
 
 
 def options_of_run(args: GRPOConfig, **others: Any) -> dict[str, Any]:
-    """Everything that decides what a run learns, by name, in JSON's types: options of `args`, and `others`."""
+    """Return everything that decides what a run learns, by name, in JSON's types: options of `args`, and `others`."""
     fields = {name: value for name, value in args.to_dict().items() if decides_what_is_learnt(name)}
     return json.loads(json.dumps(fields | others, default=str))
 
@@ -46,7 +46,7 @@ def is_complete(checkpoint: Path) -> bool:
 
 
 def checkpoints_of(folder: Path) -> list[Path]:
-    """The checkpoints in an output folder, latest first."""
+    """Return the checkpoints in an output folder, latest first."""
     found = [path for path in folder.glob("*/") if re.fullmatch(rf"{PREFIX_CHECKPOINT_DIR}-\d+", path.name)]
     return sorted(found, key=lambda path: int(path.name.split("-")[1]), reverse=True)
 
@@ -159,7 +159,7 @@ def find_together(
 
 
 def passes_and_batches(checkpoint: str, batches_per_step: int) -> tuple[int, int]:
-    """How many passes over a stream a checkpoint has completed, and how many batches of the next one.
+    """Count the passes over a stream that a checkpoint has completed, and the batches of the next one.
 
     transformers does not know the length of a stream, and counts all steps of the run as one epoch. It saves
     `passes + steps / max_steps` as the epoch.

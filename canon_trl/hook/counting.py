@@ -27,7 +27,7 @@ class Counting(GRPOTrainer):
         return values
 
     def _total_rollouts(self) -> int:
-        """Rollouts of the whole run, even if it has not begun."""
+        """Count the rollouts of the whole run, even if it has not begun."""
         if not self._rollouts_in_run:
             self.set_initial_training_values(self.args, self.get_train_dataloader())
         return self._rollouts_in_run

@@ -65,7 +65,7 @@ def check_data(train_dataset: Any, eval_dataset: Any, args: GRPOConfig, trl_kwar
 
 
 def named_datasets(train_dataset: Any, eval_dataset: Any) -> Iterator[tuple[str, Dataset | IterableDataset]]:
-    """The given datasets, each with the name of its argument."""
+    """Yield the given datasets, each with the name of its argument."""
     if isinstance(train_dataset, dict):
         raise TypeError(
             f"train_dataset is a {type(train_dataset).__name__} with the splits {[*train_dataset]}; it must be one of "
@@ -125,7 +125,7 @@ def check_chat_templates(
 
 
 def load_tokenizer(model: Any, args: GRPOConfig) -> Any:
-    """The tokenizer or processor of a model; `None` if only TRL can find it, after loading the model."""
+    """Return the tokenizer or processor of a model; `None` if only TRL can find it, after loading the model."""
     revision = (args.model_init_kwargs or {}).get("revision") if isinstance(model, str) else None
     try:
         return AutoProcessor.from_pretrained(model_id(model), revision=revision, trust_remote_code=False)
@@ -134,5 +134,5 @@ def load_tokenizer(model: Any, args: GRPOConfig) -> Any:
 
 
 def as_list(value: Any) -> list[Any]:
-    """A new list of the values of an argument that takes one value, a list or `None`."""
+    """Return a new list of the values of an argument that takes one value, a list or `None`."""
     return list(value) if isinstance(value, list) else [] if value is None else [value]

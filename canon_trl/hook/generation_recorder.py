@@ -21,7 +21,7 @@ class NoRecorder:
         pass
 
     def records_of(self, completion_ids: Sequence[Sequence[int]]) -> list[dict[str, Tensor]]:
-        """No records for any completion."""
+        """Return no records for any completion."""
         return [{} for _ in completion_ids]
 
 
@@ -79,7 +79,7 @@ class GenerationRecorder(NoRecorder):
         return self._next_token_log_probs.gather(-1, tokens.unsqueeze(-1)).squeeze(-1)
 
     def records_of(self, completion_ids: Sequence[Sequence[int]]) -> list[dict[str, Tensor]]:
-        """The records of each completion: `entropies` in nats and, if requested, `log_probs`, `(T,)` each.
+        """Return the records of each completion: `entropies` in nats and, if requested, `log_probs`, `(T,)` each.
 
         Raises:
             RuntimeError: the records do not match the completions.

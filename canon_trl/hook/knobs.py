@@ -73,7 +73,7 @@ def make_knob(name: str, trainer: Any, methods: Sequence[Method]) -> Knob:
 
 
 def checked_value(value: Any, controller: str) -> float:
-    """The value that a controller returned; raises ValueError if it is not a finite number."""
+    """Return a controller's value as a float; raise ValueError if it is not a finite number."""
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
         raise ValueError(f"the controller of {controller!r} returned {value!r}; it must return a finite number")
     return float(value)

@@ -18,7 +18,7 @@ class Logs(GRPOTrainer):
     """Fills TRL's metrics and its completions table."""
 
     def rollout_statistics(self, rollout: Rollout, advantages: Tensor) -> dict[str, Tensor | float]:
-        """Numbers to log for every rollout, averaged between log entries; override to add more.
+        """Return numbers to log for every rollout, averaged between log entries; override it to add more.
 
         Args:
             rollout: the rollout, the same on every rank.
@@ -53,7 +53,7 @@ class Logs(GRPOTrainer):
         return found
 
     def completion_columns(self, rollout: Rollout) -> dict[str, Tensor]:
-        """Columns of the completions table in addition to TRL's own, `(P, G)` each; override to add more."""
+        """Return columns to add to TRL's completions table, `(P, G)` each; override it to add more."""
         return {f"metric/{name}": metric for name, metric in rollout.metrics.items()}
 
     def _log_rollout(self, rollout: Rollout, advantages: Tensor, drawn: Tensor) -> None:

@@ -33,7 +33,7 @@ class MeanEntropy:
         self.totals += torch.stack([summed, mask.sum()])
 
     def take(self) -> float | None:
-        """The mean since the last call, `None` if no token was trained on. Every rank must call this."""
+        """Return the mean since the last call, `None` if no token was trained on. Every rank must call this."""
         entropy, tokens = self._accelerator.reduce(self.totals.clone(), reduction="sum").tolist()
         self.totals.zero_()
         return entropy / tokens if tokens else None

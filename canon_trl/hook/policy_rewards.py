@@ -48,7 +48,7 @@ class PolicyRewards(Scoring):
             self.reward_weights = torch.cat([self.reward_weights[:given], own])
 
     def _policy_reward(self, method: Method, **inputs: Any) -> Tensor:
-        """The rewards of this rank's responses, as a reward function that TRL calls."""
+        """Return the rewards of this rank's responses, as a reward function that TRL calls."""
         phase = cast(RolloutPhase, self._phase)
         mask = phase.model_mask(self._width(phase), self.accelerator.device)
         readable = inputs | self._token_values(phase) | {"mask": mask}
@@ -57,18 +57,18 @@ class PolicyRewards(Scoring):
 
 
 def score_nothing(completions: list, **kwargs: Any) -> list[None]:
-    """A placeholder if there are only policy rewards: TRL requires a reward function."""
+    """Score nothing: a placeholder for runs with policy rewards alone, since TRL requires a reward function."""
     return [None] * len(completions)
 
 
 def token_inputs_of(rewards: Sequence[PolicyReward]) -> list[str]:
-    """Which of `entropies` and `log_probs` policy rewards read."""
+    """Return which of `entropies` and `log_probs` the policy rewards read."""
     read = {name for reward in rewards for name in reward.method.reads}
     return [name for name in COLLAPSE_METRICS if name in read]
 
 
 def collapse_metrics(rewards: Sequence[PolicyReward]) -> dict[str, ResponseMetric]:
-    """The response metrics that show a collapse under these rewards, by name."""
+    """Return the response metrics that show a collapse under these rewards, by name."""
     return {COLLAPSE_METRICS[name]: METRICS[COLLAPSE_METRICS[name]] for name in token_inputs_of(rewards)}
 
 

@@ -37,7 +37,7 @@ class Publishing(TokenInputs, Resampling):
     _estimator: Method
 
     def method_options(self) -> dict[str, Any]:
-        """The options of the method for the model card; those that are `None` are hidden."""
+        """Return the options of the method for the model card; those that are `None` are hidden."""
         return own_options(self.args)
 
     def create_model_card(
@@ -89,7 +89,7 @@ class Publishing(TokenInputs, Resampling):
         complete_card(folder / "README.md", facts)
 
     def _combined_with(self) -> dict[str, dict[str, Any]]:
-        """The methods that this one is combined with, by name, with their options."""
+        """Return the methods that this one is combined with, by name, with their options."""
         rewards = {each.name: {"weight": each.weight} | each.method.all_options for each in self._policy_rewards}
         methods = [*self._stages, *self._controller_methods.values()]
         stages = {each.name: self._configured_options(each) for each in methods if each.name not in self._tag_names}

@@ -90,7 +90,7 @@ class Resuming(Losses):
     def _init_training_state(
         self, max_steps: int, steps_per_epoch: int, epochs: int, checkpoint: str | None, trial: Any
     ) -> tuple[int, int]:
-        """The epoch to begin in, and the number of its batches that have been trained on."""
+        """Return the epoch to begin in, and the number of its batches that have been trained on."""
         begun = super()._init_training_state(max_steps, steps_per_epoch, epochs, checkpoint, trial)
         if checkpoint is None:
             return begun
@@ -171,7 +171,7 @@ class Resuming(Losses):
             self._loss_to_log = None
 
     def _rollout_state(self) -> dict[str, Any]:
-        """The rollout in flight as tensors, numbers and text, so that loading it runs no code from the file."""
+        """Return the rollout in flight as tensors, numbers and text, so that loading it runs no code from the file."""
         self._collect_statistics()
         texts: dict[str, list] = {}
         columns: dict[str, dict[str, list]] = {}
@@ -196,7 +196,7 @@ class Resuming(Losses):
         }
 
     def _layout(self) -> dict[str, int | str]:
-        """The options that decide how a rollout is divided into files and micro-batches."""
+        """Return the options that decide how a rollout is divided into files and micro-batches."""
         return {
             "num_processes": self.accelerator.num_processes,
             "per_device_train_batch_size": self.args.per_device_train_batch_size,

@@ -15,7 +15,7 @@ logger = get_logger(__name__)  # logs on the main process only, since every rank
 
 
 def without_images(prompt: Any) -> Any:
-    """A prompt or a completion of the completions table, its images left out; text is returned as it is."""
+    """Leave the images out of a prompt or completion of the completions table; text is returned as it is."""
     if not isinstance(prompt, list):
         return prompt
     return [

@@ -117,7 +117,7 @@ class RolloutPhase(Phase):
         return written & padded([torch.tensor(row, dtype=torch.bool) for row in self.tool_mask], width, device)
 
     def padded_records(self, width: int, device: torch.device) -> dict[str, Tensor]:
-        """The values recorded during generation, by name, `(B, width)` each."""
+        """Return the values recorded during generation, by name, `(B, width)` each."""
         return {name: padded([row[name] for row in self.recorded], width, device) for name in self.recorded[0]}
 
 

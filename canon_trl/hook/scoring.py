@@ -21,7 +21,7 @@ class Scoring(Phases):
     _samples_the_policy = False
 
     def _recorder(self) -> NoRecorder:
-        """The recorder of token values during generation."""
+        """Return the recorder of token values during generation."""
         if not self._records_generation:
             return NoRecorder()
         model = self.accelerator.unwrap_model(self.model)
@@ -48,7 +48,7 @@ class Scoring(Phases):
         return output
 
     def _token_values(self, phase: RolloutPhase) -> dict[str, Tensor]:
-        """The `entropies` and `log_probs` that are read, `(B, T)`, from the cheapest source."""
+        """Return the `entropies` and `log_probs` that are read, `(B, T)`, from the cheapest source."""
         values = self._sampler_values(phase)
         if not self._scored_inputs - values.keys():
             return values
@@ -60,7 +60,7 @@ class Scoring(Phases):
         return values  # in a round of dynamic sampling, the kept groups are scored later
 
     def _sampler_values(self, phase: RolloutPhase) -> dict[str, Tensor]:
-        """The log-probabilities from the sampler, if they are read and equal the policy's."""
+        """Return the log-probabilities from the sampler, if they are read and equal the policy's."""
         reported = phase.sampling_log_probs
         if reported is None or not self._samples_the_policy or "log_probs" not in self._scored_inputs:
             return {}
@@ -68,6 +68,6 @@ class Scoring(Phases):
         return {"log_probs": padded(rows, self._width(phase), self.accelerator.device)}
 
     def _width(self, phase: RolloutPhase) -> int:
-        """The width to which TRL pads this rank's completions."""
+        """Return the width to which TRL pads this rank's completions."""
         longest, multiple = max(len(ids) for ids in phase.completion_ids), self.pad_to_multiple_of or 1
         return -(-longest // multiple) * multiple

@@ -39,7 +39,7 @@ class FullBatches:
     """Every response of every batch is trained on."""
 
     def factor(self, place_in_step: PlaceInStep) -> Tensor | float:
-        """The factor for the loss of a micro-batch in training.
+        """Return the factor for the loss of a micro-batch in training.
 
         Args:
             place_in_step: returns the rollout's micro-batches of the optimiser step, and the index of the current one.
@@ -47,7 +47,7 @@ class FullBatches:
         return 1.0
 
     def scaled(self, loss: Tensor, parameters: Iterable[Tensor]) -> Tensor:
-        """The loss of a micro-batch to log, after its backward pass."""
+        """Return the loss of a micro-batch to log, after its backward pass."""
         return loss
 
     def restart(self) -> None:
@@ -98,7 +98,7 @@ class ShrunkenSteps(ShrunkenBatches):
         return 1.0
 
     def scaled(self, loss: Tensor, parameters: Iterable[Tensor]) -> Tensor:
-        """The loss to log; scales the gradients at the last micro-batch of the step."""
+        """Return the loss to log, and scale the gradients at the last micro-batch of the step."""
         if not self._accelerator.sync_gradients:
             self._loss = self._loss + loss
             return loss
@@ -114,7 +114,7 @@ class ShrunkenSteps(ShrunkenBatches):
 
 
 def make_weighting(args: GRPOConfig, accelerator: Accelerator, *, routing_loss: bool) -> ShrunkenBatches:
-    """The weighting of batches under `exhausted="shrink"`.
+    """Return the weighting of batches under `exhausted="shrink"`.
 
     Raises:
         ValueError: the model adds a `routing_loss`, whose gradients would be scaled too.

@@ -25,7 +25,7 @@ class StageLog:
         self._numbers.append((name, value))
 
     def take(self) -> list[tuple[str, float]]:
-        """The numbers since the last call, by name. Every rank must call this."""
+        """Return the numbers since the last call, by name. Every rank must call this."""
         ratios, numbers = self._ratios, self._numbers
         self._ratios, self._numbers = [], []
         columns = []

@@ -62,7 +62,7 @@ class Steering(Counting):
         return values
 
     def _configured_options(self, method: Method) -> dict[str, Any]:
-        """The options of a method as configured, before any controller changed them."""
+        """Return the options of a method as configured, before any controller changed them."""
         first = self._configured_values
         return {name: first.get(f"{method.name}.{name}", value) for name, value in method.all_options.items()}
 
@@ -118,7 +118,7 @@ class Steering(Counting):
             knob.value = now
 
     def _steering_state(self) -> dict[str, Any]:
-        """The state for a checkpoint, in plain numbers and text."""
+        """Return the state for a checkpoint, in plain numbers and text."""
         return {
             "measured": dict(self._measured.numbers),
             "rollout_entropy": self._rollout_entropy.totals.tolist(),  # of this rank

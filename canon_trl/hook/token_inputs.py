@@ -40,7 +40,7 @@ class TokenInputs(Phases, Steering):
         return step_wide | ({"response"} if any(self._stages) else set())
 
     def _stage_inputs(self, output: Mapping[str, Any], rollout: Rollout, phase: RolloutPhase) -> dict[str, Tensor]:
-        """The inputs to add to TRL's in every micro-batch, one row per response."""
+        """Return the inputs to add to TRL's in every micro-batch, one row per response."""
         rewards = rollout.rewards
         gathered = {
             "response": torch.arange(rewards.numel(), device=rewards.device),
@@ -104,7 +104,7 @@ class TokenInputs(Phases, Steering):
         return self._step_tokens[first], slice(index * rows, (index + 1) * rows)
 
     def _place_in_step(self) -> tuple[list[dict[str, Any]], int]:
-        """The rollout's micro-batches of the current optimiser step, and the index of the current one."""
+        """Return the rollout's micro-batches of the current optimiser step, and the index of the current one."""
         size = min(self.args.gradient_accumulation_steps, self.args.steps_per_generation)
         return self._buffered_inputs[self._position // size * size :][:size], self._position % size
 
@@ -115,7 +115,7 @@ class TokenInputs(Phases, Steering):
 
 
 def token_advantages(inputs: Mapping[str, Any]) -> Tensor:
-    """The advantages of a micro-batch per token, `(B, T)`, 0 off the mask."""
+    """Return the advantages of a micro-batch per token, `(B, T)`, 0 off the mask."""
     mask, advantages = trained_tokens(inputs), inputs["advantages"]
     advantages = advantages if advantages.dim() == 2 else advantages.unsqueeze(1).expand(mask.shape)
     return advantages.masked_fill(~mask, 0.0)

@@ -14,7 +14,7 @@ from canon_trl.tokens import Tokens
 
 
 def shape_advantages(stages: LossStages, tokens: Tokens, log: StageLog) -> Tokens:
-    """The tokens with the advantages that the loss will use."""
+    """Return the tokens with the advantages that the loss will use."""
     for method in stages.advantage_changes:
         before, tokens = tokens, apply(method, tokens)
         prefix = stages.prefix(method)
@@ -26,7 +26,7 @@ def shape_advantages(stages: LossStages, tokens: Tokens, log: StageLog) -> Token
 
 
 def apply(method: Method, tokens: Tokens) -> Tokens:
-    """The tokens after one method has changed their advantages, which carry no gradient."""
+    """Return the tokens after one method has changed their advantages, which carry no gradient."""
     returned, kind = checked_shape(method, method(tokens), tokens).detach(), kind_of(method)
     if kind == "mask" or returned.dtype == torch.bool:
         advantages = tokens.advantages.masked_fill(returned.bool(), 0.0)
@@ -36,7 +36,7 @@ def apply(method: Method, tokens: Tokens) -> Tokens:
 
 
 def compute_terms(stages: LossStages, tokens: Tokens, log: StageLog) -> list[tuple[str, Tensor]]:
-    """The loss terms with their names: `(B, T)` to be aggregated like the loss, 0-d to be added as they are."""
+    """Return the loss terms with their names: `(B, T)` to be aggregated like the loss, 0-d to be added as they are."""
     found = []
     for method in stages.added:
         term, prefix = method(tokens), stages.prefix(method)

@@ -104,12 +104,12 @@ class AStarPOTrainer(PluggableGRPOTrainer):
 
 
 def with_values(dataset: Dataset, args: AStarPOConfig, name: str, *, filtered: bool = False) -> Dataset:
-    """The dataset with its optimal values."""
+    """Return the dataset with its optimal values."""
     return with_optimal_values(dataset, beta1=args.beta1, filter_all_incorrect=filtered, name=name)
 
 
 def value_of_prompt(v_star: list[float]) -> list[float]:
-    """The optimal value of the prompt, as a response metric, equal for all its responses."""
+    """Return the optimal value of the prompt, as a response metric, equal for all its responses."""
     return v_star
 
 

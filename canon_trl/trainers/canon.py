@@ -167,7 +167,7 @@ class CANONTrainer(PluggableGRPOTrainer):
 
 
 def chosen(field: str, given: Any, args: CANONConfig) -> Any:
-    """The methods of a stage, from the trainer's argument or the field of `args`."""
+    """Return the methods of a stage, from the trainer's argument or the field of `args`."""
     named = getattr(args, field)
     if given is not None and named is not None:
         raise ValueError(f"{field} is given to the trainer and as args.{field}={named!r}; set only one")
