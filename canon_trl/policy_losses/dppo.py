@@ -33,7 +33,7 @@ def dppo_weights(
     high: Bound = 0.2,
     cap: Cap = 20.0,
 ) -> Tensor:
-    """Return the factor on each advantage: 0 where [`dppo`] drops the token, else min(1, cap / ratio).
+    """Return the factor on each advantage: 0 where `dppo` drops the token, else min(1, cap / ratio).
 
     With it, the gradient of A * ratio, unclipped, is that of A * [min(ratio, cap)] * lp for the tokens that are kept.
 
