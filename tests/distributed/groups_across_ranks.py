@@ -10,10 +10,16 @@ from typing import Any
 import torch
 from observe import completions_table, keep_local_advantages
 from toy import TASK, leave, make_trainer, parameters, prompts
+from trl import GRPOConfig, GRPOTrainer
 
+from canon_trl import CANONConfig, CANONTrainer
 from canon_trl.rollout import Rollout
 
 METRICS = {"entropy": {}, "length": {"canon_alpha": 0.9}, "surprisal": {"canon_mu": 0.3}, "random": {}}
+CHOSEN_BY_TRL = {
+    "grpo_batch": {"scale_rewards": "batch"},
+    "gdpo": {"multi_objective_aggregation": "normalize_then_sum", "reward_weights": [1.0, -0.3]},
+}
 RESPONSES = 12  # three groups of four: on two ranks of six, the second group lies on both
 
 
@@ -76,8 +82,23 @@ def run_sampled(folder: Path, metric: str, ranks: int, resume: str | None = None
     return seen | {"parameters": parameters(trainer), "table": completions_table(trainer)["advantage"]}
 
 
+def run_like_trl(folder: Path, estimator: str, ranks: int) -> dict[str, dict[str, Any]]:
+    """Train TRL's trainer and ours for two steps; return the advantages and parameters of each."""
+    shared = {"loss_type": "dr_grpo", "epsilon_high": 0.28, "log_completions": True, **CHOSEN_BY_TRL[estimator]}
+    trained = {}
+    for name, kinds in {"trl": (GRPOTrainer, GRPOConfig), "ours": (CANONTrainer, CANONConfig)}.items():
+        settings = {key: value for key, value in options("entropy", ranks).items() if key != "canon_metric"}
+        trainer = make_trainer(folder / name, *kinds, max_steps=2, **shared, **settings)
+        trainer.train()
+        trained[name] = {"table": completions_table(trainer)["advantage"], "parameters": parameters(trainer)}
+    return trained
+
+
 def main(folder: Path) -> None:
     torch.set_num_threads(1)
+    for estimator in CHOSEN_BY_TRL:
+        kept = run_like_trl(folder / estimator, estimator, ranks=2)
+        torch.save(kept, folder / f"{estimator}_{torch.distributed.get_rank()}.pt")
     for metric in METRICS:
         fixed = run_fixed(folder / "fixed", metric, ranks=2)
         sampled = run_sampled(folder / metric, metric, ranks=2)

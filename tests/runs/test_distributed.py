@@ -4,7 +4,7 @@ import json
 
 import pytest
 import torch
-from distributed.groups_across_ranks import METRICS, run_fixed
+from distributed.groups_across_ranks import CHOSEN_BY_TRL, METRICS, run_fixed
 from distributed.stages_across_ranks import POLICY_LOSSES, RESPONSES, run, run_astar_po, run_rewarded, run_shrunken
 from launching import launch
 from toy import TASK, assert_same_but_for_rounding, assert_same_parameters
@@ -39,6 +39,15 @@ def test_two_processes_give_the_advantages_of_one(two_ranks, tmp_path, metric):
         assert alone["advantages"][step].abs().max() > 0
         both = torch.cat([first["local"][step], second["local"][step]])
         torch.testing.assert_close(both, alone["local"][step], atol=1e-6, rtol=1e-6)
+
+
+@pytest.mark.smoke
+@pytest.mark.parametrize("estimator", CHOSEN_BY_TRL)
+def test_estimators_of_trl_equal_trls_on_two_processes(two_ranks, estimator):
+    for trained in ranks(two_ranks, estimator):
+        assert any(trained["trl"]["table"])
+        assert trained["ours"]["table"] == trained["trl"]["table"]
+        assert_same_parameters(trained["ours"]["parameters"], trained["trl"]["parameters"])
 
 
 @pytest.mark.parametrize("metric", METRICS)
