@@ -479,6 +479,22 @@ MUTATIONS = [
         ("({{(1 - confidence) / 2 => 1 - confidence}}) **", "test_shares_of_0_and_1_have_a_clopper_pearson_interval"),
     ),
     *mutations(
+        "evaluation/boundary.py",
+        "test_boundary.py",
+        ('"gained": {{~old & new => old & ~new}}', "test_by_hand"),
+        ('"lost": {{old & ~new => old}}', "test_by_hand"),
+    ),
+    *mutations(
+        "evaluation/temperature.py",
+        "test_suggest_temperature.py",
+        ("nats += response.entropy{{ * len(response.ids) => }}", "test_by_hand"),
+        ("bounds[tried[-1].entropy {{> => <}} target_entropy]", "test_by_hand"),
+        (
+            "return min(tried, key=lambda each: {{abs(each.entropy - target_entropy) => -each.temperature}})",
+            "test_by_hand",
+        ),
+    ),
+    *mutations(
         "evaluation/comparisons.py",
         "test_comparison_report.py",
         ("(2 * comparisons), pairs{{ - 1 => }})", "TestPairedDifference::test_by_hand"),

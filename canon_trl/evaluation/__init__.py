@@ -1,18 +1,25 @@
-"""Evaluation: estimates with intervals, evaluation during training, learning curves and the entropy law."""
+"""Evaluation: estimates with intervals, evaluation during training, learning curves, the entropy law, the capability
+boundary, and the temperature to train at.
+"""
 
+from canon_trl.evaluation.boundary import CapabilityBoundary, capability_boundary
 from canon_trl.evaluation.callback import EvaluationCallback
 from canon_trl.evaluation.comparisons import Difference, paired_difference
 from canon_trl.evaluation.entropy_law import EntropyLaw, fit_entropy_law, save_entropy_law
 from canon_trl.evaluation.estimates import Estimate, avg_at_k, bootstrap_mean, majority_at_k, mean_share, pass_at_k
+from canon_trl.evaluation.temperature import SuggestedTemperature, suggest_temperature
 from canon_trl.evaluation.training_curves import save_history
 
 __all__ = [
+    "CapabilityBoundary",
     "Difference",
     "EntropyLaw",
     "Estimate",
     "EvaluationCallback",
+    "SuggestedTemperature",
     "avg_at_k",
     "bootstrap_mean",
+    "capability_boundary",
     "fit_entropy_law",
     "majority_at_k",
     "mean_share",
@@ -20,4 +27,5 @@ __all__ = [
     "pass_at_k",
     "save_entropy_law",
     "save_history",
+    "suggest_temperature",
 ]
