@@ -361,6 +361,12 @@ MUTATIONS = [
         ("rewards{{ + rounding_error(rewards) => }} >= 1", "test_a_response_is_right_from_a_reward_of_1"),
     ),
     *mutations(
+        "token_advantages/zero_variance.py",
+        "test_zero_variance.py",
+        ("return {{has_spread => ~has_spread}}(scored", "test_a_case_by_hand"),
+        ("is_scored({{scored => scored.nan_to_num()}}))", "test_unscored_responses_do_not_count"),
+    ),
+    *mutations(
         "token_advantages/clip_b.py",
         "test_clip_b.py",
         ("(advantages {{< => <=}} 0)", "test_a_case_by_hand"),
@@ -520,6 +526,10 @@ MUTATIONS = [
     *mutations(
         "hook/rollout.py",
         "test_shrunken_batches.py",
+        (
+            "in self._stages.choosing{{ if self.model.training else () => }}:",
+            "test_shrunken_batches.py::test_evaluation_leaves_no_group_out",
+        ),
         ("masked_fill({{~ => }}local.unsqueeze(1), 0)", "test_a_shrunken_batch"),
         ("self.accelerator.gather(mask.sum()).sum{{() => () * 2}}", "test_a_shrunken_batch"),
         (

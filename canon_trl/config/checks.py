@@ -67,29 +67,37 @@ def check_dynamic_sampling(wanted: bool, trl_kwargs: Mapping[str, Any]) -> None:
 
 
 def check_shrink(options: DynamicSampling | None, args: GRPOConfig) -> None:
-    """Reject `exhausted="shrink"` if the loss cannot leave out the unfilled places.
+    """Reject `exhausted="shrink"` if the loss cannot leave out the unfilled places."""
+    if options is not None and options.exhausted == "shrink":
+        check_can_leave_out(args, SHRINK_ALTERNATIVES)
+
+
+def check_can_leave_out(args: GRPOConfig, instead: str) -> None:
+    """Reject options with which the loss cannot leave out responses.
+
+    Args:
+        args: the options.
+        instead: what to do instead, for the message.
 
     Raises:
         ValueError: there is an entropy bonus, or DeepSpeed takes optimiser steps over several rollouts.
     """
-    if options is None or options.exhausted != "shrink":
-        return
     if args.entropy_coef or args.use_adaptive_entropy:
         raise ValueError(
             f"entropy_coef={args.entropy_coef} and use_adaptive_entropy={args.use_adaptive_entropy}: TRL's entropy "
-            f"bonus is a mean per micro-batch, which cannot leave places out; {SHRINK_ALTERNATIVES}"
+            f"bonus is a mean per micro-batch, which cannot leave places out; {instead}"
         )
     if args.deepspeed_plugin is not None and scales_gradients(args):
         raise ValueError(
             f"gradient_accumulation_steps={args.gradient_accumulation_steps} takes micro-batches of several rollouts "
             f"of steps_per_generation={args.steps_per_generation}. The last rollout decides how to scale such a step, "
             "and DeepSpeed then gives no access to the gradients; make steps_per_generation a multiple of "
-            f"gradient_accumulation_steps, or {SHRINK_ALTERNATIVES}"
+            f"gradient_accumulation_steps, or {instead}"
         )
 
 
 def scales_gradients(args: GRPOConfig) -> bool:
-    """Whether `exhausted="shrink"` scales the gradients of a whole optimiser step."""
+    """Whether leaving responses out scales the gradients of a whole optimiser step."""
     return args.loss_type not in PER_TOKEN and not one_rollout_per_step(args)
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from trl import GRPOConfig
 
-from canon_trl.config.checks import check_ignored
+from canon_trl.config.checks import check_can_leave_out, check_ignored
 from canon_trl.method import Method, find
 from canon_trl.policy_losses import POLICY_LOSSES, OnTRL, Whole
 from canon_trl.policy_losses import STAGE as POLICY_LOSS
@@ -81,7 +81,12 @@ class LossStages:
         """All methods that change the advantages, in order."""
         chosen = self.policy_loss
         last = (chosen,) if isinstance(chosen, OnTRL) and chosen.part == "token_advantage" else ()
-        return (*self.token_advantages, *last)
+        return (*(method for method in self.token_advantages if kind_of(method) != "responses"), *last)
+
+    @property
+    def choosing(self) -> tuple[Method, ...]:
+        """All methods that choose the responses to train on."""
+        return tuple(method for method in self.token_advantages if kind_of(method) == "responses")
 
     @property
     def added(self) -> tuple[Method, ...]:
@@ -119,7 +124,7 @@ class LossStages:
 
 
 def kind_of(method: Method) -> str:
-    """Return what a token advantage returns: a shape, a weight or a mask."""
+    """Return what a token advantage returns: a shape, a weight, a mask or a choice of responses."""
     return method.kind if isinstance(method, TokenAdvantage) else "shape"
 
 
@@ -189,9 +194,12 @@ def check_loss_stages(stages: LossStages, args: GRPOConfig) -> None:
         )
     if isinstance(stages.policy_loss, OnTRL):
         check_policy_loss(stages.policy_loss, args)
-    kinds = [kind_of(method) for method in stages.token_advantages]
+    for method in stages.choosing:
+        check_can_leave_out(args, f"choose no token_advantage={method.name!r}")
+    shaping = [method for method in stages.token_advantages if method not in stages.choosing]
+    kinds = [kind_of(method) for method in shaping]
     if kinds != sorted(kinds, key=ORDER.index):
-        listed = [f"{m.name} (a {kind})" for m, kind in zip(stages.token_advantages, kinds, strict=True)]
+        listed = [f"{m.name} (a {kind})" for m, kind in zip(shaping, kinds, strict=True)]
         raise ValueError(
             f"token_advantage lists {', '.join(listed)}; shapes must come first, then weights, then masks, since each "
             "acts on the result of those before it"

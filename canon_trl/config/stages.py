@@ -65,10 +65,10 @@ class StagesConfig(RunConfig):
 
         > Parameters that choose the loss
 
-        token_advantage: A name: `"entropy_shaped"`, `"dmmpt"`, `"clip_b"`; `{name: options}`; an import path
-            `"package.module:function"` of a function that reads [`~canon_trl.tokens.Tokens`]; or a list or mapping of
-            several in the order in which they act. It changes the advantage of each token before the loss. Default:
-            none.
+        token_advantage: A name: `"entropy_shaped"`, `"dmmpt"`, `"clip_b"`, `"zero_variance"`; `{name: options}`; an
+            import path `"package.module:function"` of a function that reads [`~canon_trl.tokens.Tokens`]; or a list or
+            mapping of several in the order in which they act. It changes the advantage of each token before the loss.
+            Default: none.
         loss_term: A name: `"ter"`, `"tea"`, `"dads"`; or as for `token_advantage`. It is added to the loss. Default:
             none.
         policy_loss: A name: `"clip_cov"`, `"kl_cov"`, `"dppo"`, `"up"`, `"disco"`; or an import path of a function

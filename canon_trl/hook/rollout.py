@@ -40,7 +40,7 @@ class Rollouts(Resampling):
         with self._in_phase(phase):
             output = super()._generate_and_score_completions(inputs)
             rollout = self._make_rollout(output, phase)
-        trained = phase.trained
+        trained = self._trained_responses(rollout, phase.trained)
         if trained is not None:
             self._mask_out(output, trained)
             output["trained"] = self._local_rows(trained)
@@ -70,6 +70,18 @@ class Rollouts(Resampling):
         """This rank's rows of a tensor with all responses, `(N, ...)`."""
         rows = len(gathered) // self.accelerator.num_processes
         return gathered[self.accelerator.process_index * rows :][:rows]
+
+    def _trained_responses(self, rollout: Rollout, trained: Tensor | None) -> Tensor | None:
+        """Return which responses of all ranks are trained on, `(N,)` bool; `None` for all.
+
+        Args:
+            rollout: the rollout.
+            trained: the same before the stages choose.
+        """
+        for method in self._stages.choosing if self.model.training else ():
+            chosen = method(rollout).expand(rollout.rewards.shape).flatten()
+            trained = chosen if trained is None else trained & chosen
+        return trained
 
     def _mask_out(self, output: dict[str, Any], trained: Tensor) -> None:
         """Mask the tokens of all responses but the `trained` ones, so that the loss ignores them."""

@@ -1,4 +1,4 @@
-"""Scale the loss of a batch that dynamic sampling could not fill, so that it is a mean over the trained responses."""
+"""Scale the loss of a batch from which responses are left out, so that it is a mean over the trained ones."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
@@ -14,6 +14,8 @@ from canon_trl.hook.token_stages import is_one_number
 from canon_trl.method import Method
 from canon_trl.sampling import DynamicSampling
 from canon_trl.tokens import Tokens
+
+ALTERNATIVES = f"{SHRINK_ALTERNATIVES}, or choose no token_advantage that leaves out responses"
 
 PlaceInStep = Callable[[], tuple[Sequence[Mapping[str, Any]], int]]
 
@@ -114,7 +116,7 @@ class ShrunkenSteps(ShrunkenBatches):
 
 
 def make_weighting(args: GRPOConfig, accelerator: Accelerator, *, routing_loss: bool) -> ShrunkenBatches:
-    """Return the weighting of batches under `exhausted="shrink"`.
+    """Return the weighting of batches from which responses may be left out.
 
     Raises:
         ValueError: the model adds a `routing_loss`, whose gradients would be scaled too.
@@ -125,17 +127,22 @@ def make_weighting(args: GRPOConfig, accelerator: Accelerator, *, routing_loss: 
         raise ValueError(
             f"gradient_accumulation_steps={args.gradient_accumulation_steps} takes micro-batches of several rollouts "
             f"of steps_per_generation={args.steps_per_generation}, whose gradients are scaled together with those of "
-            "the router's auxiliary loss; make the latter a multiple of the former, or " + SHRINK_ALTERNATIVES
+            "the router's auxiliary loss; make the latter a multiple of the former, or " + ALTERNATIVES
         )
     return ShrunkenSteps(args.loss_type, accelerator)
 
 
+def leaves_out(stages: LossStages, options: DynamicSampling | None) -> bool:
+    """Return whether a batch may have responses that are not trained on."""
+    return bool(stages.choosing) or (options is not None and options.exhausted == "shrink")
+
+
 def check_terms_can_shrink(stages: LossStages, options: DynamicSampling | None, args: GRPOConfig) -> None:
-    """Reject terms of one number where `exhausted="shrink"` scales gradients.
+    """Reject terms of one number where leaving responses out scales gradients.
 
     Calls each term on example tokens. Terms that fail on them are checked at the first micro-batch.
     """
-    if options is None or options.exhausted != "shrink" or not scales_gradients(args):
+    if not leaves_out(stages, options) or not scales_gradients(args):
         return
     for method in stages.added:
         if returns_one_number(method):
@@ -154,5 +161,5 @@ def shrink_error(term: str) -> ValueError:
     """Return the error for a term that cannot leave responses out."""
     return ValueError(
         f"{term} is one number per micro-batch, from which no response can be left out when an optimiser step takes "
-        f"several rollouts; {SHRINK_ALTERNATIVES}"
+        f"several rollouts; {ALTERNATIVES}"
     )

@@ -41,7 +41,7 @@ from canon_trl.hook.reference_state import check_reference
 from canon_trl.hook.resampling import CollectedBatches
 from canon_trl.hook.resuming import Resuming
 from canon_trl.hook.rollout import Rollouts
-from canon_trl.hook.shrunken_steps import check_terms_can_shrink, make_weighting
+from canon_trl.hook.shrunken_steps import check_terms_can_shrink, leaves_out, make_weighting
 from canon_trl.hook.whole_groups import WholeGroups
 from canon_trl.loss_terms import STAGE as LOSS_TERM
 from canon_trl.method import find
@@ -233,7 +233,7 @@ class PluggableGRPOTrainer(Publishing, Resuming, Logs, NotFinite, WholeGroups, R
             self._batch_source = CollectedBatches(collector)
 
     def _prepare_loss(self, options: DynamicSampling | None) -> None:
-        """Set what the loss clips, and how it weighs a batch that dynamic sampling could not fill."""
+        """Set what the loss clips, and how it weighs a batch without some of its responses."""
         chosen = self._stages.policy_loss
         if isinstance(chosen, OnTRL) and not chosen.clips:
             self.epsilon_low = 1.0  # a ratio is never below 0
@@ -241,7 +241,7 @@ class PluggableGRPOTrainer(Publishing, Resuming, Logs, NotFinite, WholeGroups, R
             self.epsilon_high = math.inf
         if self._stages.differentiates_entropies and not FUSED_HEAD:
             self._entropy_bonus_enabled = True  # for the gradient of the entropies; its weight stays as it is
-        if options is not None and options.exhausted == "shrink":
+        if leaves_out(self._stages, options):
             self._weighting = make_weighting(self.args, self.accelerator, routing_loss=self.aux_loss_enabled)
 
     def _prepare_checkpoints(self) -> None:

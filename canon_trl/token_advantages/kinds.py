@@ -12,7 +12,9 @@ class TokenAdvantage(Method):
 
     Args:
         kind: what the function returns, `(B, T)` each: a `"shape"` returns advantages, a `"weight"` returns factors
-            for the advantages, a `"mask"` is true on the tokens to drop. List several in this order.
+            for the advantages, a `"mask"` is true on the tokens to drop. List several in this order. A function of the
+            kind `"responses"` reads the rewards of a rollout, `(P, G)`, and returns `(P, G)` or `(P, 1)` bool, true
+            for the responses to train on; the others count neither in the loss nor in its divisors.
     """
 
-    kind: Literal["shape", "weight", "mask"] = "shape"
+    kind: Literal["shape", "weight", "mask", "responses"] = "shape"

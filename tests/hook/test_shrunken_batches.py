@@ -86,13 +86,23 @@ def assert_same_step(got, want, start):
         torch.testing.assert_close(got[name] - start[name], value - start[name], atol=1e-6, rtol=1e-4)
 
 
+# Two ways to leave out the groups that do not teach.
+LEAVES_OUT = {
+    "dynamic_sampling": {"dynamic_sampling": True, "dynamic_sampling_kwargs": {"max_rounds": 1}},
+    "zero_variance": {"token_advantage": "zero_variance"},
+}
+
+
+@pytest.mark.parametrize("leaves_out", LEAVES_OUT)
 @pytest.mark.parametrize("write", [fixed_responses, by_a_tool_too])
 @pytest.mark.parametrize(
     ("loss_type", "parts"),
     # bnpo divides by the tokens of each micro-batch, which depend on the shuffle
     [("bnpo", 1), *((loss_type, parts) for loss_type in ("grpo", "dapo", "dr_grpo") for parts in (1, 2, 4))],
 )
-def test_a_shrunken_batch_trains_like_a_full_one_of_that_size(tmp_path, start, small_step, loss_type, parts, write):
+def test_a_shrunken_batch_trains_like_a_full_one_of_that_size(
+    tmp_path, start, small_step, loss_type, parts, write, leaves_out
+):
     """The gradient equals that of a batch of only the kept groups, whatever the loss divides by."""
     shrunken, _ = one_sgd_step(
         tmp_path,
@@ -101,17 +111,17 @@ def test_a_shrunken_batch_trains_like_a_full_one_of_that_size(tmp_path, start, s
         loss_type=loss_type,
         per_device_train_batch_size=16 // parts,
         gradient_accumulation_steps=parts,
-        dynamic_sampling=True,
-        dynamic_sampling_kwargs={"max_rounds": 1},
+        **LEAVES_OUT[leaves_out],
     )
     small, _ = small_step(("MIXED", (0, 3)), 8, write, loss_type)
     assert_same_step(shrunken, small, start)
 
 
+@pytest.mark.parametrize("leaves_out", LEAVES_OUT)
 @pytest.mark.parametrize("loss_type", ["dr_grpo", "grpo"])
 @pytest.mark.parametrize(("accumulated", "parts"), [(2, 1), (4, 2)])
 def test_responses_of_all_rollouts_of_an_optimiser_step_weigh_the_same(
-    tmp_path, start, small_step, loss_type, accumulated, parts
+    tmp_path, start, small_step, loss_type, accumulated, parts, leaves_out
 ):
     """Two rollouts per step, the first half empty: 12 of 16 places are trained on, each with weight 1/12."""
     shrunken, entry = one_sgd_step(
@@ -122,8 +132,7 @@ def test_responses_of_all_rollouts_of_an_optimiser_step_weigh_the_same(
         per_device_train_batch_size=8 // parts,
         gradient_accumulation_steps=accumulated,
         steps_per_generation=parts,
-        dynamic_sampling=True,
-        dynamic_sampling_kwargs={"max_rounds": 1},
+        **LEAVES_OUT[leaves_out],
     )
     small, expected = small_step(("THREE_OF_FOUR", (0, 2, 3)), 12, fixed_responses, loss_type)
     assert_same_step(shrunken, small, start)
@@ -230,6 +239,71 @@ def test_a_shrunken_batch(tmp_path, caplog, num_iterations):
     assert int(output["num_items_in_batch"]) == int(output["completion_mask"].sum())
     assert (output["advantages"][4 * kept :] == 0).all()
     assert math.isfinite(logged(trainer)[0]["loss"])
+
+
+@pytest.mark.parametrize("loss_type", ["dapo", "cispo"])
+def test_zero_variance_divides_by_the_tokens_of_groups_with_spread(tmp_path, loss_type):
+    """The second and third of four groups have equal rewards."""
+    trainer = make_trainer(
+        tmp_path,
+        trainer_options={"reward_funcs": graded, "train_dataset": MIXED, "rollout_func": fixed_responses},
+        token_advantage="zero_variance",
+        advantage_estimator="dr_grpo",
+        shuffle_dataset=False,
+        loss_type=loss_type,
+        per_device_train_batch_size=16,
+        num_iterations=2,
+        max_steps=2,
+        learning_rate=1e-2,
+    )
+    rollouts, outputs, seen = keep_rollouts(trainer), keep_outputs(trainer), []
+    trainer.on_tokens(seen.append)
+    trainer.train()
+    (rollout,), output = rollouts, outputs[0]
+    spread = (rollout.rewards.amax(dim=1) > rollout.rewards.amin(dim=1)).repeat_interleave(4)
+    assert spread.tolist() == [True] * 4 + [False] * 8 + [True] * 4
+    assert output["trained"].tolist() == spread.tolist()
+    assert int(output["num_items_in_batch"]) == int(rollout.lengths.flatten()[spread].sum())
+    tokens = seen[0]
+    assert torch.equal(tokens.mask.any(dim=1), spread[tokens.response])
+    per_token = tokens.advantages * (1.0 if loss_type == "dapo" else tokens.log_probs)
+    want = -(per_token * tokens.mask).sum() / tokens.mask.sum()
+    assert logged(trainer)[0]["loss"] == pytest.approx(want.item(), rel=1e-4)
+
+
+def test_zero_variance_without_a_group_with_spread_takes_an_empty_step(tmp_path):
+    trainer = make_trainer(
+        tmp_path,
+        trainer_options={"reward_funcs": lambda prompts, **kwargs: [1.0] * len(prompts)},
+        token_advantage="zero_variance",
+        max_steps=1,
+    )
+    before = parameters(trainer)
+    trainer.train()
+    entry = logged(trainer)[0]
+    assert entry["loss"] == 0 and entry["grad_norm"] == 0
+    assert all(torch.equal(value, before[name]) for name, value in parameters(trainer).items())
+
+
+def test_evaluation_leaves_no_group_out(tmp_path):
+    trainer = make_trainer(
+        tmp_path,
+        trainer_options={"reward_funcs": graded, "eval_dataset": MIXED, "rollout_func": fixed_responses},
+        token_advantage="zero_variance",
+    )
+    outputs = keep_outputs(trainer)
+    trainer.evaluate()
+    assert outputs and all("trained" not in output for output in outputs)
+
+
+def test_what_zero_variance_does_not_combine_with(tmp_path):
+    small = OPTIONS | {"token_advantage": "zero_variance"}
+    with pytest.raises(ValueError, match=r"cannot leave places out; choose no token_advantage='zero_variance'"):
+        CANONConfig(str(tmp_path), **small, entropy_coef=0.1)
+    several = {"gradient_accumulation_steps": 2, "steps_per_generation": 1, "loss_type": "grpo"}
+    message = "loss_term/ter is one number per micro-batch, .*, or choose no token_advantage that leaves out responses"
+    with pytest.raises(ValueError, match=message):
+        make_trainer(tmp_path, model=NO_MODEL, loss_term="ter", token_advantage="zero_variance", **several)
 
 
 def of_equal_length(prompts, trainer):

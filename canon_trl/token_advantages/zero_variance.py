@@ -1,0 +1,39 @@
+"""Zero-variance filtering of ScaleRL (https://huggingface.co/papers/2510.13786)."""
+
+from torch import Tensor
+
+from canon_trl.advantages.groups import as_float, has_spread, is_scored
+from canon_trl.paper import Paper
+
+PAPER = Paper(
+    key="khatri2025art",
+    title="The Art of Scaling Reinforcement Learning Compute for LLMs",
+    authors="Devvrit Khatri and Lovish Madaan and Rishabh Tiwari and Rachit Bansal and Sai Surya Duvvuri and "
+    "Manzil Zaheer and Inderjit S. Dhillon and David Brandfonbrener and Rishabh Agarwal",
+    id="2510.13786",
+)
+
+
+def zero_variance(rewards: Tensor) -> Tensor:
+    """Leave groups with equal rewards out of the loss and out of its divisors.
+
+        loss = sum over the tokens of groups with spread / number of these tokens     (loss_type: dapo, for example)
+
+    Such a group has advantage 0 and no gradient, but TRL's divisors count its responses and tokens, so that the step
+    shrinks as more prompts are solved by all responses or by none. Here a batch trains like a smaller batch of the
+    other groups. Unlike dynamic sampling, nothing is sampled in their place. The KL term and all loss terms leave the
+    groups out, too. Without a group with spread the step is empty.
+
+    We read the method in summaries and in SkyRL's option `zero_variance_filter`, not in the paper itself, which
+    publishes no code. SkyRL masks the tokens of these groups, so that divisors that count responses still count them;
+    it takes rewards within 1e-6 for equal, here within rounding; and it keeps a group with a single scored response,
+    whose advantage is 0 here.
+
+    Args:
+        rewards: `(P, G)`; NaN marks a response that no reward function could score.
+
+    Returns:
+        `(P, 1)` bool, true for the groups to train on.
+    """
+    scored = as_float(rewards)
+    return has_spread(scored, is_scored(scored))
