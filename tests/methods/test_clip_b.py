@@ -1,10 +1,12 @@
 """Clip_B: masks of the released code, a case by hand, and the tokens that are always kept."""
 
 import math
+from functools import partial
 
 import pytest
 import torch
 from golden_cases import assert_golden, cases, tensor
+from ranks import on_ranks
 
 from canon_trl.advantages import grpo_advantage
 from canon_trl.method import find
@@ -52,6 +54,15 @@ def test_values_off_the_mask_have_no_effect():
     assert torch.equal(clip_b_mask(tokens.advantages, *broken, tokens.mask, mu=0.5), want)
     assert torch.equal(clip_b_mask(tokens.response_advantages, *broken, tokens.mask, mu=0.5), want)
     assert not clip_b_mask(tokens.advantages, *broken, torch.zeros(8, 10), mu=0.5).any()
+
+
+def test_two_ranks_drop_the_tokens_of_one():
+    tokens = Tokens.example(16, 20, group=4)
+    values = (tokens.advantages, tokens.log_probs, tokens.entropies, tokens.mask)
+    dropping = partial(clip_b_mask, mu=0.5)
+    parts, whole = [[each[:4] for each in values], [each[4:] for each in values]], dropping(*values)
+    assert not torch.equal(torch.cat([dropping(*part) for part in parts]), whole), "the case needs ranks that differ"
+    assert torch.equal(torch.cat(on_ranks(dropping, parts)), whole)
 
 
 def test_a_large_mu_drops_nothing():

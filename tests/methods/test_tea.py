@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 from golden_cases import assert_golden, cases, tensor
+from ranks import on_ranks
 
 from canon_trl.loss_terms import LOSS_TERMS, STAGE, tea, tea_coefficients
 from canon_trl.method import find
@@ -54,6 +55,15 @@ def test_equal_advantages_share_the_bonus_equally():
     mask = torch.tensor([[1, 1, 1, 1], [1, 1, 0, 0]])
     coefficients = tea_coefficients(-torch.rand(2, 4), torch.ones(2), mask, scale=1.0)
     torch.testing.assert_close(coefficients, torch.tensor([[0.25] * 4, [0.5, 0.5, 0.0, 0.0]]))
+
+
+def test_two_ranks_have_the_coefficients_of_one():
+    tokens = Tokens.example(16, 20, group=4)
+    values = (tokens.log_probs, tokens.advantages, tokens.mask)
+    parts = [[each[:4] for each in values], [each[4:] for each in values]]
+    whole = tea_coefficients(*values)
+    assert not torch.allclose(tea_coefficients(*parts[0]), whole[:4]), "the case needs ranks that differ"
+    torch.testing.assert_close(torch.cat(on_ranks(tea_coefficients, parts)), whole)
 
 
 def test_a_scale_of_0_adds_0():
