@@ -171,6 +171,13 @@ def stage_table() -> str:
     return table(["field", "folder", "what", "called in"], rows)
 
 
+def modules_to_render(folder: str) -> str:
+    """The modules of a stage that have the name of a public function, which the site's reference would leave out."""
+    package = import_module(f"canon_trl.{folder}")
+    names = [name for name in package.__all__ if (PACKAGE / folder / f"{name}.py").exists()]
+    return "\n\n".join(f"::: {package.__name__}.{name}" for name in names)
+
+
 def imports() -> str:
     """Which part of the package imports which, one line per part."""
     edges: dict[str, set[str]] = {}
@@ -199,6 +206,7 @@ PARTS: dict[str, Callable[[], str]] = {
     "stages": stage_table,
     "imports": imports,
     **{f"stage {folder}": lambda folder=folder: stage_page(folder) for folder in FOLDERS},
+    **{f"modules {folder}": lambda folder=folder: modules_to_render(folder) for folder in FOLDERS},
 }
 
 
