@@ -37,7 +37,7 @@ def capability_boundary(before: ArrayLike, after: ArrayLike) -> CapabilityBounda
 
     Args:
         before, after: `(P, k)`, whether a response of the first and of the second model is right, for the same prompts
-            in the same order, such as [`~canon_trl.evaluation.responses.Judged.correct`] or the column `correct` of
+            in the same order, such as `Judged.correct` or the column `correct` of
             the records of an evaluation.
 
     Raises:

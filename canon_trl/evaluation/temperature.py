@@ -49,8 +49,7 @@ def suggest_temperature(
     ```
 
     Args:
-        sampler_at: makes a sampler of a temperature that computes entropies, such as
-            [`~canon_trl.sampling.samplers.TransformersSampler`].
+        sampler_at: makes a sampler of a temperature that computes entropies, such as `TransformersSampler`.
         prompts: a sample of the training prompts. The error of the entropy shrinks with the number of tokens.
         target_entropy: in nats per token.
         low, high: bounds of the search.

@@ -211,7 +211,7 @@ REFUSED = {
     "an unknown reward": ({"policy_reward": "rnet"}, r"policy_reward='rnet' is unknown \(did you mean 'rent'\?\)"),
     "an unknown controller": (
         {"controller": "e3"},
-        r"'e3' is unknown.*; choose one of \['e3_temperature'\]",
+        r"'e3' is unknown.*; choose one of \[.*'e3_temperature'",
     ),
     "no such text": ({"loss_term": "{ter}"}, "loss_term='{ter}' is not JSON"),
 }
