@@ -46,7 +46,7 @@ def grpo_s_advantage(
     floor: Positive = 1e-6,
     train_groups_without_spread: bool = False,
 ) -> Tensor:
-    """GRPO-S: reward uncertain right responses more, and punish certain wrong ones more.
+    """GRPO-S: reward uncertain right responses more, and punish confident wrong ones more.
 
         s_i = b1 + b2 * H_i / mean(H over right ones)            for a right response (Eq. 8, 9)
         s_i = -b1 - b2 * (1/H_i) / mean(1/H over wrong ones)     for a wrong one
@@ -99,7 +99,7 @@ def grpo_s_estimator(
     floor: Positive = 1e-6,
     train_groups_without_spread: bool = False,
 ) -> Tensor:
-    """GRPO-S: reward uncertain right responses more, and punish certain wrong ones more.
+    """GRPO-S: reward uncertain right responses more, and punish confident wrong ones more.
 
         s_i = b1 + b2 * H_i / mean(H over right ones)            for a right response (Eq. 8, 9)
         s_i = -b1 - b2 * (1/H_i) / mean(1/H over wrong ones)     for a wrong one
@@ -142,7 +142,7 @@ def gtpo_advantage(
     floor: Positive = 1e-6,
     train_groups_without_spread: bool = False,
 ) -> Tensor:
-    """GTPO: reward uncertain tokens of right responses more, and punish certain ones of wrong responses more.
+    """GTPO: reward uncertain tokens of right responses more, and punish confident tokens of wrong ones more.
 
         s_it = a1 + a2 * H_it / mean(H_t over right responses)           in a right response (Eq. 3)
         s_it = -a1 - a2 * (1/H_it) / mean(1/H_t over wrong responses)    in a wrong one (Eq. 5)

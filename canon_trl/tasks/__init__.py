@@ -48,7 +48,7 @@ TASKS: dict[str, Task] = {
                 "Five operators from + - * on operands 1 to 9, evaluated from left to right modulo 10; the reward is "
                 "1 if the completion has exactly the right digit after its first '#'. The base model (Qwen3 "
                 "architecture, 429k parameters) mixes three styles of solution: the bare answer in 3 tokens, right in "
-                "one case of six; the running values in 8, right in half; every step written out in 32, right in "
+                "one case out of six; the running values in 8, right in half; every step written out in 32, right in "
                 "three quarters. The task shows whether training moves a policy to the styles that are right, and how "
                 "fast. It can't distinguish response entropy from response length: in the base model's samples the "
                 "two correlate at -0.82, so a method that prefers low entropy also prefers long responses here. Nor "
@@ -66,8 +66,8 @@ TASKS: dict[str, Task] = {
             name="verbosity",
             description=(
                 "Write six digits backwards after a '#'; the reward is 1 if they are exactly right. The base model "
-                "writes with care (a fifth of its samples, right in four cases of five) or carelessly (right in one "
-                "of ten), and either way in 9 tokens or with 16 more tokens of padding, so length is verbosity "
+                "writes with care (a fifth of its samples, right in 4 out of 5 cases) or carelessly (right in 1 out "
+                "of 10), and either way in 9 tokens or with 16 more tokens of padding, so length is verbosity "
                 "without information. In its samples length correlates with entropy at 0.10 and with reward at -0.03, "
                 "and entropy with reward at -0.66. So the task separates the effects of regrouping by entropy and by "
                 "length, and shows what a method pays for short responses that need not cost anything. It can't show "
