@@ -6,6 +6,10 @@ TRL moves one, the test fails and names it.
 
 from dataclasses import dataclass
 
+from canon_trl.trl_release import RELEASE
+
+SCORED = ("model", "input_ids", "attention_mask", "logits_to_keep")
+
 
 @dataclass(frozen=True)
 class Member:
@@ -33,7 +37,7 @@ MEMBERS = (
     Member(
         "_get_per_token_logps_and_entropies",
         "(log_probs, entropies, aux_loss) of the completion positions",
-        ("model", "input_ids", "attention_mask", "logits_to_keep", "batch_size", "compute_entropy"),
+        ("model", "args") if RELEASE == (1, 14) else (*SCORED, "batch_size", "compute_entropy"),
     ),
     Member(
         "_generate_and_score_completions",
