@@ -31,6 +31,7 @@ OF_TRL = {option.name for option in fields(GRPOConfig)}
 NUMBERS = [0, 1, 2, 3, 7, -1, -2, 0.5, 1.0, 2.5, -0.5, 1e-3, 1e-300, 1e300, math.nan, math.inf, -math.inf]
 WILD = st.sampled_from([*NUMBERS, "1", "0.5", "", "none", "true", None, True, False, [], {}, [1.0], {"eps": 0.1}])
 
+AGGREGATIONS = ["sum_then_normalize", "normalize_then_sum"]
 SHARES = st.sampled_from([0.0, 0.1, 0.5, 0.9, 1.0]) | st.floats(0, 1)
 POSITIVE = st.sampled_from([0.1, 0.5, 1.0, 1.5, 10.0]) | st.floats(0.1, 100)
 WEIGHTS = st.sampled_from([0.0, 0.01, 0.1, 1.0]) | st.floats(0, 10)
@@ -89,7 +90,7 @@ INHERITED = [
         loss_type=["grpo", "dr_grpo", "dapo", "bnpo", "cispo", "sapo", "luspo", "vespo"],
         importance_sampling_level=["token", "sequence"],
     ),
-    some(scale_rewards=["none", "group", "batch", False, True], multi_objective_aggregation=["sum_then_normalize"]),
+    some(scale_rewards=["none", "group", "batch", False, True], multi_objective_aggregation=AGGREGATIONS),
     some(beta=WEIGHTS, sync_ref_model=[True, False], ref_model_sync_steps=[1, 2], ref_model_mixup_alpha=SHARES),
     some(epsilon=WEIGHTS, epsilon_high=st.none() | WEIGHTS, delta=st.none() | POSITIVE),
     some(off_policy_mask_threshold=st.none() | WEIGHTS, top_entropy_quantile=SHARES),
@@ -148,6 +149,7 @@ UNDEFINED = (
     "entropy/wrong",
     "clip_ratio/low_min",
     "clip_ratio/high_max",
+    "token_advantage/entropy_shaped/share_changed",
 )
 
 INNER = ("advantage_estimator_kwargs", "policy_loss_kwargs", "dynamic_sampling_kwargs")
@@ -186,6 +188,10 @@ def counted_loads() -> Iterator[list[str]]:
 
 def right(completions: list[str], **kwargs: Any) -> list[float]:
     return [float(index % 2) for index, _ in enumerate(completions)]
+
+
+def right_or_minus_1(completions: list[str], **kwargs: Any) -> list[float]:
+    return [2 * reward - 1 for reward in right(completions)]
 
 
 def long(completions: list[str], **kwargs: Any) -> list[float]:
@@ -248,7 +254,12 @@ def check_canon(folder: str, options: dict[str, Any]) -> str:
     name = options.get("advantage_estimator", "canon")
     estimator = ESTIMATORS.get(name) if isinstance(name, str) else None
     ranged = estimator is not None and estimator.reward_range is not None
-    data = {"reward_funcs": [right] if ranged else [right, long], "train_dataset": prompts(16)}
+    own = options.get("advantage_estimator_kwargs", {})
+    signed = name == "pshw" and not (isinstance(own, dict) and own.get("low", -1) == 0)
+    data = {
+        "reward_funcs": [right_or_minus_1 if signed else right] if ranged else [right, long],
+        "train_dataset": prompts(16),
+    }
     return check(folder, options, trainer_options=data | {"eval_dataset": prompts(2)})
 
 
