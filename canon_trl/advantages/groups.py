@@ -1,4 +1,4 @@
-"""Arithmetic within prompt groups, which the estimators of this folder share.
+"""Arithmetic within prompt groups, which the estimators of this folder and other stages share.
 
 A prompt group is one row of a `(P, G)` tensor: P prompts, G responses each. A mask of the same shape selects
 responses; the others affect no result.

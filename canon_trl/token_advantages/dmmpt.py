@@ -35,8 +35,8 @@ def dmmpt_mask(
     `sigma` every token is trained on, because dropping them always makes the entropy grow without end.
 
     A dropped token has no loss and no gradient; the divisor of the loss still counts it, as in Eq. 10. The entropy
-    there lacks its minus sign, and the paper publishes no code. Its experiments use one update per rollout, the token
-    mean, ratios clipped alike on both sides and no KL term.
+    in that equation has no minus sign, and the paper publishes no code. Its experiments use one update per rollout,
+    the token mean, ratios clipped alike on both sides and no KL term.
 
     Args:
         rewards: `(B,)`, the weighted reward of each response. A response is right where it is at least 1, up to
