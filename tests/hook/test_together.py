@@ -54,7 +54,8 @@ def test_combination(tmp_path, estimator, policy_loss, dynamic_sampling):
     assert wanted.abs().max() > 0, "the case needs something to learn"
     if dynamic_sampling:
         assert (rollout.rewards.amax(dim=1) > rollout.rewards.amin(dim=1)).all()
-    acted = policy_loss not in ("dppo", "up")  # these act once the policy has moved
+    # These act once the policy has moved; UP only where an advantage is positive.
+    acted = policy_loss not in ("dppo", "up") or (policy_loss == "up" and bool((wanted <= 0).all()))
     for tokens in seen:
         response, mask = wanted[tokens.response], tokens.mask
         want = response.unsqueeze(1).expand(mask.shape)
