@@ -343,8 +343,9 @@ MUTATIONS = [
     *mutations(
         "policy_rewards/em_rl.py",
         "test_em_rl.py",
-        ("return {{- => }}_sum_over_response(entropies", "test_cases_by_hand"),
-        ("{{~ => }}mask.bool()", "test_cases_by_hand"),
+        ("return {{- => }}_over_response(entropies", "test_cases_by_hand"),
+        ("masked_fill({{~ => }}mask, 0.0)", "test_cases_by_hand"),
+        ('return total if form {{== => !=}} "paper"', "test_numbers_match_the_formula"),
     ),
     *mutations(
         "token_advantages/entropy_shaped.py",

@@ -1,4 +1,4 @@
-"""EM-RL: numbers from its formulas, masked tokens, and how its two forms relate to RENT and to each other."""
+"""EM-RL: numbers from its formulas, masked tokens, and how its two rewards relate to RENT and to each other."""
 
 import math
 
@@ -8,15 +8,15 @@ from golden_cases import assert_golden, cases, tensor
 
 from canon_trl.policy_rewards import em_rl_sequence_reward, em_rl_token_reward, rent_reward
 
-FORMS = {"em_rl_sequence": (em_rl_sequence_reward, "log_probs"), "em_rl_token": (em_rl_token_reward, "entropies")}
-GOLDEN = [case for case in cases("wave1") if case["method"] in FORMS]
+REWARDS = {"em_rl_sequence": (em_rl_sequence_reward, "log_probs"), "em_rl_token": (em_rl_token_reward, "entropies")}
+GOLDEN = [case for case in cases("wave1") if case["method"] in REWARDS]
 BOTH = pytest.mark.parametrize("reward", [em_rl_sequence_reward, em_rl_token_reward])
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 @pytest.mark.parametrize("case", GOLDEN, ids=lambda case: case["name"])
 def test_numbers_match_the_formula(case, dtype):
-    reward, reads = FORMS[case["method"]]
+    reward, reads = REWARDS[case["method"]]
     assert_golden(reward(tensor(case["inputs"][reads], dtype), tensor(case["inputs"]["mask"])), case["expected"])
 
 
@@ -25,15 +25,26 @@ def test_cases_by_hand():
     mask = torch.tensor([[1, 1, 0], [1, 1, 1], [0, 0, 0]])
     assert em_rl_token_reward(values, mask).tolist() == [-2.0, 0.0, 0.0]
     assert em_rl_sequence_reward(-values, mask).tolist() == [-2.0, 0.0, 0.0]
+    assert em_rl_token_reward(values, mask, form="released").tolist() == [-1.0, 0.0, 0.0]
+    assert em_rl_sequence_reward(-values, mask, form="released").tolist() == [-1.0, 0.0, 0.0]
 
 
-def test_the_token_form_is_rent_times_the_length():
+def test_the_token_reward_is_rent_times_the_length():
+    """And as released it is RENT, bit for bit."""
     entropies, mask = torch.rand(5, 7), torch.rand(5, 7) > 0.3
     mask[:, 0] = True
-    torch.testing.assert_close(em_rl_token_reward(entropies, mask), rent_reward(entropies, mask) * mask.sum(dim=1))
+    rent = rent_reward(entropies, mask)
+    torch.testing.assert_close(em_rl_token_reward(entropies, mask), rent * mask.sum(dim=1))
+    assert torch.equal(em_rl_token_reward(entropies, mask, form="released"), rent)
 
 
-def test_the_forms_have_the_same_mean_over_all_responses():
+@BOTH
+def test_an_unknown_form_is_rejected(reward):
+    with pytest.raises(ValueError, match="form='mean' must be 'paper' or 'released'"):
+        reward(torch.ones(1, 1), torch.ones(1, 1), form="mean")
+
+
+def test_both_have_the_same_mean_over_all_responses():
     """On a policy of one step, the mean of log p over the responses is minus the entropy."""
     probs = torch.tensor([0.5, 0.25, 0.25], dtype=torch.float64)
     sequence = em_rl_sequence_reward(probs.log().unsqueeze(1), torch.ones(3, 1))
