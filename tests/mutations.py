@@ -364,8 +364,8 @@ MUTATIONS = [
     *mutations(
         "token_advantages/zero_variance.py",
         "test_zero_variance.py",
-        ("highest - lowest {{> rounding_error => >= 0 * rounding_error}}(", "test_a_case_by_hand"),
-        ("scored.nan_to_num(nan={{torch.inf => 0.0}})", "test_unscored_responses_do_not_count"),
+        ("return {{has_spread => ~has_spread}}(scored", "test_a_case_by_hand"),
+        ("is_scored({{scored => scored.nan_to_num()}}))", "test_unscored_responses_do_not_count"),
     ),
     *mutations(
         "token_advantages/clip_b.py",

@@ -1,10 +1,9 @@
 """Zero-variance filtering of ScaleRL (https://huggingface.co/papers/2510.13786)."""
 
-import torch
 from torch import Tensor
 
+from canon_trl.advantages.groups import as_float, has_spread, is_scored
 from canon_trl.paper import Paper
-from canon_trl.rounding import rounding_error
 
 PAPER = Paper(
     key="khatri2025art",
@@ -36,7 +35,5 @@ def zero_variance(rewards: Tensor) -> Tensor:
     Returns:
         `(P, 1)` bool, true for the groups to train on.
     """
-    scored = rewards.to(torch.promote_types(rewards.dtype, torch.float32))
-    highest = scored.nan_to_num(nan=-torch.inf).amax(dim=-1, keepdim=True)
-    lowest = scored.nan_to_num(nan=torch.inf).amin(dim=-1, keepdim=True)
-    return highest - lowest > rounding_error(torch.maximum(highest.abs(), lowest.abs()))
+    scored = as_float(rewards)
+    return has_spread(scored, is_scored(scored))
