@@ -40,9 +40,10 @@ def up(log_probs: Tensor, old_log_probs: Tensor, advantages: Tensor) -> Tensor:
     stale the rollout is. `epsilon` holds back the tokens that are pushed down; no ratio is clipped from above, so
     `epsilon_high` is not read.
 
-    The formula was read in the pull requests to TRL (6579) and, by an author, to verl (7022), not in the paper itself.
-    The latter and Eq. 15 also cap the ratio of tokens pushed down (dual clip); here `delta` is rejected. UP-GSPO, with
-    a ratio per response, is not here. The paper divides by all tokens, `loss_type: dapo`.
+    We read the formula in pull requests to TRL (6579) and verl (7022), not in the paper itself. The latter (Eq. 15)
+    also caps the ratio of tokens that are pushed down (dual clip); here `delta` is rejected. UP-GSPO, with a ratio per
+    response, is not here. The paper's UP-DAPO divides by all tokens, `loss_type: dapo`. With vLLM, TRL's correction
+    for the sampler still multiplies the loss.
 
     Args:
         log_probs, old_log_probs, advantages: see [`up_weights`].
