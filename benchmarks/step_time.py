@@ -3,23 +3,27 @@
     python benchmarks/step_time.py                                   # every method, on the embedded model
     python benchmarks/step_time.py --methods 'canon entropy' grpo    # some of them
     python benchmarks/step_time.py --model DIR --vllm                # any causal language model, sampled by vLLM
+    python benchmarks/step_time.py --methods 'canon entropy' --natural    # responses end by themselves
     python benchmarks/step_time.py --baseline dr_grpo --methods entropy_shaped ter e3_temperature    # what stages add
 
-Both trainers sample the same number of responses of the same fixed length and take the same optimiser steps. They
-take turns in one process, and the order alternates from pair to pair, so that a machine that slows down slows both. A
-step is a rollout with all its updates, logging included. The gates act from the second update on, so they and their
-baseline take two. The script reports the median and the quartiles of the ratios per pair; before the first pair each
-side runs once, uncounted.
+Both trainers sample the same number of responses of the same fixed length and take the same optimiser steps. With
+`--natural` they sample the same responses, which end by themselves; other models than the embedded one then get
+questions instead of sums. Both take turns in one process, and the order alternates from pair to pair, so that a
+machine that slows down slows both. A step is a rollout with all its updates, logging included. The gates act from the
+second update on, so they and their baseline take two. The script reports the median and the quartiles of the ratios
+per pair; before the first pair each side runs once, uncounted.
 """
 
 import argparse
 import gc
+import itertools
 import json
 import math
+import random
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields
 from functools import partial
 from typing import Any
@@ -45,6 +49,28 @@ FEWEST_PAIRS = 3  # even when the time is up
 
 # Options that an estimator needs on the tasks, whose rewards are 0 and 1.
 ESTIMATOR_OPTIONS: dict[str, dict[str, Any]] = {"pass_at_k": {"k": 2}, "pshw": {"low": 0}}
+
+# For pretrained models with natural lengths.
+QUESTIONS = (
+    "What is {one} + {other}?",
+    "What is the capital of {place}?",
+    "Name a colour.",
+    "Write a sentence about {place}.",
+)
+PLACES = (
+    "France",
+    "Italy",
+    "Spain",
+    "Germany",
+    "Japan",
+    "Egypt",
+    "Canada",
+    "Brazil",
+    "India",
+    "Norway",
+    "Greece",
+    "Peru",
+)
 
 # The fields of CANONConfig that define each method.
 METHODS: dict[str, dict[str, Any]] = (
@@ -85,7 +111,8 @@ class Workload:
         model: folder of a causal language model with its tokenizer.
         responses: number of responses per rollout, all in one micro-batch.
         group: number of responses per prompt.
-        tokens: number of tokens per response.
+        tokens: number of tokens per response, or their maximum.
+        natural: whether responses end by themselves.
         cpu, bf16, vllm: whether to run on the CPU, train in bfloat16, sample with vLLM.
     """
 
@@ -93,6 +120,7 @@ class Workload:
     responses: int = 64
     group: int = 16
     tokens: int = 40
+    natural: bool = False
     cpu: bool = False
     bf16: bool = False
     vllm: bool = False
@@ -124,8 +152,17 @@ def every_other_reward(completions: list[Any], **kwargs: Any) -> list[float]:
     return [float(place % 2) for place, _ in enumerate(completions)]
 
 
-def prompts() -> Dataset:
-    return TASK.dataset("train", 512)
+def prompts(workload: Workload) -> Dataset:
+    if not workload.natural or workload.model == str(TASK.model_path):
+        return TASK.dataset("train", 512)
+    draw = random.Random(0)
+
+    def question() -> str:
+        return draw.choice(QUESTIONS).format(
+            place=draw.choice(PLACES), one=draw.randint(2, 20), other=draw.randint(2, 20)
+        )
+
+    return Dataset.from_dict({"prompt": [[{"role": "user", "content": question()}] for _ in range(256)]})
 
 
 def make(
@@ -153,18 +190,21 @@ def make(
     if workload.vllm:
         shared |= {"use_vllm": True, "vllm_mode": "colocate", "vllm_max_model_length": workload.tokens + 64}
         shared |= {"vllm_gpu_memory_utilization": 0.3, "generation_kwargs": {"ignore_eos": True}}
-    else:
+    elif not workload.natural:
         shared |= {"generation_kwargs": {"min_new_tokens": workload.tokens}}
     folder = tempfile.mkdtemp()
+    data = prompts(workload)
     if method == BASELINE:
-        trainer = GRPOTrainer(workload.model, reward, GRPOConfig(folder, scale_rewards="none", **shared), prompts())
+        trainer = GRPOTrainer(workload.model, reward, GRPOConfig(folder, scale_rewards="none", **shared), data)
     else:
-        trainer = CANONTrainer(workload.model, reward, CANONConfig(folder, **(shared | options)), prompts())
+        trainer = CANONTrainer(workload.model, reward, CANONConfig(folder, **(shared | options)), data)
     trainer.remove_callback(PrinterCallback)
     return trainer
 
 
-def step_seconds(trainer: GRPOTrainer) -> float:
+def step_seconds(trainer: GRPOTrainer, seeds: Iterator[int] | None = None) -> float:
+    if seeds is not None:
+        torch.manual_seed(next(seeds))
     timer = StepTime()
     trainer.add_callback(timer)
     trainer.train()
@@ -217,7 +257,8 @@ def measure(
             baselines[updates] = make(baseline, workload, updates=updates)
         ours, theirs = make(method, workload), baselines[updates]
         share = now + (until - now) / (len(methods) - place)
-        seconds = paired(partial(step_seconds, ours), partial(step_seconds, theirs), pairs, share)
+        sides = [partial(step_seconds, trainer, itertools.count()) for trainer in (ours, theirs)]
+        seconds = paired(*sides, pairs, share)
         results[method] = ratio(seconds) | {"updates": updates, "seconds": seconds}
         print(f"{method:22} / {baseline}: {format_ratio(results[method])}", flush=True)
         del ours
@@ -232,6 +273,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--responses", type=int, default=default.responses)
     parser.add_argument("--group", type=int, default=default.group)
     parser.add_argument("--tokens", type=int, default=default.tokens)
+    parser.add_argument("--natural", action="store_true")
     parser.add_argument("--pairs", type=int, default=31)
     parser.add_argument("--methods", nargs="+", choices=[*METHODS, *ADDED], default=list(METHODS))
     parser.add_argument("--baseline", choices=[BASELINE, "dr_grpo"], default=BASELINE)

@@ -459,12 +459,21 @@ MUTATIONS = [
         ("passes, position = passes{{ + 1 => }}, 0", "test_prompts_come_in_passes"),
     ),
     *mutations(
-        "sampling/samplers.py",
+        "sampling/shared_prefix.py",
         "test_samplers.py",
-        ("{{* alive => }}\n", "test_nothing_is_added_to_a_response_after_its_end"),
-        ("{{(attention.cumsum(dim=1) - 1) => attention.cumsum(dim=1)}}", "test_greedy_sampling_matches_generate"),
-        ("lengths[rows] += {{alive => 1}}", "test_nothing_is_added_to_a_response_after_its_end"),
-        ("positions = attention.sum(dim=1, keepdim=True){{ - 1 => }}", "test_greedy_sampling_matches_generate"),
+        ("lengths = lengths + {{alive => 1}}", "test_nothing_is_added_to_a_response_after_its_end"),
+        ("positions = positions{{ + 1 => }}", "test_greedy_sampling_matches_generate"),
+        ("ended[rows] = lengths, {{~alive => alive}}", "test_sampling_with_transformers"),
+    ),
+    *mutations(
+        "hook/shared_prefix.py",
+        "test_shared_prefix.py",
+        ("race[{{step.rows => : len(probs)}}]", "test_a_seed_gives_the_responses_of_generate"),
+        ("(logits {{/ => *}} options.temperature)", "test_every_response_has_its_exact_probability"),
+        (
+            "log_probs{{.clamp(min=torch.finfo(log_probs.dtype).min) => }}",
+            "test_metrics.py::test_a_token_with_probability_0_adds_nothing_to_the_entropy",
+        ),
     ),
     *mutations(
         "sampling/chunks.py",

@@ -1,7 +1,7 @@
 """Options that every run has."""
 
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Literal
 
 from trl import GRPOConfig
 
@@ -62,6 +62,7 @@ DOES_NOT_AFFECT_LEARNING = (
     "vllm_max",
     "vllm_tensor",
     "reward_time_limit",
+    "rollout_sampler",
 )
 
 
@@ -81,11 +82,15 @@ class RunConfig(GRPOConfig):
             function. Default: no limit.
         resume_with_changes: Whether to resume from a checkpoint of a run with other options, with a warning that names
             them, instead of raising an error.
+        rollout_sampler: How transformers samples responses. `"generate"` calls its `generate`. `"shared_prefix"`
+            processes each prompt once for all its responses and drops finished responses from the batch, which is
+            faster; the responses have the same distribution. `"auto"` does so where model and options allow it.
     """
 
     restore_callback_states_from_checkpoint: bool = True
     reward_time_limit: Annotated[float, "(0, inf)"] | None = None
     resume_with_changes: bool = False
+    rollout_sampler: Literal["auto", "shared_prefix", "generate"] = "auto"
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -1,6 +1,6 @@
 """Checks of the sampler's options, and the source of a rollout's entropies and log-probabilities."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from typing import Any
 
@@ -21,6 +21,8 @@ SET_ELSEWHERE: dict[str, str] = {
 
 # Those that only the sampler reads, so that the key may set the option.
 OF_SAMPLER = ("top_p", "top_k", "min_p", "repetition_penalty", "cache_implementation")
+
+ROLLOUT_SAMPLERS = ("auto", "shared_prefix", "generate")
 
 # Options that make a forward pass sample anything but one token per row, with the values that switch them off. With a
 # cache that is not dynamic, generate compiles the forward pass, which bypasses hooks.
@@ -76,6 +78,35 @@ def samples_the_policy(args: GRPOConfig, *, steered: bool = False) -> bool:
     free = not args.generation_kwargs and args.vllm_structured_outputs_regex is None
     raw = args.use_vllm and args.vllm_mode == "server" and (args.temperature != 1 or steered)
     return whole and free and not raw
+
+
+def can_share_prefix(rollout_sampler: str, args: GRPOConfig, trl_kwargs: Mapping[str, Any]) -> bool:
+    """Tell whether these options allow sampling that processes each prompt once for all its responses.
+
+    Raises:
+        ValueError: an unknown sampler, or `rollout_sampler="shared_prefix"` with options that prevent it.
+    """
+    if rollout_sampler not in ROLLOUT_SAMPLERS:
+        raise ValueError(f"rollout_sampler={rollout_sampler!r} must be one of {ROLLOUT_SAMPLERS}")
+    obstacles = {
+        "use_vllm": args.use_vllm,
+        "use_transformers_continuous_batching": args.use_transformers_continuous_batching,
+        "rollout_func": trl_kwargs.get("rollout_func"),
+        "generation_kwargs": args.generation_kwargs,
+        f"cache_implementation={args.cache_implementation!r}": args.cache_implementation not in (None, "dynamic"),
+        "torch_compile": args.torch_compile,
+        **{f"{name}=None": getattr(args, name) is None for name in ("top_p", "top_k", "repetition_penalty")},
+    }
+    check_sampler(rollout_sampler, [name for name, present in obstacles.items() if present])
+    return rollout_sampler != "generate" and not any(obstacles.values())
+
+
+def check_sampler(rollout_sampler: str, obstacles: Sequence[str]) -> None:
+    """Reject `rollout_sampler="shared_prefix"` if anything prevents it."""
+    if rollout_sampler == "shared_prefix" and obstacles:
+        raise ValueError(
+            f"rollout_sampler='shared_prefix' does not work with {', '.join(obstacles)}; set 'auto' or 'generate'"
+        )
 
 
 def records_generation(entropy_source: str, args: GRPOConfig, trl_kwargs: Mapping[str, Any]) -> bool:

@@ -7,9 +7,11 @@ import torch
 from peft import PeftModel
 from torch import Tensor
 
+from canon_trl.config.sampler import check_sampler
 from canon_trl.hook.generation_recorder import GenerationRecorder, NoRecorder
 from canon_trl.hook.phases import Phases
 from canon_trl.hook.rollout_parts import RolloutPhase, padded
+from canon_trl.hook.shared_prefix import SharedPrefixSampler, sampler_obstacles
 
 
 class Scoring(Phases):
@@ -19,12 +21,18 @@ class Scoring(Phases):
     _records_generation = False
     _trl_scores = True
     _samples_the_policy = False
+    _rollout_sampler = "generate"
 
     def _recorder(self) -> NoRecorder:
-        """Return the recorder of token values during generation."""
+        """Return the recorder of token values during generation; it may also do the sampling."""
+        model = self.accelerator.unwrap_model(self.model)
+        if self._rollout_sampler != "generate":
+            obstacles = sampler_obstacles(self)
+            check_sampler(self._rollout_sampler, obstacles)
+            if not obstacles:
+                return SharedPrefixSampler(model, self._scored_inputs if self._records_generation else frozenset())
         if not self._records_generation:
             return NoRecorder()
-        model = self.accelerator.unwrap_model(self.model)
         model = model.get_base_model() if isinstance(model, PeftModel) else model
         return GenerationRecorder(model, temperature=self.temperature, log_probs="log_probs" in self._scored_inputs)
 

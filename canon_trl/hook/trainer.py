@@ -12,7 +12,9 @@ from canon_trl.config.checks import check_dynamic_sampling, check_shrink
 from canon_trl.config.controllers import by_knob, check_controllers
 from canon_trl.config.loss_stages import LossStages, check_loss_stages, find_policy_loss
 from canon_trl.config.sampler import (
+    can_share_prefix,
     check_generation_kwargs,
+    check_sampler,
     records_generation,
     samples_the_policy,
     trl_scores,
@@ -41,6 +43,7 @@ from canon_trl.hook.reference_state import check_reference
 from canon_trl.hook.resampling import CollectedBatches
 from canon_trl.hook.resuming import Resuming
 from canon_trl.hook.rollout import Rollouts
+from canon_trl.hook.shared_prefix import sampler_obstacles
 from canon_trl.hook.shrunken_steps import check_terms_can_shrink, leaves_out, make_weighting
 from canon_trl.hook.whole_groups import WholeGroups
 from canon_trl.loss_terms import STAGE as LOSS_TERM
@@ -74,6 +77,7 @@ class PluggableGRPOTrainer(Publishing, Resuming, Logs, NotFinite, WholeGroups, R
         needs_accuracy: whether an estimator that receives the whole rollout reads `Rollout.accuracy`; its reward must
             then lie in [0, 1].
         entropy_source: `"generation"`, `"forward"` or `"auto"`, see [`~canon_trl.CANONConfig`].
+        rollout_sampler: `"auto"`, `"shared_prefix"` or `"generate"`, see [`~canon_trl.config.RunConfig`].
         token_advantage: changes the advantages of single tokens in every micro-batch: a name in
             `canon_trl.token_advantages.TOKEN_ADVANTAGES`, `{name: options}`, an import path, a function of
             [`~canon_trl.tokens.Tokens`], a `Method`, or a list of these, which act in this order.
@@ -116,6 +120,7 @@ class PluggableGRPOTrainer(Publishing, Resuming, Logs, NotFinite, WholeGroups, R
         accuracy_reward: str | None = None,
         needs_accuracy: bool = False,
         entropy_source: str = "auto",
+        rollout_sampler: str = "auto",
         token_advantage: Any = None,
         policy_loss: Any = None,
         loss_term: Any = None,
@@ -146,10 +151,14 @@ class PluggableGRPOTrainer(Publishing, Resuming, Logs, NotFinite, WholeGroups, R
             steers_temperature="temperature" in by_knob(controllers),
             choosing_rewards=policy_rewards if dynamic_sampling is not None else (),
         )
+        shares_prefix = can_share_prefix(rollout_sampler, args, trl_kwargs)
         if policy_rewards and not reward_funcs:
             check_without_reward_funcs(args, needs_accuracy=needs_accuracy)
             reward_funcs = [score_nothing]
         super().__init__(model, reward_funcs, args, train_dataset, eval_dataset, **trl_kwargs)
+        if shares_prefix:
+            check_sampler(rollout_sampler, sampler_obstacles(self))
+            self._rollout_sampler = rollout_sampler
         self._add_policy_rewards(policy_rewards)
         self._prepare_steering(controllers)
         self._prepare_rewards(accuracy_reward, reward_time_limit)

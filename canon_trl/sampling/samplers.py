@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import Tensor
 from transformers import LogitsProcessorList, PreTrainedModel, StopStringCriteria
 from transformers.generation.logits_process import (
     MinPLogitsWarper,
@@ -15,6 +16,8 @@ from transformers.generation.logits_process import (
     TopKLogitsWarper,
     TopPLogitsWarper,
 )
+
+from canon_trl.sampling.shared_prefix import Step, sample_tokens
 
 Prompt = str | list[dict[str, Any]]
 
@@ -74,6 +77,29 @@ def prompt_ids(
     return [ids(prompt) for prompt in prompts]
 
 
+def missing_inputs(model: PreTrainedModel) -> list[str]:
+    """List the inputs of sampling that the forward pass of a model does not take."""
+    taken = inspect.signature(type(model).forward).parameters
+    return [name for name in ("position_ids", "past_key_values", "logits_to_keep") if name not in taken]
+
+
+def warpers(
+    temperature: float, top_p: float, top_k: int, min_p: float | None, repetition_penalty: float
+) -> LogitsProcessorList:
+    """Make the processors of logits that these options ask for, in the order of `generate`."""
+    chosen = LogitsProcessorList()
+    if repetition_penalty != 1:
+        chosen.append(RepetitionPenaltyLogitsProcessor(float(repetition_penalty)))
+    chosen.append(TemperatureLogitsWarper(float(temperature)))
+    if top_k:
+        chosen.append(TopKLogitsWarper(top_k))
+    if top_p < 1:
+        chosen.append(TopPLogitsWarper(top_p))
+    if min_p is not None:
+        chosen.append(MinPLogitsWarper(min_p))
+    return chosen
+
+
 class TransformersSampler:
     """Samples with a transformers model and drops finished responses from the batch.
 
@@ -94,10 +120,8 @@ class TransformersSampler:
             distribution that the token was drawn from, after all of these options.
 
     Raises:
-        TypeError: the model takes no `position_ids`, which are needed for left padding.
+        TypeError: the forward pass of the model takes no `position_ids`, `past_key_values` or `logits_to_keep`.
     """
-
-    KEEP_UNTIL = 0.75  # finished rows leave batch and cache when the share of unfinished rows falls below this
 
     def __init__(
         self,
@@ -115,8 +139,8 @@ class TransformersSampler:
         chat_template_kwargs: Mapping[str, Any] | None = None,
         entropies: bool = False,
     ) -> None:
-        if "position_ids" not in inspect.signature(model.forward).parameters:
-            raise TypeError(f"{type(model).__name__} takes no position_ids; sample from it with vLLM")
+        if missing := missing_inputs(model):
+            raise TypeError(f"{type(model).__name__} takes no {', '.join(missing)}; sample from it with vLLM")
         self._model = model.eval()
         self._tokenizer = tokenizer
         self._num_samples = num_samples
@@ -127,72 +151,39 @@ class TransformersSampler:
         ends = [ends] if isinstance(ends, int) else list(ends or [])
         self._ends = torch.tensor(sorted({*ends, tokenizer.eos_token_id}), device=model.device)
         self._stops = StopStringCriteria(tokenizer, list(stop_strings)) if stop_strings else None
-        self._warpers = LogitsProcessorList()  # in the order of `generate`
-        if repetition_penalty != 1:
-            self._warpers.append(RepetitionPenaltyLogitsProcessor(float(repetition_penalty)))
-        self._warpers.append(TemperatureLogitsWarper(float(temperature)))
-        if top_k:
-            self._warpers.append(TopKLogitsWarper(top_k))
-        if top_p < 1:
-            self._warpers.append(TopPLogitsWarper(top_p))
-        if min_p is not None:
-            self._warpers.append(MinPLogitsWarper(min_p))
+        self._warpers: Any = warpers(temperature, top_p, top_k, min_p, repetition_penalty)
 
-    # Not `inference_mode`: training cannot use inference tensors that a model keeps, such as rotary frequencies.
-    @torch.no_grad()
     def __call__(self, prompts: Sequence[Prompt], seed: int) -> list[list[Response]]:
         device = self._model.device
         ids = prompt_ids(self._tokenizer, prompts, self._chat_template_kwargs)
         batch = self._tokenizer.pad({"input_ids": ids}, padding_side="left", return_tensors="pt").to(device)
         generator = torch.Generator(device).manual_seed(seed)
-        attention = batch["attention_mask"]
-        positions = (attention.cumsum(dim=1) - 1).clamp(min=0)
-        output = self._model(**batch, position_ids=positions, use_cache=True, logits_to_keep=1)
-        cache, logits = output.past_key_values, output.logits[:, -1].repeat_interleave(self._num_samples, dim=0)
-        cache.batch_repeat_interleave(self._num_samples)
-        attention = attention.repeat_interleave(self._num_samples, dim=0)
-        text = batch["input_ids"].repeat_interleave(self._num_samples, dim=0)  # prompt and response so far
 
-        count = len(prompts) * self._num_samples
-        written = torch.zeros(count, self._max_new_tokens, dtype=torch.long, device=device)
-        lengths = torch.zeros(count, dtype=torch.long, device=device)
-        entropies = torch.zeros(count, device=device)
-        ended = torch.zeros(count, dtype=torch.bool, device=device)
-        rows = torch.arange(count, device=device)  # the index of each row's response
-        alive = torch.ones(count, dtype=torch.bool, device=device)
-        for step in range(self._max_new_tokens):
+        def choose(step: Step) -> tuple[Tensor, dict[str, Tensor]]:
             # Penalties read the tokens, so the last token replaces padding.
-            warped = self._warpers(text.where(attention.bool(), text[:, -1:]), logits.float())
-            probs = warped.softmax(dim=-1)
-            tokens = torch.multinomial(probs, 1, generator=generator)
-            written[rows, step] = tokens.squeeze(1)
-            lengths[rows] += alive
-            if self._entropies:
-                entropies[rows] += torch.special.entr(probs).sum(dim=-1) * alive
-            text = torch.cat([text, tokens], dim=1)
-            alive &= ~torch.isin(tokens.squeeze(1), self._ends)
-            if self._stops is not None:
-                alive &= ~self._stops(text, None)
-            ended[rows] = ~alive
-            share = alive.float().mean().item()
-            if share == 0 or step + 1 == self._max_new_tokens:
-                break
-            attention = torch.cat([attention, attention.new_ones(len(rows), 1)], dim=1)
-            if share < self.KEEP_UNTIL:
-                cache.batch_select_indices(alive.nonzero().squeeze(1))
-                rows, tokens, text = rows[alive], tokens[alive], text[alive]
-                attention, alive = attention[alive], alive[alive]
-            positions = attention.sum(dim=1, keepdim=True) - 1
-            output = self._model(
-                input_ids=tokens, attention_mask=attention, position_ids=positions, past_key_values=cache
-            )
-            logits = output.logits[:, -1]
-        means = (entropies / lengths).tolist() if self._entropies else [None] * count
+            is_text = torch.arange(step.text.shape[1], device=device) >= step.padding.unsqueeze(1)
+            text = step.text.where(is_text, step.text[:, -1:])
+            probs = self._warpers(text, step.logits.float()).softmax(dim=-1)
+            tokens = torch.multinomial(probs, 1, generator=generator).squeeze(1)
+            return tokens, {"entropies": torch.special.entr(probs).sum(dim=-1)} if self._entropies else {}
+
+        texts, attention = (
+            batch[name].repeat_interleave(self._num_samples, dim=0) for name in ("input_ids", "attention_mask")
+        )
+        sampled = sample_tokens(
+            self._model,
+            texts,
+            attention,
+            choose,
+            max_new_tokens=self._max_new_tokens,
+            ends=self._ends,
+            stops=self._stops,
+        )
+        means = [values["entropies"].mean().item() if values else None for values in sampled.values]
         responses = [
-            Response(ids[:length], not whole, mean)
-            for ids, length, whole, mean in zip(written.tolist(), lengths.tolist(), ended.tolist(), means, strict=True)
+            Response(ids, not ended, mean) for ids, ended, mean in zip(sampled.ids, sampled.ended, means, strict=True)
         ]
-        return [responses[first : first + self._num_samples] for first in range(0, count, self._num_samples)]
+        return [responses[first : first + self._num_samples] for first in range(0, len(responses), self._num_samples)]
 
 
 class VLLMSampler:

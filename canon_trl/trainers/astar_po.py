@@ -87,6 +87,7 @@ class AStarPOTrainer(PluggableGRPOTrainer):
             advantage_estimator=optimal_advantage,
             metrics={VALUE: value_of_prompt},
             policy_loss=ASTAR_PO.with_options({"beta": args.beta2}, where="beta2: "),
+            rollout_sampler=args.rollout_sampler,
             reward_time_limit=args.reward_time_limit,
             resume_with_changes=args.resume_with_changes,
             **trl_kwargs,

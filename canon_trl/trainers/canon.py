@@ -103,6 +103,7 @@ class CANONTrainer(PluggableGRPOTrainer):
             loss_term=chosen("loss_term", loss_term, args),
             controller=chosen("controller", controller, args),
             dynamic_sampling=args.make_dynamic_sampling(),
+            rollout_sampler=args.rollout_sampler,
             reward_time_limit=args.reward_time_limit,
             resume_with_changes=args.resume_with_changes,
             **trl_kwargs,

@@ -26,7 +26,8 @@ def reading_estimator(rollout):
 
 
 SOURCES = [
-    pytest.param({"entropy_source": "generation"}, 0, id="recorded while generating"),
+    pytest.param({"entropy_source": "generation"}, 0, id="recorded while sampling"),
+    pytest.param({"entropy_source": "generation", "rollout_sampler": "generate"}, 0, id="recorded while generating"),
     pytest.param({"entropy_source": "forward"}, 1, id="a separate pass"),
     pytest.param({"num_iterations": 2}, 1, id="TRL's own pass"),
 ]
@@ -84,9 +85,10 @@ def test_masked_truncated_completions_keep_their_length_and_entropy(one_rollout,
         assert math.isfinite(logged(trainer)[0]["loss"])
 
 
-def test_a_token_with_probability_0_adds_nothing_to_the_entropy(tmp_path):
+@pytest.mark.parametrize("sampler", ["shared_prefix", "generate"])
+def test_a_token_with_probability_0_adds_nothing_to_the_entropy(tmp_path, sampler):
     """Some models set logits to minus infinity, and 0 times minus infinity is NaN."""
-    trainer = make_trainer(tmp_path, entropy_source="generation", **ONE_ROLLOUT)
+    trainer = make_trainer(tmp_path, entropy_source="generation", rollout_sampler=sampler, **ONE_ROLLOUT)
 
     def rule_out(module, args, output):
         if not torch.is_grad_enabled():

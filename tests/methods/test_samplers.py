@@ -6,6 +6,7 @@ from toy import TASK, base_model
 from transformers import AutoTokenizer
 from transformers.generation import TopKLogitsWarper, TopPLogitsWarper
 
+from canon_trl.sampling import shared_prefix
 from canon_trl.sampling.samplers import TransformersSampler
 
 
@@ -87,7 +88,7 @@ def test_entropies_match_the_sampling_distribution(options):
 @pytest.fixture
 def staying(monkeypatch):
     """Keep all rows in the batch until the last one ends."""
-    monkeypatch.setattr(TransformersSampler, "KEEP_UNTIL", 0.0)
+    monkeypatch.setattr(shared_prefix, "KEEP_UNTIL", 0.0)
 
 
 def test_nothing_is_added_to_a_response_after_its_end(staying):
