@@ -177,6 +177,7 @@ STAGE_1 = tables(MIGRATING[FROM_ASTAR_PO])[1]
 
 # The config class of a section's options, and options that they need.
 CONFIGS = {
+    "From verl": (CANONConfig, {}),
     "From CANON's repository": (CANONConfig, {}),
     "From A-GRAE's repository": (CANONConfig, {"advantage_estimator": "a_grae"}),
     FROM_ASTAR_PO: (AStarPOConfig, {}),
