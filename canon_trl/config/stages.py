@@ -5,8 +5,6 @@ import math
 from dataclasses import dataclass, fields
 from typing import Any, Literal
 
-from trl import GRPOConfig
-
 from canon_trl.advantages import STAGE as ADVANTAGES
 from canon_trl.config.checks import check_shrink, check_trl_estimator, estimator_of_trl
 from canon_trl.config.controllers import check_controllers
@@ -110,7 +108,7 @@ class StagesConfig(RunConfig):
     dynamic_sampling_kwargs: dict[str, Any] | str | None = None
     entropy_source: Literal["auto", "generation", "forward"] = "auto"
 
-    _VALID_DICT_FIELDS = [*GRPOConfig._VALID_DICT_FIELDS, *OPTIONS]
+    _VALID_DICT_FIELDS = [*RunConfig._VALID_DICT_FIELDS, *OPTIONS]
 
     def __post_init__(self) -> None:
         for name in (*ONE_METHOD, *METHODS):

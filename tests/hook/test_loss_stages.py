@@ -152,7 +152,7 @@ def test_evaluation_reports_trls_loss(tmp_path):
         ),
         (
             {"loss_term": [LOSS_TERMS["dads"]]},
-            {"beta": 0.1},
+            {"beta": 0.1, "use_bias_correction_kl": True},
             "use_bias_correction_kl=True does not work with loss_term='dads'",
         ),
     ],
