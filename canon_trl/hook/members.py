@@ -55,7 +55,7 @@ MEMBERS = (
     Member("epsilon_high", "how far a ratio may rise above 1"),
     Member("current_gradient_accumulation_steps", "micro-batches of the optimiser step, by which losses are divided"),
     Member("aux_loss_enabled", "whether a mixture of experts adds a loss"),
-    Member("_entropy_bonus_enabled", "whether TRL's entropy bonus acts, which a controller may steer"),
+    Member("_entropy_bonus_enabled", "whether TRL's entropy bonus is on; a controller can turn it on"),
     Member("_get_grad_norm", "called between clipping and the optimiser's step", ("model", "grad_norm")),
     # What controllers steer
     Member("temperature", "the temperature that recorders of entropies and users' samplers read"),

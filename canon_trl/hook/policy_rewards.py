@@ -41,7 +41,7 @@ class PolicyRewards(Scoring):
         self._weigh_policy_rewards()
 
     def _weigh_policy_rewards(self) -> None:
-        """Append their weights to those of the given functions, which a callback may have changed."""
+        """Append the weights of the policy rewards; a callback may have changed the others."""
         if self._policy_rewards:
             given = len(self.reward_funcs) - len(self._policy_rewards)
             own = torch.tensor([reward.weight for reward in self._policy_rewards])
