@@ -25,6 +25,7 @@ PARTS = {
     "canon_trl": (2.5, 4.6, "the public names"),
     "trainers": (2.5, 3.9, "CANON, A*-PO"),
     "publishing": (0.6, 3.5, "card, citations,\nuploads"),
+    "recipes": (4.0, 4.6, "YAML options\non a base"),
     "tasks": (5.2, 4.6, "embedded tasks\nwith their models"),
     "evaluation": (5.2, 3.7, "pass@k, intervals,\nduring training"),
     "config": (0.6, 2.6, "options and\ntheir checks"),

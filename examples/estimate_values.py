@@ -1,7 +1,7 @@
 """Sample a reference model's rewards for every prompt: stage 1 of A*-PO, and raw material for difficulty filters.
 
     accelerate launch examples/estimate_values.py                                  # embedded task, offline, a minute
-    accelerate launch examples/estimate_values.py --config examples/configs/qwen2.5_1.5b_values.yaml
+    accelerate launch examples/estimate_values.py --config qwen2.5_1.5b_values
 
 The output folder is a dataset. `train.parquet` and `test.parquet` contain the prompts and their columns with `rewards`
 (one per response), `v_star` and `pass_rate`; a card records the settings. A killed run resumes where it stopped.
@@ -16,7 +16,7 @@ from typing import Any
 
 from datasets import Dataset
 from huggingface_hub import HfApi
-from recipe import CONFIGS, load_data, name_model, parse, reward_functions
+from recipe import load_data, name_model, parse, reward_functions
 from sampling import (
     SamplingArguments,
     SamplingTask,
@@ -95,7 +95,7 @@ Train on it with `accelerate launch examples/train_astar_po.py --dataset_name {d
 
 
 def main(argv: list[str]) -> None:
-    recipe, values, model = parse(argv, ValueArguments, embedded=CONFIGS / "arithmetic_values.yaml")
+    recipe, values, model = parse(argv, ValueArguments, embedded="arithmetic_values")
     state = start_processes()
     check_options(values, model, state)
     folder = Path(values.output_dir)

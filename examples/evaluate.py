@@ -1,7 +1,7 @@
 """Evaluate a model on one benchmark or several, with n responses per prompt and intervals for the numbers.
 
     accelerate launch examples/evaluate.py                                             # embedded task, offline
-    accelerate launch examples/evaluate.py --config examples/configs/evaluate_math.yaml --model_name_or_path MODEL
+    accelerate launch examples/evaluate.py --config evaluate_math --model_name_or_path MODEL
 
 Every benchmark gets a folder with one record per prompt in `records.parquet`; `summary.json` and `summary.md` contain
 the numbers. A killed run resumes where it stopped. docs/evaluation.md explains the numbers.
@@ -18,7 +18,6 @@ from typing import Any
 from datasets import Dataset
 from huggingface_hub import HfApi, ModelCard
 from recipe import (
-    CONFIGS,
     RecipeArguments,
     check,
     check_nothing_ignored,
@@ -153,7 +152,7 @@ class Benchmark:
 
 def read_benchmarks(argv: list[str]) -> tuple[list[Benchmark], EvaluationArguments, ModelConfig]:
     """The benchmarks from flags and YAML, the options that they share, and the model, all checked."""
-    recipe, options, model = parse_unchecked(argv, EvaluationArguments, embedded=CONFIGS / "arithmetic_evaluate.yaml")
+    recipe, options, model = parse_unchecked(argv, EvaluationArguments, embedded="arithmetic_evaluate")
     for option in fields(RecipeArguments):
         value = getattr(recipe, option.name)
         if option.name in TRAINING_OPTIONS and value != option.default:

@@ -2,6 +2,7 @@
 
 import logging
 import math
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from functools import wraps
@@ -23,12 +24,11 @@ from trl.rewards import (
 from canon_trl.hook.data_checks import check_model_name
 from canon_trl.imports import is_import_path, load_function
 from canon_trl.publishing.model_card import is_on_hub
+from canon_trl.recipes import read_recipe
 from canon_trl.sampling.prompt_checks import check_columns, fault_of
 from canon_trl.tasks import TASKS
 
 logger = logging.getLogger(__name__)
-
-CONFIGS = Path(__file__).parent / "configs"
 
 
 @wraps(reasoning_accuracy_reward)
@@ -125,25 +125,42 @@ class CompactProgress(ProgressCallback):
             self.training_bar.set_postfix({k: f"{float(v):.3g}" for k, v in numbers.items() if v is not None})
 
 
-def parse(argv: list[str], *config_classes: type, embedded: Path) -> tuple:
-    """`RecipeArguments`, the given configs and `ModelConfig` from flags and YAML, by default the embedded task's."""
+def parse(argv: list[str], *config_classes: type, embedded: str) -> tuple:
+    """`RecipeArguments`, the given configs and `ModelConfig` from flags and a recipe, by default `embedded`."""
     recipe, *configs, model = parse_unchecked(argv, *config_classes, embedded=embedded)
     check(recipe, model, rewarded=any(getattr(config, "policy_reward", None) for config in configs))
     check_nothing_ignored(recipe)
     return recipe, *configs, model
 
 
-def parse_unchecked(argv: list[str], *config_classes: type, embedded: Path) -> tuple:
+def parse_unchecked(argv: list[str], *config_classes: type, embedded: str) -> tuple:
     """Like [`parse`], for a script whose data is named elsewhere."""
-    # TRL's parser knows only `--config FILE`.
-    argv = [part for flag in argv for part in (flag.split("=", 1) if flag.startswith("--config=") else [flag])]
-    if argv and argv[-1] == "--config":
-        raise ValueError("--config is given without a value; it must be the path of a YAML file")
+    classes = (RecipeArguments, *config_classes, ModelConfig)
+    parser = TrlParser(classes)
+    name, argv = split_config(argv)
     named = {flag.split("=")[0].replace("-", "_") for flag in argv if flag.startswith("-")}
-    if not named & {"__config", "__dataset_name", "__task", "__help", "_h"}:
-        argv = ["--config", str(embedded), *argv]
-    parser = TrlParser((RecipeArguments, *config_classes, ModelConfig))
-    return parser.parse_args_and_config(argv, fail_with_unknown_args=True)
+    if name is None and not named & {"__dataset_name", "__task", "__help", "_h"}:
+        name = embedded
+    if name is not None:
+        known = {option.name for each in classes for option in fields(each) if option.init}
+        options = read_recipe(name, known={*known, "env"})
+        environment = options.pop("env", {})
+        if not isinstance(environment, dict):
+            raise ValueError(f"env={environment!r} must map names of environment variables to values")
+        os.environ.update({variable: str(value) for variable, value in environment.items()})
+        parser.set_defaults_with_config(**options)
+    return parser.parse_args_and_config(argv)
+
+
+def split_config(argv: list[str]) -> tuple[str | None, list[str]]:
+    """The value of `--config`, and the other arguments."""
+    argv = [part for flag in argv for part in (flag.split("=", 1) if flag.startswith("--config=") else [flag])]
+    if "--config" not in argv:
+        return None, argv
+    place = argv.index("--config")
+    if place + 1 == len(argv):
+        raise ValueError("--config is given without a value; it must be the path or the name of a recipe")
+    return argv[place + 1], argv[:place] + argv[place + 2 :]
 
 
 def check(recipe: RecipeArguments, model: ModelConfig, *, rewarded: bool = False) -> None:

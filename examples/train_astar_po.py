@@ -2,7 +2,7 @@
 
     accelerate launch examples/estimate_values.py && accelerate launch examples/train_astar_po.py      # embedded task
     accelerate launch --config_file accelerate_configs/zero3.yaml examples/train_astar_po.py \
-        --config examples/configs/qwen2.5_1.5b_astar_po.yaml
+        --config qwen2.5_1.5b_astar_po
 """
 
 import logging
@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from datasets import load_dataset
-from recipe import CONFIGS, load_data, model_options, name_model, parse, reward_functions, train
+from recipe import load_data, model_options, name_model, parse, reward_functions, train
 from trl import get_peft_config, get_quantization_config
 
 from canon_trl import AStarPOConfig, AStarPOTrainer
@@ -25,8 +25,7 @@ class ValueData:
 
 
 def main(argv: list[str]) -> AStarPOTrainer:
-    embedded = CONFIGS / "arithmetic_astar_po.yaml"
-    recipe, data, training, model = parse(argv, ValueData, AStarPOConfig, embedded=embedded)
+    recipe, data, training, model = parse(argv, ValueData, AStarPOConfig, embedded="arithmetic_astar_po")
     if (recipe.task is None) != (data.values is None):
         raise ValueError(
             f"task={recipe.task!r} and values={data.values!r}: an embedded task needs the folder of its values, and a "

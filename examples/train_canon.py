@@ -3,7 +3,7 @@
     accelerate launch examples/train_canon.py                                      # embedded task, offline, minutes
     accelerate launch examples/train_canon.py --canon_metric length --canon_alpha 0.8
     accelerate launch --config_file accelerate_configs/zero3.yaml examples/train_canon.py \
-        --config examples/configs/qwen2.5_math_7b_canon_inter.yaml                 # the paper's setting
+        --config qwen2.5_math_7b_canon_inter                 # the paper's setting
 
 Options come from a YAML file, from flags, or from both; a flag overrides the file. The output folder gets the model
 with its card, `metrics.csv`, `metrics.json` and `curves.png`.
@@ -12,14 +12,14 @@ with its card, `metrics.csv`, `metrics.json` and `curves.png`.
 import logging
 import sys
 
-from recipe import CONFIGS, load_data, model_options, name_model, parse, reward_functions, train
+from recipe import load_data, model_options, name_model, parse, reward_functions, train
 from trl import get_peft_config, get_quantization_config
 
 from canon_trl import CANONConfig, CANONTrainer
 
 
 def main(argv: list[str]) -> CANONTrainer:
-    recipe, training, model = parse(argv, CANONConfig, embedded=CONFIGS / "arithmetic.yaml")
+    recipe, training, model = parse(argv, CANONConfig, embedded="arithmetic")
     training.eval_on_start = training.eval_strategy != "no"
     training.model_init_kwargs = model_options(model, training)
     trainer = CANONTrainer(

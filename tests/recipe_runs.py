@@ -21,7 +21,7 @@ RUN += ["--bf16", "false", "--save_strategy", "no", "--eval_strategy", "steps", 
 
 def parse_canon(*flags):
     # without use_cpu, a machine without bf16 rejects the config before any other check
-    return recipe.parse([*flags, "--use_cpu", "true"], CANONConfig, embedded=recipe.CONFIGS / "arithmetic.yaml")
+    return recipe.parse([*flags, "--use_cpu", "true"], CANONConfig, embedded="arithmetic")
 
 
 def data_flags(path, *flags):

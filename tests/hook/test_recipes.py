@@ -1,13 +1,10 @@
 """Every recipe parses and has the settings that it promises; the script rejects what it cannot do."""
 
-from pathlib import Path
-
 import evaluate
 import pytest
 import recipe
 import train_astar_po
 import train_canon
-import yaml
 from estimate_values import ValueArguments
 from recipe_runs import RUN, moved_from_the_base_model, parse_canon
 from toy import TASK
@@ -15,11 +12,10 @@ from train_astar_po import ValueData
 from trl.rewards import accuracy_reward
 
 from canon_trl import AStarPOConfig, CANONConfig
+from canon_trl.recipes import read_recipe, recipe_names
 
-ROOT = Path(__file__).parents[2]
-ALL = sorted((ROOT / "examples" / "configs").glob("*.yaml"))
-EVALUATIONS = [path for path in ALL if "evaluate" in path.stem]
-RECIPES = [path for path in ALL if path not in EVALUATIONS]
+EVALUATIONS = [name for name in recipe_names() if "evaluate" in name]
+RECIPES = [name for name in recipe_names() if name not in EVALUATIONS]
 PAPER = {
     "canon_inter": {"canon_metric": "entropy", "canon_mu": 1.0, "canon_mu_schedule": "constant"},
     "canon_intra": {"canon_metric": "entropy", "canon_mu": 0.0, "canon_mu_schedule": "constant"},
@@ -39,12 +35,12 @@ KINDS = {  # each kind is recognised by an option that only its recipes have
 }
 
 
-@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
-def test_recipe_parses(path):
-    given = yaml.safe_load(path.read_text())
+@pytest.mark.parametrize("recipe_name", RECIPES)
+def test_recipe_parses(recipe_name):
+    given = read_recipe(recipe_name)
     configs = next(configs for option, configs in KINDS.items() if option in given)
     cpu = [] if configs == (ValueArguments,) else ["--use_cpu", "true"]
-    parts = recipe.parse(["--config", str(path), *cpu], *configs, embedded=path)
+    parts = recipe.parse(["--config", recipe_name, *cpu], *configs, embedded="")
     functions = recipe.reward_functions(parts[0], 256)
     assert functions and all(callable(function) for function in functions)
     for name, value in given.items():
@@ -53,11 +49,11 @@ def test_recipe_parses(path):
             assert getattr(holder, name) == value, name
 
 
-@pytest.mark.parametrize("path", EVALUATIONS, ids=lambda path: path.stem)
-def test_evaluation_parses(path):
-    given = yaml.safe_load(path.read_text())
+@pytest.mark.parametrize("recipe_name", EVALUATIONS)
+def test_evaluation_parses(recipe_name):
+    given = read_recipe(recipe_name)
     entries = given.pop("benchmarks", [{}])
-    benchmarks, _, model = evaluate.read_benchmarks(["--config", str(path)])
+    benchmarks, _, model = evaluate.read_benchmarks(["--config", recipe_name])
     for entry, benchmark in zip(entries, benchmarks, strict=True):
         functions = recipe.reward_functions(benchmark.recipe, benchmark.options.max_completion_length)
         assert functions and all(callable(function) for function in functions)
@@ -69,7 +65,7 @@ def test_evaluation_parses(path):
 
 def test_the_mathematics_benchmarks():
     """Names, splits and columns are those of the dataset cards."""
-    benchmarks, _, _ = evaluate.read_benchmarks(["--config", str(recipe.CONFIGS / "evaluate_math.yaml")])
+    benchmarks, _, _ = evaluate.read_benchmarks(["--config", "evaluate_math"])
     names = ("dataset_name", "dataset_test_split", "prompt_column", "answer_column")
     assert {each.name: tuple(getattr(each.recipe, name) for name in names) for each in benchmarks} == {
         "MATH-500": ("HuggingFaceH4/MATH-500", "test", "problem", "answer"),
@@ -126,8 +122,7 @@ def test_an_evaluation_that_fails_does_not_lose_the_model(tmp_path, delay):
 
 @pytest.mark.parametrize("name", PAPER)
 def test_the_papers_setting(name):
-    path = ROOT / "examples" / "configs" / f"qwen2.5_math_7b_{name}.yaml"
-    arguments, training, model = parse_canon("--config", str(path))
+    arguments, training, model = parse_canon("--config", f"qwen2.5_math_7b_{name}")
     for option, value in PAPER[name].items():
         assert getattr(training, option) == value, option
     gpus, responses = 8, 16
@@ -162,8 +157,7 @@ METHODS = {
 
 @pytest.mark.parametrize("name", METHODS)
 def test_the_other_methods(name, caplog):
-    path = ROOT / "examples" / "configs" / f"qwen2.5_math_7b_{name}.yaml"
-    _, training, _ = parse_canon("--config", str(path))
+    _, training, _ = parse_canon("--config", f"qwen2.5_math_7b_{name}")
     clip = (training.epsilon, training.epsilon_high)
     policy_loss = training.make_policy_loss()
     options = policy_loss and policy_loss.all_options
@@ -179,10 +173,8 @@ def test_the_other_methods(name, caplog):
 
 @pytest.mark.parametrize("name", ["qwen2.5_1.5b_astar_po", "arithmetic_astar_po"])
 def test_astar_po(name):
-    path = ROOT / "examples" / "configs" / f"{name}.yaml"
-    _, _, training, _ = recipe.parse(
-        ["--config", str(path), "--use_cpu", "true"], ValueData, AStarPOConfig, embedded=path
-    )
+    flags = ["--config", name, "--use_cpu", "true"]
+    _, _, training, _ = recipe.parse(flags, ValueData, AStarPOConfig, embedded="")
     assert (training.beta1, training.beta2, training.num_generations) == (0.5, 1e-3, 1)
     assert training.filter_all_incorrect
 
@@ -200,7 +192,7 @@ def test_astar_po(name):
 )
 def test_bad_flags_of_the_estimation(flags, message):
     with pytest.raises(ValueError, match=message):
-        recipe.parse(flags, ValueArguments, embedded=recipe.CONFIGS / "arithmetic_values.yaml")
+        recipe.parse(flags, ValueArguments, embedded="arithmetic_values")
 
 
 @pytest.mark.parametrize("flags", [["--task", "arithmetic"], ["--dataset_name", "x", "--values", "y"]])
@@ -300,7 +292,7 @@ def test_the_config_flag_may_be_written_in_several_ways(tmp_path, config):
     arguments, training, _ = parse_canon(*config.format(tmp_path / "run.yaml").split())
     assert (arguments.task, training.canon_mu, training.canon_metric) == ("countdown", 0.25, "entropy")
     with pytest.raises(ValueError, match="--config is given without a value"):
-        recipe.parse(["--task", "arithmetic", "--config"], CANONConfig, embedded=Path())
+        recipe.parse(["--task", "arithmetic", "--config"], CANONConfig, embedded="")
 
 
 def test_the_error_names_missing_math_verify(monkeypatch):

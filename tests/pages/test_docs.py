@@ -29,6 +29,7 @@ from markdown_it.token import Token
 from train_astar_po import ValueData
 
 from canon_trl import AStarPOConfig, CANONConfig
+from canon_trl.recipes import recipe_names
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -212,7 +213,7 @@ def test_parsers_accept_yaml_blocks(block, tmp_path):
         evaluate.read_benchmarks(["--config", str(path)])
     else:
         cpu = [] if script == "examples/estimate_values.py" else ["--use_cpu", "true"]
-        recipe.parse(["--config", str(path), *cpu], *OPTIONS[script], embedded=path)
+        recipe.parse(["--config", str(path), *cpu], *OPTIONS[script], embedded="")
 
 
 def options_of(script: str) -> set[str]:
@@ -228,6 +229,13 @@ def test_options_of_commands_exist(script):
         _, found, flags = line.partition(script)
         given = re.findall(r"(?<=\s--)\w+", re.split(r"\s(?:&&|#)", flags)[0]) if found else []
         assert set(given) <= known, (str(block), sorted(set(given) - known))
+
+
+def test_recipes_of_commands_exist():
+    """A name without a folder or suffix is that of a shipped recipe."""
+    named = {name for _, line in COMMANDS for name in re.findall(r"\s--config (\S+)", line)}
+    shipped = {name for name in named if "/" not in name and not name.endswith(".yaml")}
+    assert len(shipped) > 5 and shipped <= set(recipe_names())
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name_of)

@@ -7,6 +7,8 @@ from pathlib import Path
 import nbformat
 import pytest
 
+from canon_trl.recipes import recipe_names
+
 ROOT = Path(__file__).parents[2]
 EXAMPLES = ROOT / "examples"
 NOTEBOOKS = sorted(EXAMPLES.glob("*.ipynb"))
@@ -97,10 +99,11 @@ def test_linked_notebooks_exist(notebook):
     assert {*linked} <= {path.name for path in NOTEBOOKS}
 
 
-def test_the_table_lists_every_example():
-    files = [path for folder in (".", "configs", "slurm") for path in sorted((EXAMPLES / folder).glob("*.*"))]
+def test_the_table_lists_every_example_and_recipe():
+    files = [path for folder in (".", "slurm") for path in (EXAMPLES / folder).glob("*.*")]
     examples = {str(path.relative_to(EXAMPLES)) for path in files} - {"README.md"}
-    assert set(re.findall(r"\]\(([^)]+)\)", TABLE)) == examples
+    recipes = {f"../canon_trl/recipes/{name}.yaml" for name in recipe_names()}
+    assert set(re.findall(r"\]\(([^)]+)\)", TABLE)) == examples | recipes
 
 
 def test_labels_in_the_table_match_their_links():

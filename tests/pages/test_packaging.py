@@ -1,10 +1,11 @@
-"""The package metadata, the pinned versions, the accelerate configs and the Slurm script are consistent."""
+"""The package metadata, the wheel, the pinned versions, the accelerate configs and the Slurm script are consistent."""
 
 import os
 import re
 import subprocess
 import sys
 import tomllib
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -127,6 +128,23 @@ def test_no_package_index_is_named(path):
     assert named == []
 
 
+def test_the_wheel_has_the_recipes_and_the_accelerate_configs(tmp_path):
+    build = [sys.executable, "-m", "hatchling", "build", "--target", "wheel", "--directory", str(tmp_path)]
+    subprocess.run(build, cwd=ROOT, check=True, capture_output=True)
+    (wheel,) = tmp_path.glob("*.whl")
+    with zipfile.ZipFile(wheel) as archive:
+        archive.extractall(tmp_path / "installed")
+    package = tmp_path / "installed" / "canon_trl"
+    for folder, source in {"recipes": ROOT / "canon_trl", "accelerate_configs": ROOT}.items():
+        copies = {path.name: path.read_text() for path in (package / folder).glob("*.yaml")}
+        assert copies == {path.name: path.read_text() for path in (source / folder).glob("*.yaml")} != {}
+    read = "from canon_trl.recipes import FOLDER, read_recipe; print(FOLDER, read_recipe('verbosity')['canon_metric'])"
+    environment = os.environ | {"PYTHONPATH": str(package.parent)}
+    command = [sys.executable, "-c", read]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, check=True, capture_output=True, text=True)
+    assert done.stdout.split() == [str(package / "recipes"), "entropy"]
+
+
 def test_slurm_script_is_valid_bash():
     subprocess.run(["bash", "-n", SLURM_SCRIPT], cwd=ROOT, check=True)
 
@@ -176,7 +194,7 @@ def test_slurm_script_splits_the_nodes_between_trainers_and_server(tmp_path):
     assert (launch.main_process_ip, launch.main_process_port) == ("node1", 29500)
     assert launch.training_script == "examples/train_canon.py"
     assert launch.training_script_args == [
-        *("--config", "examples/configs/qwen2.5_math_7b_vllm_server.yaml"),
+        *("--config", "qwen2.5_math_7b_vllm_server"),
         *("--use_vllm", "--vllm_mode", "server", "--vllm_server_host", "node3", "--vllm_server_port", "8000"),
         *("--vllm_server_timeout", "1800", "--max_steps", "5"),
     ]

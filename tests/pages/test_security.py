@@ -115,7 +115,7 @@ def test_harmless_code_passes():
 
 
 def test_no_recipe_trusts_remote_code():
-    recipes = sorted((ROOT / "examples" / "configs").glob("*.yaml"))
+    recipes = sorted((ROOT / "canon_trl" / "recipes").glob("*.yaml"))
     assert recipes
     for path in recipes:
         assert "trust_remote_code" not in yaml.safe_load(path.read_text()), path.name

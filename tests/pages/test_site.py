@@ -135,8 +135,8 @@ def test_every_link_has_a_target(site, pages):
 
 def test_linked_files_outside_docs_are_on_the_site(site):
     """These are Markdown, code, a notebook and a folder."""
-    for path in ("tests/golden/index.html", "canon_trl/advantages/canon.py.html", "examples/configs.html"):
+    for path in ("tests/golden/index.html", "canon_trl/advantages/canon.py.html", "canon_trl/recipes.html"):
         assert (site / "repository" / path).exists()
     assert "canon_metric" in (site / "repository" / "examples" / "canon_quickstart.ipynb.html").read_text()
-    listed = Page(site / "repository" / "examples" / "configs.html").text
-    assert {path.name for path in (ROOT / "examples" / "configs").iterdir()} <= set(listed.split())
+    listed = Page(site / "repository" / "canon_trl" / "recipes.html").text
+    assert {path.name for path in (ROOT / "canon_trl" / "recipes").glob("*.yaml")} <= set(listed.split())

@@ -139,7 +139,7 @@ def test_the_dataset_is_pushed_and_loaded_back(whole, tmp_path):
 def test_the_next_script_trains_on_it(whole, tmp_path):
     """`train_astar_po.py` trains on the folder of `estimate_values.py`, as in the README."""
     command = [sys.executable, "-m", "accelerate.commands.launch", str(ROOT / "examples" / "train_astar_po.py")]
-    command += ["--config", str(ROOT / "examples" / "configs" / "arithmetic_astar_po.yaml"), "--values", str(whole[0])]
+    command += ["--config", "arithmetic_astar_po", "--values", str(whole[0])]
     command += ["--output_dir", str(tmp_path), "--max_steps", "2", "--per_device_train_batch_size", "16"]
     done = finish(command, os.environ | {"HF_HUB_OFFLINE": "1"})
     assert "accuracy on held-out prompts: " in done.stdout
