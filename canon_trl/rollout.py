@@ -1,7 +1,7 @@
 """The rollout that an advantage estimator receives."""
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 import torch
@@ -35,6 +35,16 @@ class ResponseMetrics(dict[str, Tensor]):
         )
 
 
+class TokenValues(dict[str, Tensor]):
+    """Values per token of a rollout by name, `(P, G, T)` each; the error for a missing one says how to request it."""
+
+    def __missing__(self, name: str) -> Tensor:
+        raise KeyError(
+            f"{name!r} was not gathered for this rollout; available: {sorted(self)}. Add a positional parameter named "
+            f"{name!r} to the estimator"
+        )
+
+
 @dataclass(frozen=True, eq=False)
 class Rollout:
     """One rollout over all ranks, one prompt group per row: P prompts, G responses each, F reward functions.
@@ -58,6 +68,7 @@ class Rollout:
         valid: `(P, G)` bool, False where the reward is NaN.
         width: number of positions of the longest completion, including those of tools and environments; the T of a
             token-level estimator.
+        token_values: those of `entropies`, `log_probs` and `mask` that the estimator's parameters name.
     """
 
     rewards: Tensor
@@ -71,6 +82,22 @@ class Rollout:
     accuracy: Tensor | float
     valid: Tensor
     width: int
+    token_values: TokenValues = field(default_factory=TokenValues)
+
+    @property
+    def entropies(self) -> Tensor:
+        """`(P, G, T)`, entropy in nats of the sampling policy at each token; 0 off the mask."""
+        return self.token_values["entropies"]
+
+    @property
+    def log_probs(self) -> Tensor:
+        """`(P, G, T)`, log-probability of each token under the sampling policy; 0 off the mask."""
+        return self.token_values["log_probs"]
+
+    @property
+    def mask(self) -> Tensor:
+        """`(P, G, T)` bool, True on the tokens that the model wrote."""
+        return self.token_values["mask"]
 
     @classmethod
     def example(
@@ -79,6 +106,7 @@ class Rollout:
         responses: int = 4,
         *,
         metrics: Iterable[str] | Mapping[str, Tensor] = (),
+        token_values: Mapping[str, Tensor] | None = None,
         seed: int = 0,
         **given: Any,
     ) -> "Rollout":
@@ -91,6 +119,7 @@ class Rollout:
         Args:
             prompts, responses: P and G.
             metrics: metrics by name, `(P, G)` each, or names of metrics to draw at random.
+            token_values: `entropies`, `log_probs` and `mask`, `(P, G, T)` each; those not given are drawn at random.
             seed: seed of the random values.
             given: attributes that replace the random ones. By default one reward function gives the rewards.
         """
@@ -102,6 +131,10 @@ class Rollout:
         lengths = given.get("lengths", torch.randint(1, 9, shape, generator=random))
         if not isinstance(metrics, Mapping):
             metrics = {name: torch.rand(shape, generator=random) for name in metrics}
+        width = given.get("width", int(lengths.max()))
+        mask = torch.arange(width) < lengths.unsqueeze(-1)
+        entropies, surprisals = (torch.rand(*mask.shape, generator=random) * mask for _ in range(2))
+        drawn = {"entropies": entropies, "log_probs": -surprisals, "mask": mask}
         example: dict[str, Any] = {
             "rewards": rewards,
             "rewards_per_func": per_func,
@@ -113,9 +146,15 @@ class Rollout:
             "total_steps": 1,
             "accuracy": rewards.nanmean().clamp(0, 1),
             "valid": ~rewards.isnan(),
-            "width": int(lengths.max()),
+            "width": width,
+            "token_values": TokenValues(drawn | dict(token_values or {})),
         }
         return cls(**(example | given))
 
 
-READABLE = ("rollout", *(attribute.name for attribute in fields(Rollout)))
+GATHERED_ON_REQUEST = ("entropies", "log_probs", "mask")
+READABLE = (
+    "rollout",
+    *(attribute.name for attribute in fields(Rollout) if attribute.name != "token_values"),
+    *GATHERED_ON_REQUEST,
+)

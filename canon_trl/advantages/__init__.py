@@ -55,6 +55,7 @@ ESTIMATORS = by_name(
     Method("a_grae", a_grae_advantage, reward_range="[0, 1]"),
     Method("maxrl", maxrl_advantage, reward_range="[0, inf)"),
     Method("grpo_s", grpo_s_estimator, reward_range="{0, 1}", metrics=lambda options: ("entropy",)),
+    Method("gtpo", gtpo_advantage, reward_range="{0, 1}"),
     PassAtK("pass_at_k", pass_at_k_estimator, reward_range="{0, 1}"),
     HardnessWeighting("pshw", pshw_advantage, reward_range="{-1, 1}"),
     Method("stcr", stcr_advantage),

@@ -149,9 +149,15 @@ def gtpo_advantage(
         A_it = (s_it - mean(s)) / std(s)                                 (Eq. 6)
 
     A token is compared with tokens at the same position in the group's other right, or wrong, responses that reach
-    this position. With equal entropies, A is the reward of each token, standardised over tokens.
+    this position. H is the entropy of the policy that sampled the responses, a1 is `reward_weight` and a2
+    `entropy_weight`. With equal entropies, A is the reward of each token, standardised over tokens.
 
-    A [`~canon_trl.rollout.Rollout`] has no entropies per token, so this is a function and not an estimator.
+    `standardise` chooses the s that enter mean and std, as for `grpo_s`; do not train with `"apart"`. `scope` takes
+    them from the whole batch or from each group. The paper says both; its discussion calls the implementation
+    batch-level. Groups that are all right or all wrong get 0 and do not enter mean and std, unless
+    `train_groups_without_spread` is set.
+
+    Every rank receives the entropies and the mask of all tokens, 8 bytes per token of the widest response.
 
     Args:
         rewards: `(P, G)`, 1 for right and 0 for wrong; NaN marks a response that no reward function could score.
@@ -159,8 +165,7 @@ def gtpo_advantage(
         mask: `(P, G, T)`, True on the tokens that the model wrote.
         reward_weight, entropy_weight: a1 and a2.
         standardise: the s that enter mean and sample standard deviation.
-        scope: whether these are the s of the batch or of each group. The paper says both; its discussion calls the
-            implementation batch-level.
+        scope: whether these are the s of the batch or of each group.
         floor: lower bound of the entropies.
         train_groups_without_spread: as for [`grpo_s_advantage`]; such groups do not enter mean and deviation either.
 

@@ -49,6 +49,10 @@ class Mix(Method):
         return mix(seen, parts=mixed.parts)
 
     @property
+    def reads(self) -> tuple[str, ...]:
+        return tuple(dict.fromkeys([*super().reads, *(name for method, _ in self.parts for name in method.reads)]))
+
+    @property
     def papers(self) -> dict[str, Paper]:
         return {name: paper for method, _ in self.parts for name, paper in method.papers.items()}
 

@@ -50,8 +50,8 @@ class StagesConfig(RunConfig):
         > Parameters that choose the advantage
 
         advantage_estimator: A name: `"canon"`, `"grpo"`, `"grpo_batch"`, `"gdpo"`, `"dr_grpo"`, `"rloo"`,
-            `"reinforce_pp_baseline"`, `"opo"`, `"a_grae"`, `"maxrl"`, `"grpo_s"`, `"pass_at_k"`, `"pshw"`, `"stcr"`,
-            `"psr"`, `"nsr"`, `"w_reinforce"`, `"mix"`; `{name: options}`; or an import path
+            `"reinforce_pp_baseline"`, `"opo"`, `"a_grae"`, `"maxrl"`, `"grpo_s"`, `"gtpo"`, `"pass_at_k"`, `"pshw"`,
+            `"stcr"`, `"psr"`, `"nsr"`, `"w_reinforce"`, `"mix"`; `{name: options}`; or an import path
             `"package.module:function"` of a function that reads a [`~canon_trl.rollout.Rollout`] and returns
             advantages `(P, G)`, or `(P, G, T)`, one per token. `{"mix": {"canon": 0.5, "opo": 0.5}}` is a weighted
             sum. If no other one is chosen, TRL's `scale_rewards="batch"` chooses `"grpo_batch"`, and

@@ -6,14 +6,14 @@ from functools import cached_property
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from canon_trl.guards.failures import SharedFailures
 from canon_trl.guards.rollout_checks import check_numbers, checked_advantages, snapped
 from canon_trl.hook.resampling import Resampling
 from canon_trl.hook.rollout_parts import RolloutPhase
 from canon_trl.metrics import ResponseMetric, measure, random_metric
-from canon_trl.rollout import ResponseMetrics, Rollout, weighted_reward
+from canon_trl.rollout import GATHERED_ON_REQUEST, ResponseMetrics, Rollout, TokenValues, weighted_reward
 from canon_trl.sampling.prompt_checks import fault_of_rows
 
 
@@ -132,6 +132,7 @@ class Rollouts(Resampling):
         widths, lengths = torch.full((rows,), float(width), device=device), mask.sum(dim=-1).float()
         local = torch.stack([widths, lengths, *measured.values()], dim=1)
         widths, lengths, *metrics = self.accelerator.gather(local).view(-1, group_size, local.shape[1]).unbind(-1)
+        width = width if self.accelerator.num_processes == 1 else int(widths.max())
 
         rewards = weighted_reward(rewards_per_func, self.reward_weights).view(-1, group_size)
         ranges = {method.name: method.reward_range for method in self._stages if method.reward_range is not None}
@@ -163,8 +164,20 @@ class Rollouts(Resampling):
             total_steps=self._total_rollouts(),
             accuracy=accuracy.nanmean().nan_to_num(0.0).clamp(0.0, 1.0),
             valid=~rewards.isnan(),
-            width=width if self.accelerator.num_processes == 1 else int(widths.max()),
+            width=width,
+            token_values=self._gather_tokens(inputs, width, group_size),
         )
+
+    def _gather_tokens(self, values: Mapping[str, Any], width: int, group_size: int) -> TokenValues:
+        """Gather the values per token that the estimator reads, in the order of the rewards; usually none."""
+        names = [name for name in GATHERED_ON_REQUEST if name in self._estimator.reads]
+        if not names:
+            return TokenValues()
+        mask = values["mask"]
+        local = torch.stack([values[name].float().masked_fill(~mask, 0.0) for name in names], dim=1)
+        gathered = self.accelerator.gather(nn.functional.pad(local, (0, width - local.shape[-1])))
+        found = dict(zip(names, gathered.unflatten(0, (-1, group_size)).unbind(2), strict=True))
+        return TokenValues({name: each.bool() if name == "mask" else each for name, each in found.items()})
 
     def _measure(self, metric: ResponseMetric, name: str, rows: int, inputs: dict[str, Any]) -> Tensor:
         try:

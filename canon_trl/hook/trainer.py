@@ -171,10 +171,11 @@ class PluggableGRPOTrainer(Publishing, Resuming, Logs, NotFinite, WholeGroups, R
     def _choose_metrics(
         self, given: Mapping[str, ResponseMetric | None], policy_rewards: Sequence[PolicyReward]
     ) -> None:
-        """Find the response metrics, and which token values they and the policy rewards read."""
+        """Find the response metrics, and which token values they, the estimator and the policy rewards read."""
         declared = get_metrics(self._estimator.required_metrics) | dict(given)
         self._response_metrics = {**collapse_metrics(policy_rewards), **declared}
-        read = set().union(*(token_inputs(metric) for metric in declared.values() if metric is not None))
+        metrics = [metric for metric in declared.values() if metric is not None]
+        read = set(self._estimator.reads).union(*(token_inputs(metric) for metric in metrics))
         self._scored_inputs = frozenset(read & {"entropies", "log_probs"}).union(token_inputs_of(policy_rewards))
 
     def _choose_loss_stages(self, token_advantage: Any, policy_loss: Any, loss_term: Any, args: GRPOConfig) -> None:
@@ -207,8 +208,8 @@ class PluggableGRPOTrainer(Publishing, Resuming, Logs, NotFinite, WholeGroups, R
         if entropy_source != "auto" and not self._scored_inputs:
             raise ValueError(
                 f"entropy_source={entropy_source!r} would be ignored: none of the metrics "
-                f"{[*self._response_metrics]}, the policy rewards and the policy loss reads entropies or "
-                "log-probabilities of the rollout; leave it at 'auto'"
+                f"{[*self._response_metrics]}, the estimator, the policy rewards and the policy loss reads entropies "
+                "or log-probabilities of the rollout; leave it at 'auto'"
             )
         records = records_generation(entropy_source, args, trl_kwargs)
         check_recorded(choosing_rewards, records=records)

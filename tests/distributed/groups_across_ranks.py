@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from observe import completions_table, keep_local_advantages
+from observe import completions_table, keep_local_advantages, keep_outputs
 from toy import TASK, leave, make_trainer, parameters, prompts
 from trl import GRPOConfig, GRPOTrainer
 
@@ -56,7 +56,7 @@ def observe(trainer: Any) -> dict[str, list]:
     seen: dict[str, list] = {"rollouts": [], "advantages": [], "local": keep_local_advantages(trainer)}
 
     def keep_rollout(rollout: Rollout, advantages: torch.Tensor) -> None:
-        seen["rollouts"].append({**vars(rollout), "metrics": dict(rollout.metrics)})
+        seen["rollouts"].append({**vars(rollout), "metrics": dict(rollout.metrics), **rollout.token_values})
         seen["advantages"].append(advantages)
 
     trainer.on_rollout(keep_rollout)
@@ -82,6 +82,21 @@ def run_sampled(folder: Path, metric: str, ranks: int, resume: str | None = None
     return seen | {"parameters": parameters(trainer), "table": completions_table(trainer)["advantage"]}
 
 
+def run_by_token(folder: Path, ranks: int) -> dict[str, list]:
+    """Train with GTPO on two rollouts of fixed responses with learning rate 0; also the advantages of this rank."""
+    trainer = make_trainer(
+        folder,
+        trainer_options={"train_dataset": prompts(12), "rollout_func": fixed_responses},
+        advantage_estimator="gtpo",
+        per_device_train_batch_size=RESPONSES // ranks,
+        max_steps=2,
+        learning_rate=0.0,
+    )
+    seen, outputs = observe(trainer), keep_outputs(trainer)
+    trainer.train()
+    return seen | {"token_advantages": [output["advantages"] for output in outputs]}
+
+
 def run_like_trl(folder: Path, estimator: str, ranks: int) -> dict[str, dict[str, Any]]:
     """Train TRL's trainer and ours for two steps; return the advantages and parameters of each."""
     shared = {"loss_type": "dr_grpo", "epsilon_high": 0.28, "log_completions": True, **CHOSEN_BY_TRL[estimator]}
@@ -99,6 +114,7 @@ def main(folder: Path) -> None:
     for estimator in CHOSEN_BY_TRL:
         kept = run_like_trl(folder / estimator, estimator, ranks=2)
         torch.save(kept, folder / f"{estimator}_{torch.distributed.get_rank()}.pt")
+    torch.save(run_by_token(folder / "by_token", ranks=2), folder / f"by_token_{torch.distributed.get_rank()}.pt")
     for metric in METRICS:
         fixed = run_fixed(folder / "fixed", metric, ranks=2)
         sampled = run_sampled(folder / metric, metric, ranks=2)

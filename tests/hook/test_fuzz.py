@@ -55,6 +55,7 @@ def estimator_options(name: str) -> st.SearchStrategy:
     known["a_grae"] = {"eps": POSITIVE, "attenuation": POSITIVE, "scale": st.booleans()}
     known["a_grae"]["form"] = st.sampled_from(["paper", "released"])
     known["grpo_s"] = {"standardise": st.sampled_from(["with_zeros", "together", "apart"]), "entropy_weight": WEIGHTS}
+    known["gtpo"] = known["grpo_s"] | {"scope": st.sampled_from(["batch", "group"])}
     known["pass_at_k"] = {"k": st.integers(0, 4)}
     known["pshw"] = {"low": st.sampled_from([-1, 0, 0.0, 1]), "alpha": WEIGHTS}
     options = st.fixed_dictionaries({}, optional=known.get(name, {}))

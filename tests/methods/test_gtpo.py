@@ -1,4 +1,4 @@
-"""GTPO as a function: a case by hand, its reductions to GRPO and GRPO-S, and what each reading makes of it."""
+"""GTPO: a case by hand, its reductions to GRPO and GRPO-S, and what each reading makes of it."""
 
 import pytest
 import torch

@@ -4,7 +4,7 @@ import json
 
 import pytest
 import torch
-from distributed.groups_across_ranks import CHOSEN_BY_TRL, METRICS, run_fixed
+from distributed.groups_across_ranks import CHOSEN_BY_TRL, METRICS, run_by_token, run_fixed
 from distributed.stages_across_ranks import POLICY_LOSSES, RESPONSES, run, run_astar_po, run_rewarded, run_shrunken
 from launching import launch
 from toy import TASK, assert_same_but_for_rounding, assert_same_parameters
@@ -39,6 +39,26 @@ def test_two_processes_give_the_advantages_of_one(two_ranks, tmp_path, metric):
         assert alone["advantages"][step].abs().max() > 0
         both = torch.cat([first["local"][step], second["local"][step]])
         torch.testing.assert_close(both, alone["local"][step], atol=1e-6, rtol=1e-6)
+
+
+@pytest.mark.smoke
+def test_values_per_token_on_two_processes_equal_those_of_one(two_ranks, tmp_path):
+    """The widest response is on one rank, and a group is on both."""
+    alone = run_by_token(tmp_path, ranks=1)
+    first, second = ranks(two_ranks, "by_token")
+    for step, want in enumerate(alone["rollouts"]):
+        assert want["entropies"].shape == (3, 4, want["width"])
+        for rank in (first, second):
+            got = rank["rollouts"][step]
+            assert torch.equal(got["mask"], want["mask"])
+            torch.testing.assert_close(got["entropies"], want["entropies"], atol=1e-5, rtol=0)
+            torch.testing.assert_close(rank["advantages"][step], alone["advantages"][step], atol=1e-4, rtol=1e-4)
+        both = [rank["token_advantages"][step] for rank in (first, second)]
+        assert both[0].shape[1] != both[1].shape[1], "the case needs ranks of different width"
+        for rows, mine in zip(alone["token_advantages"][step].chunk(2), both, strict=True):
+            torch.testing.assert_close(mine, rows[:, : mine.shape[1]], atol=1e-4, rtol=1e-4)
+            assert (rows[:, mine.shape[1] :] == 0).all()
+        assert alone["token_advantages"][step].abs().max() > 0
 
 
 @pytest.mark.smoke
