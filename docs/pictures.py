@@ -458,11 +458,9 @@ PICTURES = {
 }
 
 
-def save_picture(name: str, folder: Path) -> Path:
-    """Draw a picture and save it in the folder, which is created if missing."""
-    picture = PICTURES[name]
-    path = folder / f"{name}.png"
-    folder.mkdir(parents=True, exist_ok=True)
+def save_picture(picture: Picture, path: Path) -> Path:
+    """Draw a picture and save it; the folder is created if missing."""
+    path.parent.mkdir(parents=True, exist_ok=True)
     with rc_context({"font.size": 9, "legend.fontsize": 8, "axes.titlesize": 9}):
         figure = Figure(figsize=(WIDTH, picture.height), layout="constrained")
         picture.draw(figure, picture.numbers())
@@ -473,5 +471,5 @@ def save_picture(name: str, folder: Path) -> Path:
 
 
 if __name__ == "__main__":
-    for name in PICTURES:
-        print(save_picture(name, FOLDER))
+    for name, picture in PICTURES.items():
+        print(save_picture(picture, FOLDER / f"{name}.png"))

@@ -34,6 +34,9 @@ def gdpo_advantage(rewards_per_func: Tensor, weights: Tensor, *, eps: Positive =
     `multi_objective_aggregation="normalize_then_sum"`. As there, a response of a group with equal rewards has s = 0,
     which the mean over the batch may turn into an advantage other than 0.
 
+    Use it with several reward functions of different scales, each of which should count by its weight. With one reward
+    function it is GRPO, standardised twice.
+
     Args:
         rewards_per_func: `(P, G, F)`; NaN where a function did not score a response.
         weights: `(F,)`.

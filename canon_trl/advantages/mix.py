@@ -23,6 +23,8 @@ def mix(rollout: Rollout, *, parts: Parts) -> Tensor:
     `{"mix": {"grpo": 0.5, "a_grae": {"weight": 0.5, "form": "released"}}}`. Your own estimators are named by import
     path. The mix accepts the rewards that all of its estimators accept.
 
+    Use it to try a method in small doses, or to interpolate between two.
+
     Returns:
         `(P, G)`, or `(P, G, T)` if one of the estimators is token-level.
     """

@@ -33,6 +33,8 @@ def pshw_advantage(
     The paper does not divide by a standard deviation. It does not divide the sum of token losses by the response's
     length (`loss_type="dr_grpo"` or `"dapo"`), clips as DAPO does, and drops groups with equal rewards.
 
+    Use it for a mild preference for hard prompts: the factor is at most 1.5, compared with 1 / mean(r) for `maxrl`.
+
     Args:
         rewards: `(P, G)`, 1 for right and `low` for wrong; NaN marks a response that no reward function could score.
         alpha: slope of the weight; 0 is Dr.GRPO, and above 0 easy groups weigh more. Below 0.5 the weight is positive.

@@ -34,6 +34,9 @@ def stcr_advantage(rewards: Tensor, lengths: Tensor, *, base: Annotated[float, "
     GRPO. In the code, w multiplies every advantage of a wrong response; here it multiplies only negative ones, because
     with graded rewards a wrong response above the mean would gain from its length.
 
+    Use it where wrong answers ramble, as with responses of many thousand tokens. With short responses the weight is 1
+    to three digits.
+
     Args:
         rewards: `(P, G)`; NaN marks a response that no reward function could score.
         lengths: `(P, G)` in tokens; the true length, also of a response that is masked as truncated.

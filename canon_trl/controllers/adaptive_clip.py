@@ -26,6 +26,8 @@ class AdaptiveClip:
     as MILES implements it. 2602.09782 moves clips for the entropy's sake too, but its bounds depend on the probability
     of each token and follow a schedule.
 
+    Use it with several updates per rollout, if you know the entropy that you want.
+
     Args:
         start: `epsilon_high` in the config.
         target_entropy: H*, in nats per token.

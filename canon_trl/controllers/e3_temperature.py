@@ -34,6 +34,9 @@ class E3Temperature:
     stays constant; the released cosine would rise again. An entropy that is not a positive number changes nothing and
     is not counted.
 
+    Use it to keep sampling diverse without touching the loss. It can't help where the policy itself has collapsed: a
+    high temperature then adds noise.
+
     Args:
         vocab_size: V.
         temperature: the temperature at the start of the run.

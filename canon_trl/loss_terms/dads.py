@@ -58,6 +58,8 @@ def dads(
     up to rounding. The code averages KL_t over each response and then over the responses, as `loss_type: grpo` does;
     here it is aggregated like the loss.
 
+    Use it with `beta` above 0, where the KL term holds rare right answers back. Without a KL term it is rejected.
+
     Args:
         log_probs, ref_log_probs: `(B, T)`, of the policy (with gradient) and of the reference.
         group_rewards: `(B, G)`, rewards of all responses to the row's prompt.

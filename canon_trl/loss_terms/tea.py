@@ -79,6 +79,9 @@ def tea(
     here none does. The means there are over a micro-batch of one rank, here over all ranks. The authors' script uses
     the token mean, ratios clipped at 1 on both sides and a KL weight of 0.001.
 
+    Use it against a fall of entropy at the few tokens that cause it. A bonus on all tokens, TRL's `entropy_coef`, is
+    simpler.
+
     Args:
         log_probs, advantages, mask, mean, scale, most: see [`tea_coefficients`].
         entropies: `(B, T)`, in nats, of the current policy, with gradient.

@@ -50,6 +50,9 @@ def disco_loss(
     J acts. If an optimiser step has several micro-batches, K and [ ] are computed for each one, over the tokens of all
     ranks, and the trainer averages the losses, as the released code does.
 
+    Use it where rewards are 0 and 1 and prompts are very easy or very hard, which GRPO's advantages neglect. It needs
+    rewards of both kinds in a group.
+
     Args:
         log_probs, old_log_probs: `(B, T)` with B = P * G, the rows of prompt 0 first; current log-probabilities, with
             gradient, and those at sampling time.

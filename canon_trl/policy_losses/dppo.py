@@ -99,6 +99,9 @@ def dppo(
     10. verl's example uses bounds of 0.15 for "tv" and 0.05 for "kl", and a cap of 10,000. With infinite bounds
     and cap, this is the plain policy gradient, weighted by the ratio.
 
+    Use it with several updates per rollout and large vocabularies, where PPO's clip stops unlikely tokens early. With
+    one update per rollout and no vLLM it changes nothing.
+
     Args:
         log_probs, old_log_probs: see [`dppo_weights`].
         sampling_log_probs: `(B, T)`, NaN where the sampler reported none.

@@ -45,6 +45,9 @@ def up(log_probs: Tensor, old_log_probs: Tensor, advantages: Tensor) -> Tensor:
     response, is not here. The paper's UP-DAPO divides by all tokens, `loss_type: dapo`. With vLLM, TRL's correction
     for the sampler still multiplies the loss.
 
+    Use it with several updates per rollout, where rare right answers should grow fast. Nothing limits their growth, so
+    keep the number of updates small.
+
     Args:
         log_probs, old_log_probs, advantages: see [`up_weights`].
 

@@ -32,6 +32,9 @@ def em_rl_sequence_reward(log_probs: Tensor, mask: Tensor, *, form: Form = "pape
     The paper trains with RLOO (`advantage_estimator: rloo`), 4 responses per prompt, 512 prompts per rollout, a
     learning rate of 1e-6 and a KL penalty of 0.001 to the reference. The code makes 4 updates per rollout.
 
+    Use it where there are no labels and answers are short. For long reasoning prefer `rent`, which doesn't prefer
+    short responses.
+
     Args:
         log_probs: `(B, T)`, of the sampled tokens under the policy that sampled them, at the sampling temperature.
             They are detached.
@@ -55,6 +58,9 @@ def em_rl_token_reward(entropies: Tensor, mask: Tensor, *, form: Form = "paper")
     more. The authors' code (at 8428ba9) takes the mean over the tokens instead, `form="released"`, which is RENT's
     reward (`rent`). Watch the length and stop on a labelled validation set, as the paper does. The paper's setting is
     that of `em_rl_sequence`.
+
+    Use it where there are no labels and answers are short. For long reasoning prefer `rent`, which doesn't prefer
+    short responses.
 
     Args:
         entropies: `(B, T)`, in nats, of the policy that sampled the responses, at the sampling temperature. They are

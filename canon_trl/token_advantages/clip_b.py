@@ -42,6 +42,9 @@ def clip_b_mask(
     from the rollout's log-probabilities; here it is computed at every update, from the current policy, over the tokens
     of a micro-batch on all ranks. Clip_V, the paper's other form, needs a sum over the vocabulary and is not here.
 
+    Use it to slow the fall of entropy without a bonus in the loss. Where responses are certain throughout, it finds
+    little to drop.
+
     Args:
         advantages: `(B, T)`, or `(B,)` for one advantage per response.
         log_probs, entropies: `(B, T)`, in nats, of the current policy.

@@ -38,6 +38,9 @@ def dmmpt_mask(
     in that equation has no minus sign, and the paper publishes no code. Its experiments use one update per rollout,
     the token mean, ratios clipped alike on both sides and no KL term.
 
+    Use it in long runs whose entropy has already fallen. Where the entropy of responses stays above `sigma`, it drops
+    nothing.
+
     Args:
         rewards: `(B,)`, the weighted reward of each response. A response is right where it is at least 1, up to
             rounding; the paper writes r = 1. NaN is not right.

@@ -29,6 +29,9 @@ def zero_variance(rewards: Tensor) -> Tensor:
     it takes rewards within 1e-6 for equal, here within rounding; and it keeps a group with a single scored response,
     whose advantage is 0 here.
 
+    Use it where many groups have equal rewards and sampling others is too expensive. It keeps the step from shrinking,
+    so mind the learning rate.
+
     Args:
         rewards: `(P, G)`; NaN marks a response that no reward function could score.
 

@@ -29,6 +29,17 @@ def test_every_method_has_its_section_and_its_row_in_the_readme():
             assert f"| `{name}` |" in readme
 
 
+def test_every_method_says_when_to_use_it():
+    """In its docstring, or on a page of its own."""
+    silent = [
+        name
+        for stage in generate.stages().values()
+        for name, method in stage.methods.items()
+        if "Use it" not in generate.docstring(method) and generate.hand_written(generate.file_of(method)) is None
+    ]
+    assert silent == []
+
+
 def test_a_method_needs_four_edits(tmp_path):
     """The example of CONTRIBUTING.md appears on every page of a copy of the repository and disappears when removed."""
     for name in ("canon_trl", "docs", "tests", "README.md", "CHANGELOG.md", "pyproject.toml"):

@@ -1,4 +1,4 @@
-"""The pictures of docs/methods are complete and show numbers of the package."""
+"""The pictures of docs/methods and docs/stages are complete and show numbers of the package."""
 
 import math
 import re
@@ -11,25 +11,36 @@ from PIL import Image
 sys.path.insert(0, str(Path(__file__).parents[2] / "docs"))
 
 import pictures
+import stage_pictures
 
 DOCS = Path(__file__).parents[2] / "docs"
+SOURCES = {"methods": pictures, "stages": stage_pictures}
+DRAWN = [(kind, name) for kind, source in SOURCES.items() for name in source.PICTURES]
 SHOWN = {
-    path
-    for page in (DOCS / "methods").glob("*.md")
-    for path in re.findall(r"!\[[^\]]*\]\(\.\./images/methods/([^)]+)\)", page.read_text())
+    kind: {
+        path
+        for page in (DOCS / kind).glob("*.md")
+        for path in re.findall(rf"!\[[^\]]*\]\(\.\./images/{kind}/([^)]+)\)", page.read_text())
+    }
+    for kind in SOURCES
 }
 
 
-def test_every_page_shows_its_picture():
-    assert {f"{name}.png" for name in pictures.PICTURES} == SHOWN
+def test_every_method_page_shows_its_picture():
     assert {path.stem for path in (DOCS / "methods").glob("*.md")} == set(pictures.PICTURES)
-    assert {path.name for path in pictures.FOLDER.iterdir()} == SHOWN
 
 
-@pytest.mark.parametrize("name", pictures.PICTURES)
-def test_the_script_draws_the_picture_in_the_stored_size(name, tmp_path):
-    path = pictures.save_picture(name, tmp_path)
-    with Image.open(path) as drawn, Image.open(pictures.FOLDER / path.name) as stored:
+@pytest.mark.parametrize("kind", SOURCES)
+def test_every_picture_is_shown(kind):
+    assert {f"{name}.png" for name in SOURCES[kind].PICTURES} == SHOWN[kind]
+    assert {path.name for path in SOURCES[kind].FOLDER.iterdir()} == SHOWN[kind]
+
+
+@pytest.mark.parametrize(("kind", "name"), DRAWN)
+def test_the_script_draws_the_picture_in_the_stored_size(kind, name, tmp_path):
+    source = SOURCES[kind]
+    path = pictures.save_picture(source.PICTURES[name], tmp_path / f"{name}.png")
+    with Image.open(path) as drawn, Image.open(source.FOLDER / path.name) as stored:
         assert drawn.size == stored.size
         assert len(drawn.getcolors()) > 8  # axes, lines and letters
     assert path.stat().st_size < 60_000
@@ -128,3 +139,30 @@ def test_astar_po():
         target = reward - numbers["v_star"]
         want = [(1e-3 * ratio - target) ** 2 for ratio in numbers["log_ratio"]]
         assert numbers["loss"][label] == pytest.approx(want)
+
+
+def test_estimators_that_read_rewards():
+    methods = stage_pictures.advantages_numbers()["methods"]
+    # one of 16 is right, so the mean is 1/16; MaxRL divides by it
+    assert methods["dr_grpo"]["right"][0] == pytest.approx(15 / 16)
+    assert methods["maxrl"]["right"][0] == pytest.approx(15)
+    assert methods["maxrl"]["wrong"] == pytest.approx([-1] * 15)
+    # rewards of 1 and -1: (1 + 7/8) * (1 - 0.256 * (-7/8 - 1))
+    assert methods["pshw"]["right"][0] == pytest.approx(15 / 8 * (1 + 0.256 * 15 / 8))
+
+
+def test_factors_of_the_policy_losses():
+    numbers = stage_pictures.policy_losses_numbers()
+    sides, ratio = numbers["sides"], numbers["ratio"]
+    far = min(range(len(ratio)), key=lambda place: abs(ratio[place] - 1.6))
+    # at ratio 1.6 a token of probability 0.4 has moved by 0.24, one of 0.05 by 0.03; DPPO allows 0.2
+    for name, factor in {"PPO, clip 0.2": 0, "DPPO, p(old) = 0.05": 1.6, "DPPO, p(old) = 0.4": 0, "UP": 1}.items():
+        assert sides["A > 0"][name][far] == pytest.approx(factor, abs=0.02)
+
+
+def test_entropy_shaped_advantages():
+    numbers = stage_pictures.token_advantages_numbers()
+    # min(0.4 * H, |A| / 2): 0.4 nats add 0.16, 3 nats at most half of the advantage
+    place = min(range(61), key=lambda place: abs(numbers["entropy"][place] - 0.4))
+    assert numbers["shaped"]["A = -1"][place] == pytest.approx(-0.84)
+    assert numbers["shaped"]["A = +0.5"][-1] == pytest.approx(0.75)
