@@ -1,4 +1,7 @@
-"""Tasks that come with the package, each with a base model small enough to train on a laptop without a network."""
+"""Tasks that come with the package, each with a base model small enough to train on a laptop.
+
+All but the one of `sums` ship with the package and need no network.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +11,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from canon_trl.tasks import arithmetic, countdown, verbosity
+from canon_trl.tasks import arithmetic, countdown, sums, verbosity
 
 if TYPE_CHECKING:
     import random
@@ -27,16 +30,23 @@ class Task:
     description: str  # includes what the task can't show
     dataset: Callable[..., Dataset]  # (split, size, seed=0) -> columns `prompt` and `answer`, both str
     reward: Callable[..., Sequence[float | None]]  # a reward function in TRL's signature
-    symbols: str  # the characters of prompts and completions, one token each
-    draw_examples: Callable[[random.Random, int], Iterable[tuple[str, str]]]  # pretraining examples of the base model
     styles: tuple[str, ...]
     style_of: Callable[[str], str | None]  # the style of a completion
     answer_of: Callable[[str], str | None] | None = None  # (completion) -> the answer that majority votes count
+    # For a base model that ships with the package and that `pretrain` makes:
+    symbols: str = ""  # the characters of prompts and completions, one token each
+    draw_examples: Callable[[random.Random, int], Iterable[tuple[str, str]]] | None = None  # pretraining examples
+    pretrained: str | None = None  # the name of the base model on the Hub, if it doesn't ship with the package
 
     @property
     def model_path(self) -> Path:
-        """The folder for `AutoModelForCausalLM.from_pretrained` and `AutoTokenizer.from_pretrained`."""
+        """The folder of a base model that ships with the package."""
         return Path(str(files(__name__) / f"{self.name}_model"))
+
+    @property
+    def model(self) -> str:
+        """The base model for `AutoModelForCausalLM.from_pretrained` and `AutoTokenizer.from_pretrained`."""
+        return self.pretrained or str(self.model_path)
 
 
 TASKS: dict[str, Task] = {
@@ -100,6 +110,22 @@ TASKS: dict[str, Task] = {
             draw_examples=countdown.draw_examples,
             styles=countdown.STYLES,
             style_of=countdown.style_of,
+        ),
+        Task(
+            name="sums",
+            description=(
+                "Add two numbers from 1 to 20 after three examples; the reward is 1 if the completion begins with the "
+                "right number. The base model, SmolLM2-135M-Instruct, is a language model that has seen natural text "
+                "and is right in a quarter of its samples at temperature 1. The task shows that a pretrained model "
+                "learns on a CPU in minutes. It can't show anything about length or reasoning: an answer has one or "
+                "two tokens, and part of the gain is that the model becomes surer of what it would say anyway."
+            ),
+            dataset=sums.dataset,
+            reward=sums.accuracy,
+            styles=("number",),
+            style_of=sums.style_of,
+            answer_of=sums.answer_of,
+            pretrained="HuggingFaceTB/SmolLM2-135M-Instruct",
         ),
     )
 }

@@ -155,7 +155,8 @@ def evaluate(
 def main(argv: Sequence[str] | None = None) -> None:
     """Train, save to `--output` and print the results on held-out prompts."""
     parser = argparse.ArgumentParser(prog="python -m canon_trl.tasks.pretrain", description="Make a base model.")
-    parser.add_argument("--task", choices=list(TASKS), required=True)
+    made_here = [name for name, task in TASKS.items() if task.draw_examples is not None]
+    parser.add_argument("--task", choices=made_here, required=True)
     parser.add_argument("--output", type=Path, required=True, help="folder for the model and its tokenizer")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--steps", type=int, default=1100, help=f"of {BATCH_SIZE} examples each")

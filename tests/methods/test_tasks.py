@@ -10,9 +10,10 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from canon_trl.tasks import TASKS, arithmetic, countdown, pretrain, prompts, verbosity
+from canon_trl.tasks import TASKS, arithmetic, countdown, pretrain, prompts, sums, verbosity
 
 TASK = TASKS["arithmetic"]
+SHIPPED = {name: task for name, task in TASKS.items() if task.pretrained is None}
 
 # 7+8 = 15 -> 5;  5*3 = 15 -> 5;  5-9 = -4 -> 6;  6+4 = 10 -> 0;  0*6 = 0
 PROMPT = "7+8*3-9+4*6="
@@ -230,7 +231,7 @@ class TestPretraining:
             assert text.startswith(prompt)
             assert learnt == text.removeprefix(prompt) + "<eos>"
 
-    @pytest.mark.parametrize("task", TASKS.values(), ids=TASKS)
+    @pytest.mark.parametrize("task", SHIPPED.values(), ids=SHIPPED)
     def test_the_script_reproduces_the_shipped_files(self, task, tmp_path):
         # tokenizer and configuration only: the weights take minutes
         built = pretrain.build_tokenizer(task)
@@ -360,3 +361,30 @@ class TestSampledStatistics:
         rewards, _, _ = sampled("countdown")
         assert 0.05 < rewards.mean() < 0.14
         assert 0.7 < rewards.max(axis=1).mean() < 0.95
+
+
+class TestSums:
+    TASK = TASKS["sums"]
+
+    def test_the_splits_share_no_problem(self):
+        train, test = (set(self.TASK.dataset(*split)["prompt"]) for split in (("train", 301), ("test", 99)))
+        assert len(train) == 301 and len(test) == 99 and not train & test
+
+    def test_prompts_by_hand(self):
+        for row in self.TASK.dataset("test", 99, seed=1):
+            *examples, question = row["prompt"].split("\n")
+            assert examples == ["2+3=5", "7+4=11", "6+9=15"]
+            left, right = question.removesuffix("=").split("+")
+            assert row["answer"] == str(int(left) + int(right))
+
+    @pytest.mark.parametrize(
+        ("completion", "reward"),
+        [("16", 1.0), (" 16\n1", 1.0), ("16 (", 1.0), ("160", 0.0), ("1", 0.0), ("-16", 0.0), ("", 0.0), ("x16", 0.0)],
+    )
+    def test_reward_by_hand(self, completion, reward):
+        conversation = [{"role": "assistant", "content": completion}]
+        assert sums.accuracy([completion, conversation], ["16", "16"]) == [reward, reward]
+
+    def test_the_base_model_is_named(self):
+        assert self.TASK.model == "HuggingFaceTB/SmolLM2-135M-Instruct"
+        assert TASK.model == str(TASK.model_path)
