@@ -54,6 +54,20 @@ class Scorer:
         """Return the texts that reward functions see."""
         return self.tokenizer.batch_decode(list(responses), skip_special_tokens=True)
 
+    def inputs(self, rows: list[dict[str, Any]], responses: Sequence[Sequence[Response]]) -> dict[str, Any]:
+        """Return what reward functions and metrics receive: prompts, completions and columns, one per response."""
+        rows = [row for row, given in zip(rows, responses, strict=True) for _ in given]
+        ids = [response.ids for given in responses for response in given]
+        texts = self.decode(ids)
+        conversational = not isinstance(rows[0]["prompt"], str)
+        taken = ("prompt", "completion", "completion_ids")
+        return {
+            "prompts": [row["prompt"] for row in rows],
+            "completions": self._messages(rows, ids, texts) if conversational else texts,
+            "completion_ids": ids,
+            **{name: [row[name] for row in rows] for name in rows[0] if name not in taken},
+        }
+
     def __call__(
         self, rows: list[dict[str, Any]], responses: Sequence[Sequence[Response]]
     ) -> list[list[float | None]]:
@@ -65,23 +79,15 @@ class Scorer:
             TimeoutError: a function took longer than the time limit.
         """
         counts = [len(given) for given in responses]
-        rows = [row for row, count in zip(rows, counts, strict=True) for _ in range(count)]
-        ids = [response.ids for given in responses for response in given]
-        texts = self.decode(ids)
-        conversational = not isinstance(rows[0]["prompt"], str)
-        completions = self._messages(rows, ids, texts) if conversational else texts
-        taken = ("prompt", "completion", "completion_ids")
-        columns = {name: [row[name] for row in rows] for name in rows[0] if name not in taken}
-        inputs: dict[str, Any] = {"completions": completions, "completion_ids": ids}
-        inputs["prompts"] = [row["prompt"] for row in rows]
+        inputs = self.inputs(rows, responses)
         inputs |= {"trainer_state": None, "log_extra": ignore, "log_metric": ignore}  # as TRL passes them
         by_function = []
         for function in self.reward_funcs:
             what = f"reward function {get_callable_name(function)!r}"
             with time_limit(self.reward_time_limit, what):
-                rewards = function(**inputs, **columns)
+                rewards = function(**inputs)
                 rewards = asyncio.run(awaited(rewards)) if inspect.isawaitable(rewards) else rewards
-            rewards = checked_rewards(rewards, len(completions), what)
+            rewards = checked_rewards(rewards, sum(counts), what)
             by_function.append([math.nan if reward is None else float(reward) for reward in rewards])
         weights = torch.tensor(self.weights or [1.0] * len(self.reward_funcs), dtype=torch.float64)
         total = weighted_reward(torch.tensor(by_function, dtype=torch.float64).T, weights)
