@@ -1,5 +1,5 @@
 """Evaluation: estimates with intervals, evaluation during training, learning curves, the entropy law, the capability
-boundary, and the temperature to train at.
+boundary, the temperature to train at, and a probe before training.
 """
 
 from canon_trl.evaluation.boundary import CapabilityBoundary, capability_boundary
@@ -7,6 +7,9 @@ from canon_trl.evaluation.callback import EvaluationCallback
 from canon_trl.evaluation.comparisons import Difference, paired_difference
 from canon_trl.evaluation.entropy_law import EntropyLaw, fit_entropy_law, save_entropy_law
 from canon_trl.evaluation.estimates import Estimate, avg_at_k, bootstrap_mean, majority_at_k, mean_share, pass_at_k
+from canon_trl.evaluation.probing.options import ProbeOptions
+from canon_trl.evaluation.probing.report import ProbeReport
+from canon_trl.evaluation.probing.run import probe
 from canon_trl.evaluation.temperature import SuggestedTemperature, suggest_temperature
 from canon_trl.evaluation.training_curves import save_history
 
@@ -16,6 +19,8 @@ __all__ = [
     "EntropyLaw",
     "Estimate",
     "EvaluationCallback",
+    "ProbeOptions",
+    "ProbeReport",
     "SuggestedTemperature",
     "avg_at_k",
     "bootstrap_mean",
@@ -25,6 +30,7 @@ __all__ = [
     "mean_share",
     "paired_difference",
     "pass_at_k",
+    "probe",
     "save_entropy_law",
     "save_history",
     "suggest_temperature",

@@ -44,16 +44,16 @@ def test_a_metric_by_hand():
     assert found.higher_wins == 0.75  # a win and a tie
     assert found.ceiling_gap.mean == 0.5
     assert found.correlation.mean == pytest.approx(2 / (1 * 10) ** 0.5)
-    assert found.explained == 1.0
+    assert found.explained.mean == 1.0
     assert found.num_groups == 2 and not found.trap
 
 
 def test_chance_explains_nothing():
     # gap 0.5, variance 0.5 in the half of two: its noise is 0.25, which is all of the squared gap
-    assert describe_metric([[1, 0, 0, 0]], [[2, 2, 1, 1]]).explained == 0.0
+    assert describe_metric([[1, 0, 0, 0]], [[2, 2, 1, 1]]).explained.mean == 0.0
     rng = np.random.default_rng(0)
     found = describe_metric(rng.integers(0, 2, (500, 16)), rng.random((500, 16)))
-    assert abs(found.explained) < 0.01 and sign_of(found.gap) == 0 and sign_of(found.correlation) == 0
+    assert abs(found.explained.mean) < 0.01 and sign_of(found.gap) == 0 and sign_of(found.correlation) == 0
 
 
 def test_a_gap_whose_sign_depends_on_the_prompt():
@@ -67,7 +67,7 @@ def test_unscored_responses_and_odd_groups():
     found = describe_metric([[1, NAN, 0, 0], [NAN, NAN, NAN, 1]], [[9, 8, 2, 1], [1, 2, 3, 4]])
     assert found.num_groups == 1
     assert found.gap.mean == 0.5 and found.ceiling_gap.mean == 0.5
-    assert np.isnan(found.explained)
+    assert np.isnan(found.explained.mean)
     with pytest.raises(ValueError, match="no prompt has two responses with a reward"):
         describe_metric([[1, NAN]], [[1, 2]])
     with pytest.raises(ValueError, match="must have the same shape"):

@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from canon_trl.evaluation.estimates import Estimate
-from canon_trl.evaluation.probing.resampling import Floats, bootstrapped, pair_mean
+from canon_trl.evaluation.probing.resampling import Floats, bootstrapped, pair_mean, ratio
 
 REFERENCE = "dr_grpo"
 REWARD_GAIN = 0.01  # the gain of Dr.GRPO in the unit of `length` and `entropy`
@@ -162,7 +162,7 @@ class _Products:
         return power
 
     def signal(self, counts: Floats) -> Floats:
-        return _divide(self.squared_norm(counts), self.power(counts))
+        return ratio(self.squared_norm(counts), self.power(counts))
 
     def noise(self, counts: Floats) -> Floats:
         """Return the variance of a step's gradient."""
@@ -170,28 +170,27 @@ class _Products:
         return noise
 
     def snr(self, counts: Floats) -> Floats:
-        return _divide(self.squared_norm(counts), self.noise(counts))
+        return ratio(self.squared_norm(counts), self.noise(counts))
 
     def change(self, target: str, counts: Floats) -> Floats:
         """Return the first-order change of a target on a step of size 1."""
         size = self.squared_norm(counts) + self.noise(counts)
-        return _divide(pair_mean(self._with[target], counts), np.sqrt(size.clip(min=0)))
+        return ratio(pair_mean(self._with[target], counts), np.sqrt(size.clip(min=0)))
 
     def cosine(self, truth: "_Products", counts: Floats) -> Floats:
         product = self.squared_norm(counts) * truth.squared_norm(counts)
         found = (self.squared_norm(counts) > 0) & (truth.squared_norm(counts) > 0)
-        cosine = _divide(pair_mean(self._with["reward"], counts), np.sqrt(np.where(found, product, 0.0)))
+        cosine = ratio(pair_mean(self._with["reward"], counts), np.sqrt(np.where(found, product, 0.0)))
         return cosine.clip(-1, 1)  # the estimates of the three products are independent of each other
 
 
 def _ratio_of(own: _Products, target: str, reference: _Products) -> Callable[[Floats], Floats]:
     """Return the change of a target relative to the gain of the reference; NaN where the reference gains nothing."""
 
-    def ratio(counts: Floats) -> Floats:
-        gain = reference.change("reward", counts)
-        return _divide(own.change(target, counts), np.where(gain > 0, gain, 0.0))
+    def relative(counts: Floats) -> Floats:
+        return ratio(own.change(target, counts), reference.change("reward", counts))
 
-    return ratio
+    return relative
 
 
 def _gradients(advantages: Floats, scores: Floats) -> Floats:
@@ -199,12 +198,6 @@ def _gradients(advantages: Floats, scores: Floats) -> Floats:
     weighted = advantages[:, None, :].astype(scores.dtype) @ scores  # in the precision of the scores, to save memory
     gradients: Floats = weighted[:, 0].astype(np.float64) / scores.shape[1]
     return gradients
-
-
-def _divide(numerator: Floats, denominator: Floats) -> Floats:
-    """Divide; NaN where the denominator is not positive."""
-    result: Floats = np.divide(numerator, denominator, out=np.full_like(numerator, np.nan), where=denominator > 0)
-    return result
 
 
 def _root_mean_square(advantages: ArrayLike) -> float:

@@ -9,7 +9,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from canon_trl.advantages import split_by_metric
 from canon_trl.evaluation.estimates import Estimate, bootstrap_mean
-from canon_trl.evaluation.probing.resampling import Floats, bootstrapped
+from canon_trl.evaluation.probing.resampling import Floats, bootstrapped, ratio
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class MetricStatistics:
     higher_wins: float
     ceiling_gap: Estimate
     trap: bool
-    explained: float
+    explained: Estimate
     gap_deviation: float
     num_groups: int
 
@@ -74,7 +74,7 @@ def describe_metric(
     gap = bootstrap_mean(gaps, confidence=confidence, seed=seed)
     ceilings = np.array([_ceiling_gap(*each) for each in zip(scores, high, low, strict=True)])
     ceiling_gap = bootstrap_mean(ceilings, confidence=confidence, seed=seed)
-    explained, deviation = _explained(scores, high, low, gaps)
+    explained, deviation = _explained(scores, high, low, gaps, confidence=confidence, seed=seed)
     tied = np.isclose(gaps, 0, rtol=0, atol=1e-9)
     return MetricStatistics(
         correlation=_correlation(scores, values, valid, confidence=confidence, seed=seed),
@@ -121,21 +121,25 @@ def _variance(values: Floats, mask: NDArray[np.bool_]) -> Floats:
     return variance
 
 
-def _explained(rewards: Floats, high: NDArray[np.bool_], low: NDArray[np.bool_], gaps: Floats) -> tuple[float, float]:
+def _explained(
+    rewards: Floats, high: NDArray[np.bool_], low: NDArray[np.bool_], gaps: Floats, *, confidence: float, seed: int
+) -> tuple[Estimate, float]:
     """Return the share of variance between halves and the standard deviation of the true gap."""
     sizes = [half.sum(axis=1) for half in (high, low)]
     measured = (sizes[0] >= 2) & (sizes[1] >= 2)
     if not measured.any():
-        return np.nan, np.nan
+        return Estimate(np.nan, np.nan, np.nan), np.nan
     variances = [_variance(rewards, half)[measured] for half in (high, low)]
     sizes, gaps = [size[measured] for size in sizes], gaps[measured]
     shares = [size / (sizes[0] + sizes[1]) for size in sizes]
     noise = variances[0] / sizes[0] + variances[1] / sizes[1]
-    between = (shares[0] * shares[1] * (gaps**2 - noise)).sum()
-    within = (shares[0] * variances[0] + shares[1] * variances[1]).sum()
-    explained = between / (between + within) if between + within > 0 else np.nan
+    between = shares[0] * shares[1] * (gaps**2 - noise)
+    total = between + shares[0] * variances[0] + shares[1] * variances[1]
+    explained = bootstrapped(
+        lambda counts: ratio(counts @ between, counts @ total), len(gaps), confidence=confidence, seed=seed
+    )
     spread = gaps.var(ddof=1) - noise.mean() if len(gaps) > 1 else np.nan
-    return float(explained), float(np.sqrt(max(spread, 0.0)) if not np.isnan(spread) else np.nan)
+    return explained, float(np.sqrt(max(spread, 0.0)) if not np.isnan(spread) else np.nan)
 
 
 def _correlation(
@@ -146,8 +150,6 @@ def _correlation(
     squares = [(each**2).sum(axis=1) for each in centred]
 
     def correlation(counts: Floats) -> Floats:
-        scale = np.sqrt((counts @ squares[0]) * (counts @ squares[1]))
-        value: Floats = np.divide(counts @ products, scale, out=np.full(len(counts), np.nan), where=scale > 0)
-        return value
+        return ratio(counts @ products, np.sqrt((counts @ squares[0]) * (counts @ squares[1])))
 
     return bootstrapped(correlation, len(products), confidence=confidence, seed=seed)

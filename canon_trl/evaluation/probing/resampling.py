@@ -30,9 +30,13 @@ def pair_mean(products: Floats, counts: Floats) -> Floats:
     """
     squares = counts**2
     total = ((counts @ products) * counts).sum(axis=1) - squares @ np.diag(products)
-    pairs = counts.sum(axis=1) ** 2 - squares.sum(axis=1)
-    mean: Floats = np.divide(total, pairs, out=np.full(len(counts), np.nan), where=pairs > 0)
-    return mean
+    return ratio(total, counts.sum(axis=1) ** 2 - squares.sum(axis=1))
+
+
+def ratio(numerator: Floats, denominator: Floats) -> Floats:
+    """Divide; NaN where the denominator is not positive."""
+    result: Floats = np.divide(numerator, denominator, out=np.full_like(numerator, np.nan), where=denominator > 0)
+    return result
 
 
 def bootstrapped(
