@@ -62,6 +62,7 @@ def test_a_whole_probe(model, tokenizer, tmp_path):
     assert not any(each.trap for each in report.metrics.values())
     assert {"dr_grpo", "canon inter, signs", "canon intra, random", "canon eff, alpha 0.8"} <= set(report.estimators)
     assert {"fewer_signs", "pass_at_k k=2", "pass_at_k k=3"} <= set(report.estimators)
+    assert "works on single tokens" in report.left_out["gtpo"] and len(report.left_out) == 1
     assert report.estimators["dr_grpo"].gain.mean == pytest.approx(1)
     assert report.estimators["rloo"].cosine.mean == pytest.approx(1)
     assert report.estimators["canon inter, length"].length.mean > 0
@@ -153,7 +154,7 @@ def test_bad_input_fails_early(model, tokenizer):
     rejected("NoLinearLayers has no linear layer", model=NoLinearLayers())
     rejected("layers=\\['experts'\\] matches none", replace(SMALL, layers=["experts"]))
     rejected("metrics='entropi' is unknown \\(did you mean 'entropy'\\?\\)", replace(SMALL, metrics=["entropi"]))
-    rejected("'gpro' is unknown \\(did you mean 'grpo'\\?\\)", replace(SMALL, estimators=["gpro"]))
+    rejected("'dr_gpo' is unknown \\(did you mean 'dr_grpo'\\?\\)", replace(SMALL, estimators=["dr_gpo"]))
     rejected("takes no option 'nu'", replace(SMALL, estimators=[{"canon": {"nu": 1}}]))
     rejected("reward_funcs has None", reward=[None])
     rejected("reward_weights=\\[1.0, 2.0\\] must be one for each", replace(SMALL, reward_weights=[1.0, 2.0]))
@@ -187,7 +188,7 @@ def test_rewards_without_spread_are_rejected_before_gradients(model, tokenizer, 
 
 def test_own_estimators_that_cannot_be_computed_are_rejected(model, tokenizer):
     small = replace(SMALL, num_prompts=4)
-    with pytest.raises(ValueError, match="estimator 'by_token' gives every token its own advantage"):
+    with pytest.raises(ValueError, match="estimator 'by_token' works on single tokens"):
         small_probe(model, tokenizer, replace(small, estimators=[by_token]))
     with pytest.raises(ValueError, match=r"estimator 'pshw' is defined for rewards in \{-1, 1\}"):
         small_probe(model, tokenizer, replace(small, estimators=["pshw"]))

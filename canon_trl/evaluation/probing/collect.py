@@ -77,7 +77,7 @@ class Collector:
         progress: bool,
     ) -> None:
         self.dataset = dataset
-        self._tokenizer = tokenizer
+        self.tokenizer = tokenizer
         self._options = options
         self._folder = folder
         self._progress = progress
@@ -107,7 +107,7 @@ class Collector:
         options: dict[str, Any] = {name: getattr(self._options, name) for name in names}
         length = self._options.max_completion_length
         return TransformersSampler(
-            model, self._tokenizer, max_new_tokens=length, temperature=temperature, entropies=True, **options
+            model, self.tokenizer, max_new_tokens=length, temperature=temperature, entropies=True, **options
         )
 
     def sample(self, sampler: Sampler) -> None:
@@ -161,7 +161,7 @@ class Collector:
     ) -> tuple[Tensor, list[dict[str, list[float]]]]:
         """Return the scores of a chunk, and its surprisals and metrics by prompt."""
         size = self._options.num_samples
-        prompts = prompt_ids(self._tokenizer, [row["prompt"] for row in rows], self._options.chat_template_kwargs)
+        prompts = prompt_ids(self.tokenizer, [row["prompt"] for row in rows], self._options.chat_template_kwargs)
         found = score_responses(
             model,
             sketch,
@@ -169,7 +169,7 @@ class Collector:
             [ids for record in records for ids in record["ids"]],
             temperature=self._options.temperature,
             batch_tokens=self._options.batch_tokens,
-            padding=self._tokenizer.pad_token_id or 0,
+            padding=self.tokenizer.pad_token_id or 0,
         )
         responses = [[Response(ids) for ids in record["ids"]] for record in records]
         numbers = found.metrics(metrics, self._scorers[0].inputs(rows, responses))

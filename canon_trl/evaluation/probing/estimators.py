@@ -10,13 +10,14 @@ from canon_trl.advantages.groups import is_scored
 from canon_trl.guards.rollout_checks import checked_advantages, in_range, snapped
 from canon_trl.method import Method, find
 from canon_trl.metrics import METRICS, RANDOM
-from canon_trl.rollout import ResponseMetrics, Rollout
+from canon_trl.rollout import GATHERED_ON_REQUEST, ResponseMetrics, Rollout
 
 Spec = str | Mapping[str, Any] | Callable[..., Tensor]
 
 EFF_ALPHAS = (0.9, 0.8, 0.6)
 # They need options that have no default, or one that suits rewards of 0 and 1.
 OPTIONS: dict[str, dict[str, Any]] = {"pass_at_k": {"k": 2}, "pshw": {"low": 0}}
+TOKEN_LEVEL = "works on single tokens, but the probe has gradients of whole responses"
 COMPOSED = ("canon", "mix")  # CANON is compared for every metric; a mix has no parts by default
 
 
@@ -99,7 +100,7 @@ def compute_advantages(
             if found.dim() == 2:
                 advantages[label] = found
                 continue
-            reason = "gives every token its own advantage; the probe knows the gradient of whole responses"
+            reason = TOKEN_LEVEL
         if label in required:
             raise ValueError(f"estimator {label!r} {reason}")
         left_out[label] = reason
@@ -107,7 +108,9 @@ def compute_advantages(
 
 
 def fault_of(method: Method, rollout: Rollout) -> str | None:
-    """Return why an estimator is not defined for these rewards, as the end of a sentence about it."""
+    """Return why an estimator cannot be computed, as the end of a sentence about it."""
+    if set(method.reads) & {*GATHERED_ON_REQUEST}:
+        return TOKEN_LEVEL
     if method.reward_range is None:
         return None
     wrong = ~in_range(snapped(rollout.rewards, method.reward_range), method.reward_range)
