@@ -23,6 +23,7 @@ Result = dict[str, Any]
 # run without a right answer has no tokens per right answer.
 METRICS: dict[str, tuple[Callable[[Result], float | None], str]] = {
     "accuracy": (lambda run: run["evaluation"]["avg"], ".3f"),
+    "training accuracy": (lambda run: mean_of_batches(run), ".3f"),
     "mean accuracy on the way": (lambda run: mean_on_the_way(run["curve"]), ".3f"),
     "length (tokens)": (lambda run: run["evaluation"]["length"], ".1f"),
     "entropy (nats)": (lambda run: run["evaluation"]["entropy"], ".3f"),
@@ -44,6 +45,12 @@ def metric(name: str) -> tuple[Callable[[Result], float | None], str]:
     return METRICS[name]
 
 
+def mean_of_batches(run: Result) -> float | None:
+    """The mean accuracy of the batches that a run trained on, without the noise of `reward_flip`."""
+    accuracies = run["training"]["accuracy"]
+    return statistics.fmean(accuracies) if accuracies else None
+
+
 def mean_on_the_way(curve: list[dict[str, float]]) -> float | None:
     """The mean height of the learning curve over the optimiser steps: how fast the model learns, in one number."""
     if len(curve) < 2:
@@ -61,18 +68,22 @@ def by_method(results: list[Result], task: str) -> dict[str, dict[int, Result]]:
     return found
 
 
-def summarise(results: list[Result], metrics: list[str], baselines: dict[str, str]) -> dict[str, Any]:
+def summarise(
+    results: list[Result], metrics: list[str], baselines: dict[str, str], *, exploratory: bool = False
+) -> dict[str, Any]:
     """Means, standard deviations and paired differences of all metrics, by task and method, ready for JSON.
 
-    The intervals of the differences hold jointly for a task's methods and metrics with a probability of 0.95. A
-    number that a run does not have is `None`. The mean is then over the other runs, and no difference is taken: a
-    difference over the runs that did not collapse would flatter a method that does.
+    The intervals of the differences hold jointly for a task's methods and metrics with a probability of 0.95, or each
+    for itself if they are exploratory. A number that a run does not have is `None`. The mean is then over the
+    other runs, and no difference is taken: a difference over the runs that did not collapse would flatter a method
+    that does.
     """
     summary: dict[str, Any] = {}
     for task in dict.fromkeys(result["task"] for result in results):
         runs = by_method(results, task)
-        comparisons = max(1, sum(baselines.get(method) in runs for method in runs) * len(metrics))
-        summary[task] = {"comparisons": comparisons, "methods": {}}
+        counted = sum(baselines.get(method) in runs for method in runs) * len(metrics)
+        comparisons = 1 if exploratory else max(1, counted)
+        summary[task] = {"comparisons": comparisons, "exploratory": exploratory, "methods": {}}
         for method, seeds in runs.items():
             others = runs.get(baselines.get(method, ""), {})
             row: dict[str, Any] = {"seeds": sorted(seeds), "baseline": baselines.get(method)}
@@ -85,12 +96,27 @@ def summarise(results: list[Result], metrics: list[str], baselines: dict[str, st
                     "sd": statistics.stdev(present) if len(present) > 1 else None,
                     "values": [*values.values()],
                 }
-                own, other = [values[seed] for seed in paired], [value_of(name, others[seed]) for seed in paired]
-                if paired and None not in own + other:
-                    difference = paired_difference(own, other, comparisons=comparisons)
-                    row[name]["difference"] = without_nan(asdict(difference)) | {"is_noise": difference.is_noise}
+                own, other = [seeds[seed] for seed in paired], [others[seed] for seed in paired]
+                if (difference := difference_of(name, own, other, comparisons)) is not None:
+                    row[name]["difference"] = difference
             summary[task]["methods"][method] = row
     return summary
+
+
+def difference_of(name: str, runs: list[Result], others: list[Result], comparisons: int) -> dict[str, Any] | None:
+    """The paired difference of a metric for JSON; `None` without a pair, or if a run does not have the metric."""
+    own, other = ([value_of(name, run) for run in each] for each in (runs, others))
+    if not own or None in own + other:
+        return None
+    steps = [resolution(name, run) for run in runs + others]
+    difference = paired_difference(own, other, comparisons=comparisons, resolution=max(steps))
+    return without_nan(asdict(difference)) | {"is_noise": difference.is_noise}
+
+
+def resolution(name: str, run: Result) -> float:
+    """The smallest difference that a metric can show: one response of an evaluation, for an accuracy."""
+    responses = run["evaluation"].get("num_prompts", 0) * run["evaluation"].get("num_samples", 0)
+    return 1 / responses if name in ("accuracy", "pass@1") and responses else 0.0
 
 
 def value_of(name: str, run: Result) -> float | None:
@@ -120,9 +146,9 @@ def table(summary: dict[str, Any], metrics: list[str]) -> str:
             lines.append(f"| {' | '.join(cells)} |")
         lines += [
             "",
-            f"Mean ± standard deviation over seeds. Differences are paired by seed; their intervals hold jointly for "
-            f"all {found['comparisons']} in this table in 95% of such experiments (Student, Bonferroni). Brackets "
-            "mark intervals that contain 0, where the difference may be chance.",
+            f"Mean ± standard deviation over seeds. Differences are paired by seed; {claim(found)} (Student"
+            f"{'' if found.get('exploratory') else ', Bonferroni'}). Brackets mark intervals that contain 0, where "
+            "the difference may be chance.",
             "",
         ]
         numbers = [row[name] for row in found["methods"].values() for name in metrics]
@@ -134,11 +160,18 @@ def table(summary: dict[str, Any], metrics: list[str]) -> str:
             ]
         if any("difference" in each and each["difference"]["low"] is None for each in numbers):
             lines += [
-                "Differences without an interval come from one pair, or are the same in all pairs: their spread is "
-                "unknown, so they may be chance.",
+                "Differences without an interval come from one pair, or are the same in all pairs up to one response: "
+                "their spread is unknown, so they may be chance.",
                 "",
             ]
     return "\n".join(lines)
+
+
+def claim(found: dict[str, Any]) -> str:
+    """What the intervals of a task's table hold for."""
+    if found.get("exploratory"):
+        return "they are exploratory: each interval holds in 95% of such experiments, but not all of them jointly"
+    return f"their intervals hold jointly for all {found['comparisons']} in this table in 95% of such experiments"
 
 
 def written_mean(found: dict[str, Any], form: str) -> str:

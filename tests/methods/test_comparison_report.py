@@ -19,6 +19,7 @@ PUBLISHED = [path.parent for path in sorted((ROOT / "docs" / "comparisons").glob
 sys.path.insert(0, str(ROOT / "benchmarks"))
 
 import compare_report  # noqa: E402
+import study_report  # noqa: E402
 
 
 class TestPairedDifference:
@@ -51,6 +52,13 @@ class TestPairedDifference:
         assert math.isnan(found.low) and math.isnan(found.high)
         assert found.is_noise and found.pairs == len(values)
 
+    def test_differences_within_one_step_of_a_discrete_measure_give_no_interval(self):
+        values, baseline = [0.75, 0.76, 0.75], [0.5, 0.5, 0.5]  # shares of 100 responses
+        found = paired_difference(values, baseline, resolution=0.01)
+        assert math.isnan(found.low) and found.is_noise and found.mean == pytest.approx(0.76 / 3)
+        assert not paired_difference(values, baseline, resolution=0.009).is_noise
+        assert not paired_difference([0.75, 0.77, 0.75], baseline, resolution=0.01).is_noise
+
     def test_one_pair_gives_no_interval(self):
         found = paired_difference([2.0], [1.0])
         assert found.mean == 1.0
@@ -74,6 +82,7 @@ class TestPairedDifference:
             ({"values": [], "baseline": []}, "must be lists of one length, at least 1"),
             ({"comparisons": 0}, "comparisons=0 must be at least 1"),
             ({"level": 1.0}, "level=1.0 must lie between 0 and 1"),
+            ({"resolution": -0.1}, "resolution=-0.1 must be at least 0"),
         ],
     )
     def test_bad_arguments(self, options, message):
@@ -89,6 +98,7 @@ def result(method, seed, accuracy, length, task="arithmetic"):
     passes = {"1": {"mean": accuracy}, "8": {"mean": 1.0}}
     evaluation = {"avg": accuracy, "length": length, "pass_at_k": passes, "entropy": 0.2}
     known = {"task": task, "method": method, "seed": seed, "seconds_before": 0.0}
+    known["training"] = {"accuracy": [accuracy - 0.2, accuracy - 0.1], "length": [9.0, 9.0], "entropy": [0.5, 0.4]}
     return known | {"curve": curve, "evaluation": evaluation | {"tokens_per_right_answer": length / accuracy}}
 
 
@@ -121,6 +131,18 @@ class TestReport:
         # trapezoids: 10 steps at 0.3 and 20 at 0.5, divided by 30 steps
         assert compare_report.mean_on_the_way(self.RESULTS[2]["curve"]) == pytest.approx((3 + 10) / 30)
 
+    def test_mean_accuracy_of_the_training_batches(self):
+        read, _ = compare_report.metric("training accuracy")
+        assert read(self.RESULTS[2]) == pytest.approx(0.6 - 0.15)
+        assert compare_report.value_of("training accuracy", {"training": {"accuracy": []}}) is None
+
+    def test_one_response_is_the_resolution_of_an_accuracy(self):
+        run = result("base", 1, 0.5, 10.0)
+        assert compare_report.resolution("accuracy", run) == 0
+        run["evaluation"] |= {"num_prompts": 100, "num_samples": 4}
+        assert compare_report.resolution("accuracy", run) == 1 / 400
+        assert compare_report.resolution("length (tokens)", run) == 0
+
     def test_dominance(self):
         assert compare_report.dominates((5, 0.9), (5, 0.8))
         assert compare_report.dominates((4, 0.8), (5, 0.8))
@@ -143,6 +165,9 @@ class TestReport:
     def test_published_reports_have_five_seeds_and_match_their_numbers(self, folder):
         summary = json.loads((folder / "report.json").read_text())
         metrics = yaml.safe_load((ROOT / f"benchmarks/comparisons/{folder.name}.yaml").read_text())["metrics"]
+        if "contrasts" in summary:  # a study, which is published while it runs
+            assert study_report.text(summary, metrics) in (folder / "report.md").read_text()
+            return
         assert compare_report.table(summary, metrics) in (folder / "report.md").read_text()
         for found in summary.values():
             assert all(len(row["seeds"]) >= 5 for row in found["methods"].values())
