@@ -16,7 +16,7 @@ from typing import Any
 
 from datasets import Dataset
 from huggingface_hub import HfApi
-from recipe import load_data, name_model, parse, reward_functions
+from recipe import add_noise, load_data, name_model, parse, reward_functions
 from sampling import (
     SamplingArguments,
     SamplingTask,
@@ -110,7 +110,8 @@ def main(argv: list[str]) -> None:
     for split, data in splits.items():
         check_wording(data, values, tokenizer, split)
     functions = reward_functions(recipe, values.max_completion_length)
-    score = Scorer(functions, tokenizer, values.reward_weights, values.reward_time_limit, values.chat_template_kwargs)
+    functions, weights = add_noise(recipe, functions, values.reward_weights, seed=values.seed)
+    score = Scorer(functions, tokenizer, weights, values.reward_time_limit, values.chat_template_kwargs)
 
     settings = sampling_settings(recipe, values, model, name)
     tasks = [

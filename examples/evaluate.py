@@ -53,7 +53,9 @@ from canon_trl.tasks import TASKS
 
 EXTRACTORS = {"math_verify": math_answer}
 # Options for training data, which an evaluation does not read.
-TRAINING_OPTIONS = ("dataset_train_split", "dataset_streaming", "task_train_prompts", "ignore_bias_buffers")
+TRAINING_OPTIONS = (
+    *("dataset_train_split", "dataset_streaming", "task_train_prompts", "ignore_bias_buffers", "reward_flip"),
+)
 ENTROPY = {
     False: "mean entropy of the distributions that tokens were drawn from, exact",
     True: "mean surprisal of the sampled tokens, an estimate of the entropy",

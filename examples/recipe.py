@@ -27,6 +27,7 @@ from canon_trl.publishing.model_card import is_on_hub
 from canon_trl.recipes import read_recipe
 from canon_trl.sampling.prompt_checks import check_columns, fault_of
 from canon_trl.tasks import TASKS
+from canon_trl.tasks.noise import flipped, measured
 
 logger = logging.getLogger(__name__)
 
@@ -104,6 +105,13 @@ class RecipeArguments(ScriptArguments):
         default=1024,
         metadata={"help": "Number of tokens before the length limit at which soft_overlong_punishment starts."},
     )
+    reward_flip: float = field(
+        default=0.0,
+        metadata={
+            "help": "Probability below 0.5 that the accuracy reward of a response is flipped from 0 to 1 or back, as "
+            "by a noisy verifier. The true reward is logged as `true_...` with weight 0. Default: 0."
+        },
+    )
 
     @property
     def held_out(self) -> tuple[str | None, str | None]:
@@ -174,6 +182,8 @@ def check(recipe: RecipeArguments, model: ModelConfig, *, rewarded: bool = False
         raise ValueError("reward_funcs is empty; training needs at least one reward function or a policy_reward")
     if recipe.task is None and model.model_name_or_path is None:
         raise ValueError("model_name_or_path is missing")
+    if not 0 <= recipe.reward_flip < 0.5:
+        raise ValueError(f"reward_flip={recipe.reward_flip!r} must lie in [0, 0.5)")
     for name in ("dataset_config", "eval_dataset_config", "system_prompt"):
         if getattr(recipe, name) in ("None", "none"):
             raise ValueError(f"{name}={getattr(recipe, name)!r} is a text; leave it out, or write null in YAML")
@@ -235,6 +245,33 @@ def reward_functions(recipe: RecipeArguments, max_completion_length: int) -> lis
                 "'package.module:function', or 'model:' followed by the name of a reward model"
             )
     return found
+
+
+def add_noise(
+    recipe: RecipeArguments,
+    functions: list[Any],
+    weights: list[float] | None,
+    *,
+    seed: int,
+    accuracy: str | None = None,
+) -> tuple[list[Any], list[float] | None]:
+    """The functions and weights with `reward_flip`: the accuracy reward flipped, and the true one with weight 0.
+
+    `accuracy` is the name of the accuracy reward; default the first function.
+    """
+    if not recipe.reward_flip:
+        return functions, weights
+    names = [getattr(function, "__name__", function) for function in functions]
+    if accuracy not in (None, *names) or not names:
+        raise ValueError(
+            f"reward_flip={recipe.reward_flip} flips the accuracy reward, but accuracy_reward={accuracy!r} is not one "
+            f"of the reward functions {names}"
+        )
+    index = 0 if accuracy is None else names.index(accuracy)
+    chosen = functions[index]
+    noisy = flipped(chosen, recipe.reward_flip, seed=seed)
+    weights = [*(weights or [1.0] * len(functions)), 0.0]
+    return [*functions[:index], noisy, *functions[index + 1 :], measured(chosen)], weights
 
 
 def load_data(
@@ -402,9 +439,15 @@ def train(trainer: GRPOTrainer, recipe: RecipeArguments) -> None:
     trainer.accelerator.print(f"model, model card, metrics.csv, metrics.json and curves.png: {training.output_dir}")
 
 
+def accuracy_name(trainer: GRPOTrainer) -> str:
+    """The reward function that measures accuracy, without the noise of `reward_flip`."""
+    name = getattr(trainer.args, "accuracy_reward", None) or trainer.reward_func_names[0]
+    return f"true_{name}" if f"true_{name}" in trainer.reward_func_names else name
+
+
 def report_held_out(trainer: GRPOTrainer) -> None:
     """Print the held-out accuracy at the first evaluation and of the trained model."""
-    accuracy = getattr(trainer.args, "accuracy_reward", None) or trainer.reward_func_names[0]
+    accuracy = accuracy_name(trainer)
     held_out = f"eval_rewards/{accuracy}/mean"
     evaluations = [entry for entry in trainer.state.log_history if held_out in entry]
     if not evaluations or evaluations[-1]["step"] < trainer.state.global_step:

@@ -161,6 +161,7 @@ def sampling_settings(
     settings = {key: value for key, value in asdict(sampling).items() if key in fields}
     settings |= {"model": name, "data": recipe.task or recipe.dataset_name}
     settings |= {key: getattr(recipe, key) for key in ("eval_dataset_name", "reward_funcs", "soft_overlong_cache")}
+    settings |= {"reward_flip": recipe.reward_flip} if recipe.reward_flip else {}
     settings |= {key: getattr(model, key) for key in ("model_revision", "dtype", "attn_implementation")}
     return settings
 

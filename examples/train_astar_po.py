@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from datasets import load_dataset
-from recipe import load_data, model_options, name_model, parse, reward_functions, train
+from recipe import add_noise, load_data, model_options, name_model, parse, reward_functions, train
 from trl import get_peft_config, get_quantization_config
 
 from canon_trl import AStarPOConfig, AStarPOTrainer
@@ -44,9 +44,11 @@ def main(argv: list[str]) -> AStarPOTrainer:
                 f"values={data.values!r} has no split 'test'; estimate its values too, or set eval_strategy to 'no'"
             )
         splits = loaded["train"], loaded["test"] if training.eval_on_start else None
+    functions = reward_functions(recipe, training.max_completion_length)
+    functions, training.reward_weights = add_noise(recipe, functions, training.reward_weights, seed=training.seed)
     trainer = AStarPOTrainer(
         name_model(recipe, model),
-        reward_functions(recipe, training.max_completion_length),
+        functions,
         training,
         *splits,
         peft_config=get_peft_config(model),

@@ -12,7 +12,7 @@ with its card, `metrics.csv`, `metrics.json` and `curves.png`.
 import logging
 import sys
 
-from recipe import load_data, model_options, name_model, parse, reward_functions, train
+from recipe import add_noise, load_data, model_options, name_model, parse, reward_functions, train
 from trl import get_peft_config, get_quantization_config
 
 from canon_trl import CANONConfig, CANONTrainer
@@ -22,9 +22,13 @@ def main(argv: list[str]) -> CANONTrainer:
     recipe, training, model = parse(argv, CANONConfig, embedded="arithmetic")
     training.eval_on_start = training.eval_strategy != "no"
     training.model_init_kwargs = model_options(model, training)
+    functions = reward_functions(recipe, training.max_completion_length)
+    functions, training.reward_weights = add_noise(
+        recipe, functions, training.reward_weights, seed=training.seed, accuracy=training.accuracy_reward
+    )
     trainer = CANONTrainer(
         name_model(recipe, model),
-        reward_functions(recipe, training.max_completion_length),
+        functions,
         training,
         *load_data(recipe, wants_eval=training.eval_on_start),
         peft_config=get_peft_config(model),

@@ -11,7 +11,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from canon_trl.tasks import arithmetic, countdown, sums, verbosity
+from canon_trl.tasks import arithmetic, countdown, hint, sums, verbosity
 
 if TYPE_CHECKING:
     import random
@@ -110,6 +110,24 @@ TASKS: dict[str, Task] = {
             draw_examples=countdown.draw_examples,
             styles=countdown.STYLES,
             style_of=countdown.style_of,
+        ),
+        Task(
+            name="hint",
+            description=(
+                "The arithmetic task with a digit in the prompt that is the answer for 40% of the prompts; the reward "
+                "is 1 for the right digit after the first '#'. The base model copies the digit in 3 tokens (half of "
+                "its samples, right in 40 of 100) or works the answer out in 8 (right in 19 of 100, and learnable). "
+                "The half of a group that is right more often has the lower ceiling, so the task shows whether a "
+                "method locks a policy into what pays first. It was built for that, so it can't show how often it "
+                "happens elsewhere."
+            ),
+            dataset=hint.dataset,
+            reward=arithmetic.accuracy,
+            symbols=arithmetic.SYMBOLS,
+            draw_examples=hint.draw_examples,
+            styles=tuple(hint.STYLES),
+            style_of=hint.style_of,
+            answer_of=arithmetic.answer_of,
         ),
         Task(
             name="sums",

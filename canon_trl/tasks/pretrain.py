@@ -1,9 +1,9 @@
-"""Make a task's base model: `python -m canon_trl.tasks.pretrain --task NAME --output DIR [--seed 0 --steps 1100]`.
+"""Make a task's base model: `python -m canon_trl.tasks.pretrain --task NAME --output DIR [--seed 0 --steps 1100 ...]`.
 
 Supervised training from scratch on imperfect solutions in several styles gives a model that samples all styles and is
 sometimes right, so reinforcement learning can improve it. The same seed and number of threads on the same machine give
 the same bytes; with another number of threads, sums round differently. The arithmetic model was made with two threads,
-the others with one.
+the others with one. The hint model was made with `--start arithmetic --steps 260 --learning_rate 2e-3 --round`.
 """
 
 import argparse
@@ -94,13 +94,21 @@ def draw_batch(
     return input_ids, labels
 
 
-def pretrain(task: Task, *, seed: int = 0, steps: int = 1100) -> tuple[Qwen3ForCausalLM, PreTrainedTokenizerFast]:
-    """Train the base model from scratch. Sets torch's global seed."""
+def pretrain(
+    task: Task, *, seed: int = 0, steps: int = 1100, learning_rate: float = LEARNING_RATE, start: Task | None = None
+) -> tuple[Qwen3ForCausalLM, PreTrainedTokenizerFast]:
+    """Train the base model, from scratch or from that of a task with the same symbols. Sets torch's global seed."""
     torch.manual_seed(seed)
     rng = random.Random(seed)
     tokenizer = build_tokenizer(task)
     model = build_model(tokenizer).train()
-    optimizer = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE)
+    if start is not None:
+        if start.symbols != task.symbols:
+            raise ValueError(
+                f"start={start.name!r} has symbols {start.symbols!r}; {task.name!r} needs {task.symbols!r}"
+            )
+        model.load_state_dict(Qwen3ForCausalLM.from_pretrained(start.model_path).state_dict())
+    optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate)
     scheduler = get_cosine_schedule_with_warmup(optimizer, num_warmup_steps=steps // 20, num_training_steps=steps)
     progress = tqdm(range(steps), desc="pretraining", unit="step")
     for _ in progress:
@@ -114,6 +122,13 @@ def pretrain(task: Task, *, seed: int = 0, steps: int = 1100) -> tuple[Qwen3ForC
         optimizer.zero_grad()
         progress.set_postfix(loss=f"{loss.item():.3f}", refresh=False)
     return model.eval(), tokenizer
+
+
+def round_weights(model: PreTrainedModel) -> None:
+    """Round the weights to bfloat16's precision, still stored as float32, so that they compress to half the size."""
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.copy_(parameter.bfloat16())
 
 
 def sample(
@@ -160,11 +175,22 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--output", type=Path, required=True, help="folder for the model and its tokenizer")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--steps", type=int, default=1100, help=f"of {BATCH_SIZE} examples each")
+    parser.add_argument("--learning_rate", type=float, default=LEARNING_RATE)
+    parser.add_argument("--start", choices=made_here, help="task whose model to start from; default: from scratch")
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--round", action="store_true", help="round the weights to bfloat16's precision")
     args = parser.parse_args(argv)
     torch.set_num_threads(args.threads)
     torch.use_deterministic_algorithms(True)
-    model, tokenizer = pretrain(TASKS[args.task], seed=args.seed, steps=args.steps)
+    model, tokenizer = pretrain(
+        TASKS[args.task],
+        seed=args.seed,
+        steps=args.steps,
+        learning_rate=args.learning_rate,
+        start=TASKS[args.start] if args.start else None,
+    )
+    if args.round:
+        round_weights(model)
     model.save_pretrained(args.output)
     tokenizer.save_pretrained(args.output)
 

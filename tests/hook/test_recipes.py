@@ -223,7 +223,12 @@ ON_HUB = [*ON_FILE, "--dataset_name", "someone/data"]
 @pytest.mark.parametrize(
     ("flags", "error", "message"),
     [
-        (["--task", "poetry"], ValueError, r"task='poetry' must be one of \['arithmetic', 'verbosity', 'countdown'\]"),
+        (
+            ["--task", "poetry"],
+            ValueError,
+            r"task='poetry' must be one of \['arithmetic', 'verbosity', 'countdown', ",
+        ),
+        (["--reward_flip", "0.5"], ValueError, r"reward_flip=0.5 must lie in \[0, 0.5\)"),
         (["--task", "arithmetic", "--dataset_name", "x"], ValueError, "give exactly one of them"),
         (["--dataset_name", "x", "--model_name_or_path", "m"], ValueError, "reward_funcs is empty"),
         (["--dataset_name", "x", "--reward_funcs", "accuracy_reward"], ValueError, "model_name_or_path is missing"),
@@ -284,6 +289,43 @@ def test_rewards_by_path_and_model():
     assert reward_model == "some/reward-model"
     # linear from 0 at 256 - 128 tokens to -1 at 256
     assert overlong(completion_ids=[[0] * 100, [0] * 192, [0] * 300]) == [0.0, -0.5, -1.0]
+
+
+def test_a_noisy_verifier_trains_on_flipped_rewards_and_logs_the_true_ones(tmp_path):
+    trainer = train_canon.main([*RUN, "--output_dir", str(tmp_path), "--reward_flip", "0.35", "--logging_steps", "1"])
+    assert trainer.reward_func_names == ["accuracy", "true_accuracy"]
+    assert trainer.reward_weights.tolist() == [1.0, 0.0]
+    training = [entry for entry in trainer.state.log_history if "reward" in entry]
+    assert [entry["reward"] for entry in training] == [entry["rewards/accuracy/mean"] for entry in training]
+    assert [entry["reward"] for entry in training] != [entry["rewards/true_accuracy/mean"] for entry in training]
+    assert recipe.accuracy_name(trainer) == "true_accuracy"
+
+
+@pytest.mark.parametrize(
+    ("given", "accuracy", "names", "weights"),
+    [
+        (None, None, ["accuracy", "true_accuracy"], [1.0, 0.0]),
+        (["canon_trl.tasks.arithmetic:accuracy"], "accuracy", ["accuracy", "true_accuracy"], [1.0, 0.0]),
+        (
+            ["think_format_reward", "canon_trl.tasks.arithmetic:accuracy"],
+            "accuracy",
+            ["think_format_reward", "accuracy", "true_accuracy"],
+            [1.0, 1.0, 0.0],
+        ),
+    ],
+)
+def test_the_accuracy_reward_is_flipped(given, accuracy, names, weights):
+    flags = ["--task", "arithmetic", "--reward_flip", "0.35"] + (["--reward_funcs", *given] if given else [])
+    arguments, training, _ = parse_canon(*flags)
+    functions = recipe.reward_functions(arguments, training.max_completion_length)
+    noisy, found = recipe.add_noise(arguments, functions, None, seed=1, accuracy=accuracy)
+    assert [function.__name__ for function in noisy] == names and found == weights
+    columns = {"prompts": ["1"] * 100, "completions": ["#1"] * 100, "completion_ids": [[5]] * 100}
+    index = names.index("accuracy")
+    assert 15 < noisy[index](**columns, answer=["1"] * 100).count(0.0) < 55
+    assert noisy[-1](**columns, answer=["1"] * 100) == [1.0] * 100
+    with pytest.raises(ValueError, match="accuracy_reward='precision' is not one of the reward functions"):
+        recipe.add_noise(arguments, functions, None, seed=1, accuracy="precision")
 
 
 @pytest.mark.parametrize("config", ["--config={}", "--config {}"])

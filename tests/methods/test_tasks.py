@@ -10,7 +10,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from canon_trl.tasks import TASKS, arithmetic, countdown, pretrain, prompts, sums, verbosity
+from canon_trl.tasks import TASKS, arithmetic, countdown, hint, pretrain, prompts, sums, verbosity
 
 TASK = TASKS["arithmetic"]
 SHIPPED = {name: task for name, task in TASKS.items() if task.pretrained is None}
@@ -328,6 +328,43 @@ class TestCountdown:
         assert {prompts.split_of(prompt) for prompt in given} == {"train"}
 
 
+class TestHint:
+    TASK = TASKS["hint"]
+
+    def test_rows_do_not_change_between_releases(self):
+        assert self.TASK.dataset("train", 2).to_dict() == {
+            "prompt": ["4*9-3*5*3*2 5=", "2-2-6-8*9*2 9="],
+            "answer": ["0", "8"],
+        }
+        assert self.TASK.dataset("test", 1).to_dict() == {"prompt": ["7-7-1-5-9*8 4="], "answer": ["0"]}
+
+    def test_the_hint_is_right_for_two_prompts_in_five(self):
+        data = self.TASK.dataset("train", 2000)
+        rows = list(zip(data["prompt"], data["answer"], strict=True))
+        assert sum(hint.hint_of(prompt) == answer for prompt, answer in rows) / 2000 == pytest.approx(0.4, abs=0.04)
+        for prompt, answer in rows:
+            problem = hint.problem_of(prompt)
+            assert prompt == f"{problem[:-1]} {hint.hint_of(prompt)}="
+            assert str(arithmetic.running_values(problem)[-1]) == answer
+            assert prompts.split_of(problem) == "train"  # so no problem is in both splits with different hints
+
+    def test_copying_is_right_as_often_as_the_hint_and_working_less_often(self):
+        examples = hint.draw_examples(random.Random(0), 6000)
+        right = {"copy": [], "work": []}
+        for prompt, text in examples:
+            assert prompts.split_of(hint.problem_of(prompt)) == "train"
+            answer = str(arithmetic.running_values(hint.problem_of(prompt))[-1])
+            right[hint.style_of(text)].append(arithmetic.answer_of(text) == answer)
+        assert len(right["copy"]) / 6000 == pytest.approx(0.5, abs=0.03)
+        assert np.mean(right["copy"]) == pytest.approx(0.4, abs=0.04)
+        # the last value is right if no step before it was wrong, 0.64^5, or by chance, about one time in ten
+        assert np.mean(right["work"]) == pytest.approx(0.64**5 + (1 - 0.64**5) / 10, abs=0.03)
+
+    @pytest.mark.parametrize("text", ["", "5", "#55", "5560#0", "55600#", " #5", "55600 #5"])
+    def test_other_texts_have_no_style(self, text):
+        assert hint.style_of(text) is None
+
+
 class TestSampledStatistics:
     """The numbers in the tasks' descriptions, from a small sample."""
 
@@ -356,6 +393,13 @@ class TestSampledStatistics:
         assert abs(correlations[0, 1]) < 0.1  # reward and length
         assert abs(correlations[1, 2]) < 0.2  # length and entropy
         assert correlations[0, 2] < -0.5  # reward and entropy
+
+    def test_in_hint_the_short_half_is_right_more_often(self, sampled):
+        rewards, lengths, _ = sampled("hint").reshape(3, -1)
+        copies, works = lengths == 3, lengths == 8  # with an end token
+        assert 0.4 < copies.mean() < 0.6 and (copies | works).mean() > 0.97
+        assert 0.3 < rewards[copies].mean() < 0.5  # 48 hints: a standard error of 0.07
+        assert 0.14 < rewards[works].mean() < 0.24
 
     def test_countdown_is_rarely_solved_once_and_mostly_in_many_samples(self, sampled):
         rewards, _, _ = sampled("countdown")

@@ -117,7 +117,13 @@ def test_training_and_evaluation_share_every_option_of_data_and_rewards():
     from canon_trl import CANONConfig
 
     sampling, training = ({each.name for each in fields(kind)} for kind in (SamplingArguments, CANONConfig))
-    of_training = {"dataset_streaming", "dataset_train_split", "ignore_bias_buffers", "task_train_prompts"}
+    of_training = {
+        "dataset_streaming",
+        "dataset_train_split",
+        "ignore_bias_buffers",
+        "reward_flip",
+        "task_train_prompts",
+    }
     of_the_policy = {"temperature", "top_p", "top_k", "min_p", "repetition_penalty", "use_vllm", "seed"}
     shared = {each.name for each in fields(recipe.RecipeArguments)} - of_training | sampling & training - of_the_policy
     assert shared == {*compare.DATA_OPTIONS}
