@@ -23,10 +23,22 @@ Keys of the file:
     evaluate      options of examples/evaluate.py for the trained model
     launcher      command that starts a run; default: this Python interpreter
     keep_models   whether to keep the trained models; default true
+    results_dir   folder for one small JSON file per finished run, to be committed; these runs are not repeated.
+                  Default: the results stay in output_dir
+    runs_per_process  number of runs that a process does one after the other, which saves imports; default 1
+
+Keys of a study, whose question is decided before its runs:
+
+    contrasts         list of {task, method, minus, prediction}, the differences that the study was made for. Their
+                      intervals are corrected for their number. All other differences are exploratory.
+    primary           the metric of the contrasts and of the tuning
+    learning_rates    list; a method uses the one with the best mean of `primary` on a task over the tuning seeds
+    tuning_seeds      list of seeds, none of them in `seeds`
 """
 
 import argparse
 import fcntl
+import gc
 import json
 import os
 import re
@@ -34,9 +46,10 @@ import shutil
 import subprocess
 import sys
 import time
+import traceback
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import MISSING, dataclass, field, fields
 from importlib import import_module
 from pathlib import Path
@@ -44,7 +57,8 @@ from typing import Any
 
 import yaml
 from accelerate import PartialState
-from compare_report import metric, write_report
+from compare_report import metric, value_of, write_report
+from study_report import Contrast, write_study
 
 from canon_trl.sampling.chunks import atomic_write
 
@@ -75,7 +89,7 @@ DATA_OPTIONS = (
 # same initial policy.
 VALUE_OPTIONS = (
     *DATA_OPTIONS,
-    *("task_train_prompts", "dataset_train_split", "model_name_or_path"),
+    *("task_train_prompts", "dataset_train_split", "model_name_or_path", "reward_flip"),
     *("temperature", "top_p", "top_k", "min_p", "repetition_penalty"),
 )
 
@@ -96,6 +110,12 @@ class Comparison:
     launcher: list[str] = field(default_factory=lambda: [sys.executable])
     keep_models: bool = True
     report_dir: Path | None = None
+    results_dir: Path | None = None
+    runs_per_process: int = 1
+    contrasts: list[Contrast] = field(default_factory=list)
+    primary: str | None = None
+    learning_rates: list[float] = field(default_factory=list)
+    tuning_seeds: list[int] = field(default_factory=list)
 
     @classmethod
     def load(cls, path: Path) -> "Comparison":
@@ -106,7 +126,8 @@ class Comparison:
         needed = {each.name for each in fields(cls) if each.default is each.default_factory is MISSING}
         if missing := sorted(needed - set(found)):
             raise ValueError(f"{path} has no keys {missing}")
-        return cls(**found | {name: Path(found[name]) for name in ("output_dir", "report_dir") if name in found})
+        found |= {name: Path(found[name]) for name in ("output_dir", "report_dir", "results_dir") if name in found}
+        return cls(**found | {"contrasts": [Contrast.of(each) for each in found.get("contrasts", [])]})
 
     def __post_init__(self) -> None:
         if self.baseline not in self.methods:
@@ -132,16 +153,70 @@ class Comparison:
                 )
             if unknown := sorted(set(method.get("tasks", [])) - set(self.tasks)):
                 raise ValueError(f"methods.{name}.tasks has {unknown}; the tasks are {list(self.tasks)}")
+        if self.runs_per_process < 1:
+            raise ValueError(f"runs_per_process={self.runs_per_process!r} must be at least 1")
+        self._check_study()
+
+    def _check_study(self) -> None:
+        if self.primary is None and (self.contrasts or self.learning_rates):
+            raise ValueError("primary is missing; contrasts and learning_rates need the name of a metric")
+        if self.primary is not None:
+            metric(self.primary)
+        for contrast in self.contrasts:
+            contrast.check([(task, name) for task in self.tasks for name in self.methods_of(task)])
+        if bool(self.learning_rates) != bool(self.tuning_seeds):
+            raise ValueError(
+                f"learning_rates={self.learning_rates} and tuning_seeds={self.tuning_seeds}: give both or none"
+            )
+        if used := sorted(set(self.tuning_seeds) & set(self.seeds)):
+            raise ValueError(f"tuning_seeds has {used}, which are also in seeds; tune on other seeds")
+        groups = {"options": self.options} | {f"tasks.{name}": each for name, each in self.tasks.items()}
+        for name, options in (groups | {f"methods.{name}": each for name, each in self.methods.items()}).items():
+            if self.learning_rates and "learning_rate" in options:
+                raise ValueError(f"{name} has a learning_rate, but learning_rates={self.learning_rates} are tuned")
+
+    def methods_of(self, task: str) -> list[str]:
+        return [name for name, method in self.methods.items() if task in method.get("tasks", self.tasks)]
+
+    def _run(self, task: str, method: str, seed: int, rate: float | None = None, part: str = "runs") -> "Run":
+        place = Path(part) / task / folder_of(method) / ("" if part == "runs" else f"{rate:g}") / str(seed)
+        result = self.output_dir / place / "result.json"
+        if self.results_dir is not None:
+            result = self.results_dir / place.with_suffix(".json")
+        return Run(task, method, seed, self.output_dir / place, result, rate)
 
     def runs(self) -> list["Run"]:
-        """All runs, seed by seed, so that finished runs form pairs even if the comparison stops early."""
+        """All runs, seed by seed, so that finished runs form pairs even if the comparison stops early.
+
+        With learning rates to tune, a method's learning rate is `None` until its tuning runs are finished.
+        """
+        rates = {(task, name): self.best_rate(task, name) for task in self.tasks for name in self.methods_of(task)}
+        return [self._run(*pair, seed, rates[pair]) for seed in self.seeds for pair in rates]
+
+    def tuning_runs(self) -> list["Run"]:
+        """The runs that choose the learning rates, seed by seed."""
         return [
-            Run(task, name, seed, self.output_dir / "runs" / task / folder_of(name) / str(seed))
-            for seed in self.seeds
+            self._run(task, name, seed, rate, part="tuning")
+            for seed in self.tuning_seeds
             for task in self.tasks
-            for name, method in self.methods.items()
-            if task in method.get("tasks", self.tasks)
+            for name in self.methods_of(task)
+            for rate in self.learning_rates
         ]
+
+    def tuning(self, task: str, method: str) -> dict[float, list[float | None]]:
+        """The primary metric by learning rate, one value per tuning seed; `None` for a run that is not finished."""
+        found: dict[float, list[float | None]] = {}
+        for rate in self.learning_rates:
+            results = [self._run(task, method, seed, rate, part="tuning").result() for seed in self.tuning_seeds]
+            found[rate] = [None if result is None else value_of(self.primary, result) for result in results]
+        return found
+
+    def best_rate(self, task: str, method: str) -> float | None:
+        """The learning rate with the best mean over the tuning seeds; `None` until all of them are finished."""
+        means = {rate: values for rate, values in self.tuning(task, method).items() if None not in values}
+        if len(means) < len(self.learning_rates) or not means:
+            return None
+        return max(means, key=lambda rate: sum(means[rate]))
 
     def baselines(self) -> dict[str, str]:
         """The method that each method is compared with, unless that is itself."""
@@ -161,6 +236,8 @@ class Comparison:
         script = self.script_of(run)
         base = {"task": run.task} if "dataset_name" not in self.tasks[run.task] else {}
         training = base | self.options | self.tasks[run.task] | method | {"seed": run.seed}
+        if run.learning_rate is not None:
+            training["learning_rate"] = run.learning_rate
         settings = {"script": script, "training": training, "evaluate": self.evaluate}
         if script == "train_astar_po":
             training["values"] = str(self.values_of(run.task))
@@ -180,31 +257,64 @@ class Run:
     method: str
     seed: int
     folder: Path
+    file: Path  # of the result
+    learning_rate: float | None = None  # if it is tuned
 
     def result(self) -> dict[str, Any] | None:
-        return read_json(self.folder / "result.json")
+        return read_json(self.file)
 
 
-def perform(folder: Path, *, keep_model: bool) -> None:
-    """Do what is left of a run's training and evaluation, and write `result.json`; runs in a separate process."""
+def perform_all(jobs: list[dict[str, Any]]) -> bool:
+    """Perform runs one after the other, each with its output in `log.txt`, and return whether all succeeded."""
     sys.path.insert(0, str(ROOT / "examples"))
+    succeeded = True
+    for job in jobs:
+        folder = Path(job["folder"])
+        with (folder / "log.txt").open("a") as log:
+            for stream in (sys.stdout, sys.stderr):
+                stream.flush()
+                os.dup2(log.fileno(), stream.fileno())
+        try:
+            perform(folder, Path(job["result"]), keep_model=job["keep_model"])
+        except Exception:
+            if len(jobs) == 1:
+                raise
+            traceback.print_exc()
+            succeeded = False
+        gc.collect()  # trainers contain cycles
+    return succeeded
+
+
+def perform(folder: Path, result: Path, *, keep_model: bool) -> None:
+    """Do what is left of a run's training and evaluation, and write its result."""
     settings = read_json(folder / "settings.json")
     options = settings["training"] | {"output_dir": str(folder / "model"), "disable_tqdm": True}
     if not (folder / "curve.json").exists():
         config = write_yaml(folder / "options.yaml", options)
         trainer = import_module(settings["script"]).main(["--config", str(config)])
-        reward = getattr(trainer.args, "accuracy_reward", None) or trainer.reward_func_names[0]
+        reward = import_module("recipe").accuracy_name(trainer)
         if trainer.accelerator.is_main_process:
+            write_json(folder / "training.json", training_batches(trainer.state.log_history, reward))
             write_json(folder / "curve.json", curve(trainer.state.log_history, reward))
         trainer.accelerator.wait_for_everyone()
     options = evaluation_options(settings, model=folder / "model", folder=folder / "evaluation")
     import_module("evaluate").main(["--config", str(write_yaml(folder / "evaluation.yaml", options))])
     if PartialState().is_main_process:
         (evaluation,) = read_json(folder / "evaluation" / "summary.json").values()
-        learning = read_json(folder / "curve.json")
-        write_json(folder / "result.json", {"settings": settings, "curve": learning, "evaluation": evaluation})
+        learning, training = read_json(folder / "curve.json"), read_json(folder / "training.json")
+        found = {"settings": settings, "curve": learning, "training": training, "evaluation": evaluation}
+        result.parent.mkdir(parents=True, exist_ok=True)
+        write_json(result, small(found) if result.parent != folder else found)
         if not keep_model:
             shutil.rmtree(folder / "model")
+
+
+def small(found: dict[str, Any]) -> dict[str, Any]:
+    """A result to commit: four decimals, and of the evaluation only what the reports read."""
+    kept = ("avg", "pass_at_k", "length", "entropy", "tokens_per_right_answer", "num_prompts", "num_samples")
+    numbers = found | {"evaluation": {name: found["evaluation"][name] for name in kept}}
+    rounded = json.loads(json.dumps(numbers), parse_float=lambda text: round(float(text), 4))
+    return rounded | {"settings": found["settings"]}
 
 
 def evaluation_options(settings: dict[str, Any], *, model: Path, folder: Path) -> dict[str, Any]:
@@ -212,6 +322,13 @@ def evaluation_options(settings: dict[str, Any], *, model: Path, folder: Path) -
     training = settings["training"]
     options = {key: training[key] for key in DATA_OPTIONS if key in training} | settings["evaluate"]
     return options | {"model_name_or_path": str(model), "output_dir": str(folder)}
+
+
+def training_batches(history: list[dict[str, Any]], reward: str) -> dict[str, list[float]]:
+    """A run's accuracy, length and entropy on the batches that it trained on, one number per log entry."""
+    names = {"accuracy": f"rewards/{reward}/mean", "length": "completions/mean_length", "entropy": "entropy"}
+    entries = [entry for entry in history if names["accuracy"] in entry]
+    return {name: [entry.get(logged) for entry in entries] for name, logged in names.items()}
 
 
 def curve(history: list[dict[str, Any]], reward: str) -> list[dict[str, float]]:
@@ -246,7 +363,7 @@ def unfinished(comparison: Comparison) -> list[Run]:
         ValueError: A result was made with different settings.
     """
     missing = []
-    for run in comparison.runs():
+    for run in [*comparison.tuning_runs(), *comparison.runs()]:
         if (result := run.result()) is None:
             missing.append(run)
         elif changed := differences(result["settings"], comparison.settings_of(run)):
@@ -307,40 +424,58 @@ def sample_values(comparison: Comparison, task: str, threads: int) -> None:
         write_json(folder / "seconds.json", time.perf_counter() - begin)
 
 
-def execute(comparison: Comparison, run: Run, threads: int) -> bool:
-    """Perform a run in a separate process, and return whether it succeeded."""
-    settings, known = comparison.settings_of(run), run.folder / "settings.json"
-    with only_one_in(run.folder) as lock:
-        if run.result() is not None:
-            return True
-        changed = {key for key, value in (read_json(known) or {}).items() if value != settings.get(key)}
-        if changed - {"evaluate"} or not (run.folder / "curve.json").exists():
-            shutil.rmtree(run.folder, ignore_errors=True)  # training does not resume midway
-        elif changed:
-            shutil.rmtree(run.folder / "evaluation", ignore_errors=True)
-        run.folder.mkdir(exist_ok=True)
-        write_json(known, settings)
-        keeping = "--perform-and-keep" if comparison.keep_models else "--perform"
-        command = [*comparison.launcher, __file__, str(run.folder), keeping]
-        return start(command, run.folder / "log.txt", threads, inherits=[lock])
+def execute(comparison: Comparison, runs: list[Run], threads: int) -> list[Run]:
+    """Perform runs in a separate process, and return those that failed."""
+    with ExitStack() as stack:
+        locks = [stack.enter_context(only_one_in(run.folder)) for run in runs]
+        runs = [run for run in runs if run.result() is None]
+        if not runs:
+            return []
+        for run in runs:
+            prepare(run.folder, comparison.settings_of(run))
+        jobs = [{"folder": str(run.folder), "result": str(run.file)} for run in runs]
+        write_json(runs[0].folder / "jobs.json", [job | {"keep_model": comparison.keep_models} for job in jobs])
+        command = [*comparison.launcher, __file__, str(runs[0].folder / "jobs.json"), "--perform"]
+        succeeded = start(command, runs[0].folder / "log.txt", threads, inherits=locks)
+        return [run for run in runs if run.result() is None or (len(runs) == 1 and not succeeded)]
+
+
+def prepare(folder: Path, settings: dict[str, Any]) -> None:
+    """Write the settings of a run, and remove what was made with others."""
+    known = folder / "settings.json"
+    changed = {key for key, value in (read_json(known) or {}).items() if value != settings.get(key)}
+    if changed - {"evaluate"} or not (folder / "curve.json").exists():
+        shutil.rmtree(folder, ignore_errors=True)  # training does not resume midway
+    elif changed:
+        shutil.rmtree(folder / "evaluation", ignore_errors=True)
+    folder.mkdir(exist_ok=True)
+    write_json(known, settings)
 
 
 def execute_all(comparison: Comparison, jobs: int, threads: int) -> list[Run]:
-    """Do the missing runs, several at a time, and return those that failed."""
+    """Do the missing runs, several at a time, and return those that failed; tuning runs come first."""
     missing = unfinished(comparison)
     for task in {run.task for run in missing if comparison.script_of(run) == "train_astar_po"}:
         sample_values(comparison, task, threads)
-    print(f"{len(missing)} of {len(comparison.runs())} runs to do, {jobs} at a time", flush=True)
-    failed, begin = [], time.perf_counter()
-    with ThreadPoolExecutor(jobs) as pool:
-        started = {pool.submit(execute, comparison, run, threads): run for run in missing}
-        for count, done in enumerate(as_completed(started), start=1):
-            run, succeeded = started[done], done.result()
-            if not succeeded:
-                failed.append(run)
-            left = (time.perf_counter() - begin) / count * (len(missing) - count) / 60
-            outcome = "done" if succeeded else f"FAILED, see {run.folder / 'log.txt'}"
-            print(f"{run.task} {run.method} seed {run.seed}: {outcome}; {left:.0f} min left", flush=True)
+    total = len(comparison.tuning_runs()) + len(comparison.runs())
+    print(f"{len(missing)} of {total} runs to do, {jobs} at a time", flush=True)
+    failed, count, begin = [], 0, time.perf_counter()
+    for part in (comparison.tuning_runs, comparison.runs):
+        todo = [run for run in part() if run.result() is None]
+        if part == comparison.runs and comparison.learning_rates:
+            todo = [run for run in todo if run.learning_rate is not None]
+        size = comparison.runs_per_process
+        chunks = [todo[place : place + size] for place in range(0, len(todo), size)]
+        with ThreadPoolExecutor(jobs) as pool:
+            started = {pool.submit(execute, comparison, chunk, threads): chunk for chunk in chunks}
+            for done in as_completed(started):
+                failures = done.result()
+                failed += failures
+                count += len(started[done])
+                left = (time.perf_counter() - begin) / count * (len(missing) - count) / 60
+                for run in started[done]:
+                    outcome = f"FAILED, see {run.folder / 'log.txt'}" if run in failures else "done"
+                    print(f"{run.task} {run.method} seed {run.seed}: {outcome}; {left:.0f} min left", flush=True)
     return failed
 
 
@@ -362,23 +497,23 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("file", type=Path, help="YAML file of the comparison")
     parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="runs at a time; 0 only reports")
     parser.add_argument("--threads", type=int, default=1, help="threads per run")
-    for flag in ("--perform", "--perform-and-keep"):  # how this script calls itself for a run
-        parser.add_argument(flag, action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("--perform", action="store_true", help=argparse.SUPPRESS)  # how this script calls itself
     options = parser.parse_args(argv)
-    if options.perform or options.perform_and_keep:
-        perform(options.file, keep_model=options.perform_and_keep)
+    if options.perform:
+        if not perform_all(read_json(options.file)):
+            sys.exit(1)
         return
     comparison = Comparison.load(options.file)
     failed = execute_all(comparison, options.jobs, options.threads) if options.jobs else []
     if results := collect(comparison):
         command = f"python benchmarks/compare.py {options.file}"
-        write_report(
-            comparison.report_dir or comparison.output_dir / "report",
-            results,
-            metrics=comparison.metrics,
-            baselines=comparison.baselines(),
-            command=command,
-        )
+        folder = comparison.report_dir or comparison.output_dir / "report"
+        if comparison.contrasts:
+            write_study(folder, comparison, results, command=command)
+        else:
+            write_report(
+                folder, results, metrics=comparison.metrics, baselines=comparison.baselines(), command=command
+            )
     if failed:
         sys.exit(f"{len(failed)} runs failed")
 

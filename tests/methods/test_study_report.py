@@ -1,0 +1,138 @@
+"""Studies: named contrasts, learning rates chosen on other seeds, and a report that marks the rest as exploratory."""
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
+
+import compare
+import study_report
+
+CONTRAST = {"task": "hint", "method": "intra", "minus": "dr_grpo", "prediction": "higher"}
+STUDY = {
+    "seeds": [1, 2, 3],
+    "tuning_seeds": [11, 12],
+    "learning_rates": [1e-4, 2e-4],
+    "baseline": "dr_grpo",
+    "primary": "training accuracy",
+    "metrics": ["training accuracy", "accuracy"],
+    "contrasts": [CONTRAST, {**CONTRAST, "task": "noise"}],
+    "tasks": {"hint": {}, "noise": {"task": "arithmetic", "reward_flip": 0.35}},
+    "methods": {
+        "dr_grpo": {"advantage_estimator": "dr_grpo"},
+        "intra": {"canon_mu": 0.0},
+        "other": {"canon_mu": 0.5, "tasks": ["hint"]},
+    },
+    "evaluate": {"num_samples": 2},
+}
+
+
+def load(folder, **changes):
+    places = {"output_dir": str(folder / "runs"), "results_dir": str(folder / "kept")}
+    path = folder / "study.yaml"
+    path.write_text(yaml.safe_dump(STUDY | places | changes))
+    return compare.Comparison.load(path)
+
+
+def finish(comparison, run, accuracy):
+    evaluation = {"avg": accuracy, "length": 5.0, "entropy": 0.1, "num_prompts": 10, "num_samples": 2}
+    numbers = {"training": {"accuracy": [accuracy] * 10}, "curve": [], "evaluation": evaluation}
+    run.file.parent.mkdir(parents=True, exist_ok=True)
+    run.file.write_text(json.dumps({"settings": comparison.settings_of(run)} | numbers))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"contrasts": [{**CONTRAST, "task": "hints"}]},
+            r"contrasts: task='hints' \(did you mean 'hint'\?\) must be",
+        ),
+        (
+            {"contrasts": [{**CONTRAST, "method": "inter"}]},
+            r"contrasts: method='inter'.* must be a method",
+        ),
+        (
+            {"contrasts": [{**CONTRAST, "task": "noise", "minus": "other"}]},
+            "minus='other' must be a method",
+        ),
+        ({"contrasts": [{**CONTRAST, "prediction": "up"}]}, r"prediction='up' must be one of \['higher', 'lower'\]"),
+        ({"contrasts": [{"task": "hint"}]}, "each needs exactly the keys"),
+        ({"primary": None}, "primary is missing; contrasts and learning_rates need the name of a metric"),
+        ({"primary": "speed"}, "metrics has 'speed'"),
+        ({"tuning_seeds": []}, "give both or none"),
+        ({"tuning_seeds": [1, 9]}, r"tuning_seeds has \[1\], which are also in seeds; tune on other seeds"),
+        ({"options": {"learning_rate": 1e-3}}, r"options has a learning_rate, but learning_rates=.* are tuned"),
+        ({"runs_per_process": 0}, "runs_per_process=0 must be at least 1"),
+    ],
+)
+def test_bad_studies(tmp_path, changes, message):
+    with pytest.raises(ValueError, match=message):
+        load(tmp_path, **changes)
+
+
+def test_the_learning_rate_is_the_best_on_the_tuning_seeds(tmp_path):
+    study = load(tmp_path)
+    assert len(study.tuning_runs()) == 5 * 2 * 2 and len(study.runs()) == 5 * 3
+    assert len({run.file for run in study.tuning_runs() + study.runs()}) == 35
+    assert {run.learning_rate for run in study.runs()} == {None}
+    for run in study.tuning_runs():
+        if run.method == "intra" and run.task == "hint":
+            # seed 11 prefers the first rate a little, seed 12 the second one more
+            finish(study, run, {11: {1e-4: 0.6, 2e-4: 0.5}, 12: {1e-4: 0.3, 2e-4: 0.7}}[run.seed][run.learning_rate])
+            assert study.settings_of(run)["training"]["learning_rate"] == run.learning_rate
+    chosen = {(run.task, run.method): run.learning_rate for run in study.runs()}
+    assert chosen["hint", "intra"] == 2e-4 and chosen["hint", "dr_grpo"] is None and chosen["noise", "intra"] is None
+
+
+def test_a_finished_study_reports_its_contrasts(tmp_path):
+    study = load(tmp_path)
+    for run in study.tuning_runs():
+        finish(study, run, 0.5 + run.learning_rate)
+    for run in study.runs():
+        assert run.learning_rate == 2e-4
+        # Intra is better on hint by 0.29, 0.30 and 0.31, and on noise by -0.1, 0 and 0.1
+        gap = {"hint": 0.28 + run.seed / 100, "noise": (run.seed - 2) / 10}[run.task]
+        finish(study, run, 0.4 + gap * (run.method == "intra"))
+    assert compare.unfinished(study) == []
+    study_report.write_study(tmp_path / "report", study, compare.collect(study), command="COMMAND")
+    found = json.loads((tmp_path / "report" / "report.json").read_text())
+    hint, noise = found["contrasts"]
+    # standard deviation 0.01; t(1 - 0.05 / 4, 2) = 6.2053
+    assert hint["difference"]["low"] == pytest.approx(0.3 - 6.2053 * 0.01 / 3**0.5, abs=1e-5)
+    assert (hint["outcome"], noise["outcome"]) == ("as predicted", "not decided")
+    # exploratory: t(0.975, 2) = 4.3027, without a correction
+    exploratory = found["tasks"]["hint"]["methods"]["intra"]["training accuracy"]["difference"]
+    assert exploratory["low"] == pytest.approx(0.3 - 4.3027 * 0.01 / 3**0.5, abs=1e-5)
+    text = (tmp_path / "report" / "report.md").read_text()
+    assert "| hint | intra - dr_grpo | higher | **+0.300 (+0.264 to +0.336)** | 3 | as predicted |" in text
+    assert "these 2 contrasts in 95% of such experiments" in text and "they are exploratory" in text
+    assert "| intra | 0.500 | **0.500** |" in text
+    assert "Finished: 20 of 20 runs for tuning, 15 of 15 runs of the study." in text
+    assert (tmp_path / "report" / "training_accuracy.png").read_bytes()[:4] == b"\x89PNG"
+    against = study_report.Contrast.of(CONTRAST | {"prediction": "lower"})
+    assert against.outcome(hint["difference"]) == "against the prediction"
+
+
+def test_a_study_that_has_just_begun_has_a_report(tmp_path):
+    study = load(tmp_path)
+    for run in study.tuning_runs():
+        finish(study, run, 0.5)
+    finish(study, study.runs()[0], 0.4)
+    study_report.write_study(tmp_path / "report", study, compare.collect(study), command="COMMAND")
+    assert (
+        "| hint | intra - dr_grpo | higher |  | 0 | not enough runs |" in (tmp_path / "report/report.md").read_text()
+    )
+
+
+def test_results_to_commit_are_small_and_exact(tmp_path):
+    run = {"settings": {"learning_rate": 1e-6}, "training": {"accuracy": [1 / 3]}, "curve": [], "evaluation": {}}
+    kept = {"avg": 2 / 3, "pass_at_k": {}, "length": 5.0, "entropy": 0.1, "tokens_per_right_answer": None}
+    run["evaluation"] = kept | {"num_prompts": 10, "num_samples": 2, "settings": {}, "avg_interval": {}}
+    small = compare.small(run)
+    assert small["settings"] == run["settings"] and small["training"] == {"accuracy": [0.3333]}
+    assert small["evaluation"] == kept | {"avg": 0.6667, "num_prompts": 10, "num_samples": 2}
