@@ -214,6 +214,10 @@ MUTATIONS = [
         "test_grpo_s.py",
         ("certain = {{1 / entropies => entropies}}", "test_a_case_by_hand"),
         ("valid {{if with_zeros else right => }})\n    losses", "test_a_case_by_hand"),
+        (
+            "floor).transpose({{1, 2 => 0, 1}})",
+            "test_gtpo.py::test_a_case_by_hand",
+        ),
         ("{{~has_spread(values, mask) => values.isnan()}}", "test_apart_neither_weight_changes_the_result"),
         (
             'rows = ({{1 if scope == "batch" else => }} len(rewards)',
@@ -346,6 +350,41 @@ MUTATIONS = [
         ("return {{- => }}_over_response(entropies", "test_cases_by_hand"),
         ("masked_fill({{~ => }}mask, 0.0)", "test_cases_by_hand"),
         ('return total if form {{== => !=}} "paper"', "test_numbers_match_the_formula"),
+    ),
+    *mutations(
+        "policy_rewards/self_consistency.py",
+        "test_self_consistency.py",
+        ("{{.masked_fill(answer_ids == NO_ANSWER, 0.0) => }}", "test_self_consistency_by_hand"),
+        ("same.float().{{mean => sum}}", "test_self_consistency_by_hand"),
+    ),
+    *mutations(
+        "policy_rewards/majority_vote.py",
+        "test_self_consistency.py",
+        ("{{.masked_fill(answer_ids == NO_ANSWER, 0.0) => }}", "test_majority_vote_by_hand"),
+        ("(votes {{== => >=}} most)", "test_majority_vote_by_hand"),
+    ),
+    *mutations(
+        "policy_rewards/answers.py",
+        "test_self_consistency.py",
+        ("sum(dim=-1){{.masked_fill(group_answer_ids == NO_ANSWER, 0) => }}", "test_votes_by_hand"),
+        ("most / {{answer_ids.numel() => len(given)}}", "test_agreement_by_hand"),
+        ("in {{reversed(completion) => completion}} if", "test_the_text_that_the_model_wrote"),
+        ("as_fraction(numbers[{{-1 => 0}}])", "test_boxed_or_number"),
+    ),
+    *mutations(
+        "hook/policy_rewards.py",
+        "test_answers.py",
+        (
+            "of_group = groups.{{repeat_interleave(group_size, dim=0) => repeat(group_size, 1)}}",
+            "test_responses_are_rewarded_for_the_share_with_their_answer",
+        ),
+        ("if training:\n            self._answers_to_log {{+= => =}} (groups,)", "test_groups_under_dynamic_sampling"),
+    ),
+    *mutations(
+        "guards/collapse.py",
+        "test_answers.py",
+        ("max({{MOST, => 0.0,}} TIMES_FIRST", "test_one_answer_to_most_prompts_gives_one_warning"),
+        ("TIMES_FIRST {{* first => * 0}}", "test_one_answer_to_most_prompts_gives_one_warning"),
     ),
     *mutations(
         "token_advantages/entropy_shaped.py",
@@ -557,6 +596,14 @@ MUTATIONS = [
         (
             'output["advantages"].{{masked_fill(~mask, 0.0). => }}sum(dim=1)',
             "test_hook.py::test_token_level_advantages_are_averaged_over_the_models_tokens",
+        ),
+        (
+            "values[name].float(){{.masked_fill(~mask, 0.0) => }} for name",
+            "test_token_values.py::test_an_estimator_reads_the_values_that_its_parameters_name",
+        ),
+        (
+            "width = {{width if self.accelerator.num_processes == 1 else int(widths.max()) => width}}",
+            "test_distributed.py::test_values_per_token_on_two_processes_equal_those_of_one",
         ),
         (
             "{{rollout.valid => torch.ones_like(rollout.valid)}}.flatten()",

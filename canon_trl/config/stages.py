@@ -21,6 +21,7 @@ from canon_trl.metrics import get_metrics
 from canon_trl.options import check_options
 from canon_trl.policy_losses import OnTRL, Whole
 from canon_trl.policy_rewards import PolicyReward
+from canon_trl.policy_rewards.answers import find_extractor
 from canon_trl.sampling import DynamicSampling
 from canon_trl.token_advantages import STAGE as TOKEN_ADVANTAGE
 
@@ -43,9 +44,14 @@ class StagesConfig(RunConfig):
     Args:
         > Parameters that choose the rewards
 
-        policy_reward: A name: `"rent"`, `"em_rl_sequence"`, `"em_rl_token"`; `{name: options}` with the reward's
-            `weight` among the options; an import path `"package.module:function"`; or a list or mapping of several.
-            These rewards come from the policy itself and are added to those of the reward functions. Default: none.
+        policy_reward: A name: `"rent"`, `"em_rl_sequence"`, `"em_rl_token"`, `"self_consistency"`, `"majority_vote"`;
+            `{name: options}` with the reward's `weight` among the options; an import path `"package.module:function"`;
+            or a list or mapping of several. These rewards come from the policy itself and are added to those of the
+            reward functions. Default: none.
+        answer_extractor: What finds the answer in a response, for policy rewards that compare answers:
+            `"boxed_or_number"` (the content of the last `\boxed{}`, else the last number), `"math_verify"`, or an
+            import path `"package.module:function"` of a function from text to text or `None`. Default:
+            `"boxed_or_number"`.
 
         > Parameters that choose the advantage
 
@@ -96,6 +102,7 @@ class StagesConfig(RunConfig):
     """
 
     policy_reward: dict[str, Any] | str | list[Any] | None = None
+    answer_extractor: str | None = None
     advantage_estimator: dict[str, Any] | str | None = "grpo"
     advantage_estimator_kwargs: dict[str, Any] | str | None = None
     accuracy_reward: str | None = None
@@ -111,13 +118,15 @@ class StagesConfig(RunConfig):
     _VALID_DICT_FIELDS = [*RunConfig._VALID_DICT_FIELDS, *OPTIONS]
 
     def __post_init__(self) -> None:
-        for name in (*ONE_METHOD, *METHODS):
+        for name in (*ONE_METHOD, *METHODS, "answer_extractor"):
             setattr(self, name, as_names(getattr(self, name), field=name))
         for name in ONE_METHOD:
             self._split_options(name)
         super().__post_init__()
         self._check_options()
         self.make_policy_rewards()
+        if self.answer_extractor is not None:
+            find_extractor(self.answer_extractor)
         self._choose_estimator()
         self._check_estimator()
         self._check_loss()

@@ -11,6 +11,10 @@ logger = get_logger(__name__)  # logs on the main process only, since every rank
 EXPECTED_SHARES = {"length": (0.5, 2.0), "entropy": (0.1, math.inf), "surprisal": (0.1, math.inf)}
 
 
+# One answer to most prompts, if that is new.
+MOST, TIMES_FIRST = 0.5, 2.0
+
+
 class Collapse:
     """Compares the mean length and entropy of each rollout with those of the first one; warns once about each.
 
@@ -28,7 +32,7 @@ class Collapse:
         Args:
             means: over all responses of a rollout, by name: `length` in tokens, `entropy` or `surprisal` in nats.
         """
-        self.first = self.first or dict(means)
+        self.first = dict(means) | self.first
         shares = {name: mean / self.first[name] if self.first[name] else math.nan for name, mean in means.items()}
         for name, share in shares.items():
             low, high = EXPECTED_SHARES[name]
@@ -43,3 +47,22 @@ class Collapse:
                     means[name],
                 )
         return shares
+
+    def watch_answers(self, shares: Mapping[str, float]) -> None:
+        """Warn once if most responses of a rollout give one answer, and fewer did in the first rollout.
+
+        Args:
+            shares: `one_answer_share`, the share of the responses with the most frequent answer; empty if no policy
+                reward reads answers.
+        """
+        for name in shares.keys() & {"one_answer_share"}:
+            first = self.first.setdefault(name, shares[name])
+            if shares[name] > max(MOST, TIMES_FIRST * first) and name not in self._warned:
+                self._warned.add(name)
+                logger.warning(
+                    "%.0f%% of the responses give the same answer, whatever the prompt, and %.0f%% did in the first "
+                    "rollout: a policy that is rewarded for agreeing with itself can agree on anything. Compare the "
+                    "accuracy on labelled prompts, and go back to an earlier checkpoint if it has fallen",
+                    100 * shares[name],
+                    100 * first,
+                )

@@ -73,14 +73,20 @@ class Logs(GRPOTrainer):
         values = torch.stack([torch.as_tensor(v, device=advantages.device).float() for v in statistics.values()])
         bounds = [drawn.nan_to_num(nan=math.inf).amin(dim=0), drawn.nan_to_num(nan=-math.inf).amax(dim=0)]
         watched = self._collapse_means(rollout)
-        parts = [advantages.isfinite().all().float().unsqueeze(0), *bounds, *watched.values(), values]
+        agreement = self._take_agreement()
+        shares = [share.unsqueeze(0) for share in agreement.values()]
+        parts = [advantages.isfinite().all().float().unsqueeze(0), *bounds, *watched.values(), *shares, values]
         finite, *numbers = torch.cat([part.float() for part in parts]).tolist()  # one transfer for all
         functions = len(self.reward_func_names)
         lowest, highest, numbers = numbers[:functions], numbers[functions : 2 * functions], numbers[2 * functions :]
         means, numbers = dict(zip(watched, numbers, strict=False)), numbers[len(watched) :]
+        agreed, numbers = dict(zip(agreement, numbers, strict=False)), numbers[len(agreement) :]
         if mode == "train":
             for name, share in self._collapse.compare(means).items():
                 self._metrics[mode][f"policy_reward/{name}_of_first"].append(share)
+            for name, share in agreed.items():
+                self._metrics[mode][f"policy_reward/{name}"].append(share)
+            self._collapse.watch_answers(agreed)
             for name, count in self._constant_rewards.count(lowest, highest).items():
                 self._metrics[mode][f"rewards/{name}/constant_rollouts"].append(count)
         if not finite:

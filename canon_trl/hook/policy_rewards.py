@@ -1,4 +1,4 @@
-"""Policy rewards in TRL: reward functions that also read the policy's log-probabilities and entropies."""
+"""Policy rewards in TRL: reward functions that also read token values of the policy, or the answers of a group."""
 
 from collections.abc import Mapping, Sequence
 from functools import partial
@@ -12,9 +12,17 @@ from trl import GRPOConfig
 from canon_trl.hook.data_checks import named_datasets
 from canon_trl.hook.rollout_parts import RolloutPhase
 from canon_trl.hook.scoring import Scoring
-from canon_trl.method import Method, check_readable
+from canon_trl.method import Method, check_readable, name_of
 from canon_trl.metrics import METRICS, TOKEN_INPUTS, ResponseMetric
 from canon_trl.policy_rewards import STAGE, PolicyReward
+from canon_trl.policy_rewards.answers import (
+    ANSWER_INPUTS,
+    NO_ANSWER,
+    AnswerExtractor,
+    agreement,
+    extract_ids,
+    find_extractor,
+)
 
 # What TRL passes to reward functions in addition to the columns of the dataset.
 FROM_TRL = ("prompts", "completions", "completion_ids", "trainer_state", "log_extra", "log_metric")
@@ -28,6 +36,8 @@ class PolicyRewards(Scoring):
 
     reward_weights: Tensor
     _policy_rewards: Sequence[PolicyReward] = ()
+    _answer_extractor: AnswerExtractor | None = None  # if a policy reward reads answers
+    _answers_to_log: tuple[Tensor, ...] = ()  # of all responses sampled for the rollout in training, `(P, G)` each
 
     def _add_policy_rewards(self, rewards: Sequence[PolicyReward]) -> None:
         if self.reward_funcs[:1] == [score_nothing]:
@@ -47,11 +57,47 @@ class PolicyRewards(Scoring):
             own = torch.tensor([reward.weight for reward in self._policy_rewards])
             self.reward_weights = torch.cat([self.reward_weights[:given], own])
 
+    def _calculate_rewards(self, inputs: list, prompts: list, completions: list, completion_ids: list) -> Tensor:
+        if self._answer_extractor is not None:
+            self._gather_answers(self._answer_extractor, completions)
+        return super()._calculate_rewards(inputs, prompts, completions, completion_ids)
+
+    def _gather_answers(self, extract: AnswerExtractor, completions: list) -> None:
+        """Extract this rank's answers, and gather those of all ranks. Every rank must call this."""
+        phase, training = cast(RolloutPhase, self._phase), self.model.training
+        try:
+            ids = extract_ids(extract, completions)
+        except Exception as error:  # raised in the policy reward, where it reaches all ranks
+            error.add_note("in the answer_extractor")
+            phase.answer_error, ids = error, [NO_ANSWER] * len(completions)
+        local = torch.tensor(ids, device=self.accelerator.device)
+        group_size = self.num_generations if training else self.num_generations_eval
+        groups = self.accelerator.gather(local).view(-1, group_size)
+        first = self.accelerator.process_index * len(ids)
+        of_group = groups.repeat_interleave(group_size, dim=0)[first : first + len(ids)]
+        phase.answers = dict(zip(ANSWER_INPUTS, (local, of_group), strict=True))
+        if training:
+            self._answers_to_log += (groups,)
+
+    def _take_agreement(self) -> dict[str, Tensor]:
+        """Return how much the answers sampled for the rollout agree, 0-d by name; empty if none are read."""
+        answers, self._answers_to_log = self._answers_to_log, ()
+        return agreement(torch.cat(answers)) if answers else {}
+
+    def _options_of_reward(self, reward: PolicyReward) -> dict[str, Any]:
+        """Return the options of a policy reward for the model card."""
+        options = {"weight": reward.weight} | reward.method.all_options
+        if self._answer_extractor is not None and reads_answers(reward):
+            options["answer_extractor"] = name_of(self._answer_extractor)
+        return options
+
     def _policy_reward(self, method: Method, **inputs: Any) -> Tensor:
         """Return the rewards of this rank's responses, as a reward function that TRL calls."""
         phase = cast(RolloutPhase, self._phase)
+        if phase.answer_error is not None:
+            raise phase.answer_error
         mask = phase.model_mask(self._width(phase), self.accelerator.device)
-        readable = inputs | self._token_values(phase) | {"mask": mask}
+        readable = inputs | self._token_values(phase) | {"mask": mask} | phase.answers
         check_readable(method, readable, field=STAGE.field)
         return method(SimpleNamespace(**readable))
 
@@ -65,6 +111,25 @@ def token_inputs_of(rewards: Sequence[PolicyReward]) -> list[str]:
     """Return which of `entropies` and `log_probs` the policy rewards read."""
     read = {name for reward in rewards for name in reward.method.reads}
     return [name for name in COLLAPSE_METRICS if name in read]
+
+
+def reads_answers(reward: PolicyReward) -> bool:
+    return any(name in ANSWER_INPUTS for name in reward.method.reads)
+
+
+def choose_extractor(spec: AnswerExtractor | str | None, rewards: Sequence[PolicyReward]) -> AnswerExtractor | None:
+    """Return the function that extracts answers, `None` if no policy reward reads them.
+
+    Raises:
+        ValueError: the extractor is unknown, or it would be ignored.
+    """
+    if any(reads_answers(reward) for reward in rewards):
+        return find_extractor(spec or "boxed_or_number")
+    if spec is not None:
+        raise ValueError(
+            f"answer_extractor={spec!r} would be ignored: no policy reward reads {' or '.join(ANSWER_INPUTS)}"
+        )
+    return None
 
 
 def collapse_metrics(rewards: Sequence[PolicyReward]) -> dict[str, ResponseMetric]:
@@ -84,7 +149,7 @@ def check_policy_rewards(
     for _, dataset in named_datasets(train_dataset, eval_dataset):
         if dataset.column_names is not None:
             for reward in rewards:
-                available = {*TOKEN_INPUTS, *FROM_TRL, *dataset.column_names}
+                available = {*TOKEN_INPUTS, *ANSWER_INPUTS, *FROM_TRL, *dataset.column_names}
                 check_readable(reward.method, available, field=STAGE.field)
 
 

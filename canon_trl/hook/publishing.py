@@ -90,7 +90,7 @@ class Publishing(TokenInputs, Resampling):
 
     def _combined_with(self) -> dict[str, dict[str, Any]]:
         """Return the methods that this one is combined with, by name, with their options."""
-        rewards = {each.name: {"weight": each.weight} | each.method.all_options for each in self._policy_rewards}
+        rewards = {each.name: self._options_of_reward(each) for each in self._policy_rewards}
         methods = [*self._stages, *self._controller_methods.values()]
         stages = {each.name: self._configured_options(each) for each in methods if each.name not in self._tag_names}
         return rewards | stages | {name: asdict(options) for name, options in self._batch_source.options.items()}

@@ -50,6 +50,8 @@ class RolloutPhase(Phase):
         metric_inputs: what a metric can read in addition to token values, by name.
         token_values: those of `entropies` and `log_probs` that are read, `(B, T)` each.
         passes: `entropies` and `log_probs` of each scoring pass so far, `(B, T)` each.
+        answers: numbers for the answers in the responses, by the names under which policy rewards read them.
+        answer_error: raised while the answers were extracted.
     """
 
     def __init__(self, policy: nn.Module, recorder: NoRecorder, *, scores: bool) -> None:
@@ -65,6 +67,8 @@ class RolloutPhase(Phase):
         self.metric_inputs: dict[str, Any] = {}
         self.token_values: dict[str, Tensor] = {}
         self.passes: list[dict[str, Tensor]] = []
+        self.answers: dict[str, Tensor] = {}
+        self.answer_error: Exception | None = None
 
     @property
     def trained(self) -> Tensor | None:

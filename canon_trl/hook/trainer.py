@@ -34,6 +34,7 @@ from canon_trl.hook.policy_rewards import (
     check_policy_rewards,
     check_recorded,
     check_without_reward_funcs,
+    choose_extractor,
     collapse_metrics,
     score_nothing,
     token_inputs_of,
@@ -51,6 +52,7 @@ from canon_trl.method import find
 from canon_trl.metrics import ResponseMetric, get_metrics, token_inputs
 from canon_trl.policy_losses import OnTRL
 from canon_trl.policy_rewards import PolicyReward
+from canon_trl.policy_rewards.answers import AnswerExtractor
 from canon_trl.sampling import DynamicSampling, PromptStream
 from canon_trl.sampling.group_collector import GroupCollector
 from canon_trl.token_advantages import STAGE as TOKEN_ADVANTAGE
@@ -73,6 +75,8 @@ class PluggableGRPOTrainer(Publishing, Resuming, Logs, NotFinite, WholeGroups, R
             `None` is the random metric.
         policy_rewards: rewards from the policy itself, see `canon_trl.policy_rewards`; with one, `reward_funcs` may be
             `None`.
+        answer_extractor: finds the answer in a response's text, for policy rewards that compare answers: a function,
+            an import path or a name, see [`~canon_trl.config.StagesConfig`].
         accuracy_reward: name of the reward function that `Rollout.accuracy` is computed from; default the first.
         needs_accuracy: whether an estimator that receives the whole rollout reads `Rollout.accuracy`; its reward must
             then lie in [0, 1].
@@ -117,6 +121,7 @@ class PluggableGRPOTrainer(Publishing, Resuming, Logs, NotFinite, WholeGroups, R
         advantage_estimator: Callable[..., Tensor] | str | Mapping[str, Any],
         metrics: Mapping[str, ResponseMetric | None] | None = None,
         policy_rewards: Sequence[PolicyReward] = (),
+        answer_extractor: AnswerExtractor | str | None = None,
         accuracy_reward: str | None = None,
         needs_accuracy: bool = False,
         entropy_source: str = "auto",
@@ -137,6 +142,7 @@ class PluggableGRPOTrainer(Publishing, Resuming, Logs, NotFinite, WholeGroups, R
         check_shrink(dynamic_sampling, args)
         check_generation_kwargs(args)
         check_policy_rewards(policy_rewards, train_dataset, eval_dataset, trl_kwargs)
+        self._answer_extractor = choose_extractor(answer_extractor, policy_rewards)
         self._estimator = find(STAGE, advantage_estimator)
         self._needs_accuracy = needs_accuracy or "accuracy" in self._estimator.reads
         self._choose_metrics(metrics or {}, policy_rewards)

@@ -48,6 +48,7 @@ class CANONTrainer(PluggableGRPOTrainer):
         policy_reward, token_advantage, policy_loss, loss_term, controller: replace the fields of `args` with these
             names: a function, a mapping from it to its options, or several of these (except for the policy loss).
             With a policy reward, `reward_funcs` may be omitted.
+        answer_extractor: replaces the field of `args`: a function that returns the answer in a text, or `None`.
         canon_metric: a metric that replaces the one named by `args.canon_metric`, see `canon_trl.metrics`.
 
     Raises:
@@ -72,6 +73,7 @@ class CANONTrainer(PluggableGRPOTrainer):
         advantage_estimator: Callable[..., Tensor] | None = None,
         canon_metric: ResponseMetric | None = None,
         policy_reward: Any = None,
+        answer_extractor: Callable[[str], str | None] | None = None,
         token_advantage: Any = None,
         policy_loss: Any = None,
         loss_term: Any = None,
@@ -95,6 +97,7 @@ class CANONTrainer(PluggableGRPOTrainer):
             eval_dataset,
             advantage_estimator=method,
             policy_rewards=find_policy_rewards(chosen("policy_reward", policy_reward, args)),
+            answer_extractor=chosen("answer_extractor", answer_extractor, args),
             accuracy_reward=args.accuracy_reward,
             needs_accuracy=self._metric_name is not None and args.canon_mu_schedule in ACCURACY_SCHEDULES,
             entropy_source=args.entropy_source,

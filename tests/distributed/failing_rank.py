@@ -33,6 +33,12 @@ def breaks(mask: torch.Tensor) -> torch.Tensor:
     return mask.sum(dim=1)
 
 
+def loses_the_answer(text: str) -> str:
+    if SECOND:
+        raise ZeroDivisionError("the answer has no end")
+    return text
+
+
 def with_a_missing_prompt() -> Iterator[dict[str, Any]]:
     """Yield prompts without the one at index 6, which the second rank gets in the second rollout (prompts 4 to 7)."""
     for index, row in enumerate(prompts(16)):
@@ -52,6 +58,9 @@ def run(folder: str, fault: str) -> None:
     if fault == "metric":
         options["canon_metric"] = breaks
     changed: dict[str, Any] = {"reward_time_limit": 2.0 if fault == "hangs" else None}
+    if fault == "answer":
+        options |= {"policy_reward": "self_consistency", "answer_extractor": loses_the_answer}
+        changed["advantage_estimator"] = "dr_grpo"
     if fault == "prompt":
         options["train_dataset"] = IterableDataset.from_generator(with_a_missing_prompt)
         changed["shuffle_dataset"] = False

@@ -162,6 +162,38 @@ def run_rewarded(folder: Path, ranks: int, resume: str | None = None) -> dict[st
     return {"parameters": parameters(trainer), "rollouts": rollouts, "log": log, "table": table}
 
 
+def answer_in(text: str) -> str | None:
+    """The answer of a fixed response, which starts with its place in the group and the prompt's first digit."""
+    return None if text[0] == "2" else str(int(text[0]) * int(text[1]) % 3)
+
+
+def run_agreeing(folder: Path, ranks: int) -> dict[str, Any]:
+    """Train on the agreement within groups, with a reward function of weight 0."""
+    trainer = make_trainer(
+        folder,
+        trainer_options={
+            "train_dataset": prompts(24),
+            "reward_funcs": half_teach,
+            "rollout_func": fixed_responses,
+            "answer_extractor": answer_in,
+        },
+        per_device_train_batch_size=RESPONSES // ranks,
+        advantage_estimator="dr_grpo",
+        policy_reward=["self_consistency", {"majority_vote": {"weight": 0.1}}],
+        reward_weights=[0.0],
+        optim="sgd",
+        learning_rate=0.1,
+    )
+    rollouts = keep_rollouts(trainer)
+    trainer.train()
+    log = [{k: v for k, v in entry.items() if "policy_reward" in k} for entry in trainer.state.log_history]
+    return {
+        "rewards": [rollout.rewards_per_func for rollout in rollouts],
+        "log": [entry for entry in log if entry],
+        "parameters": parameters(trainer),
+    }
+
+
 def run_recorded(folder: Path) -> dict[str, Any]:
     """Train on sampled responses, some of which change ranks; then resume after one rank has lost its state.
 
@@ -211,6 +243,7 @@ def main(folder: Path) -> None:
     torch.set_num_threads(1)
     torch.save(run_recorded(folder / "recorded"), folder / f"recorded_{os.environ['RANK']}.pt")
     torch.save(run_shrunken(folder / "shrunken", ranks=2), folder / f"shrunken_{os.environ['RANK']}.pt")
+    torch.save(run_agreeing(folder / "agreeing", ranks=2), folder / f"agreeing_{os.environ['RANK']}.pt")
     whole = run_rewarded(folder / "rewarded", ranks=2)
     resumed = run_rewarded(folder / "rewarded", ranks=2, resume=str(folder / "rewarded" / "checkpoint-1"))
     torch.save({"whole": whole, "resumed": resumed}, folder / f"rewarded_{torch.distributed.get_rank()}.pt")

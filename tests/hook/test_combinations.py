@@ -50,6 +50,8 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "adaptive_clip": {"step": 0.05},
 }
 
+NOT_NEGATIVE = ("self_consistency", "majority_vote")  # policy rewards
+
 Chosen = tuple[str, str]  # a stage's field and a method of it
 
 
@@ -68,7 +70,8 @@ def reason_to_reject(first: Chosen, second: Chosen) -> str | None:
         if field == "loss_term" and "beta" in LOSS_TERMS[name].reads and isinstance(POLICY_LOSSES.get(method), Whole):
             return f"{field}='{name}' changes TRL's KL term, which {other}='{method}' replaces"
         if field == "policy_reward" and other == "advantage_estimator" and ESTIMATORS[method].reward_range:
-            return "the advantage estimator is defined for rewards in .*, but the weighted sum"
+            if ESTIMATORS[method].reward_range != "[0, inf)" or name not in NOT_NEGATIVE:
+                return "the advantage estimator is defined for rewards in .*, but the weighted sum"
         if field == "policy_reward" and other == "policy_loss" and POLICY_LOSSES[method].reward_range:
             return f"{method} is defined for rewards in .*, but the weighted sum"
         if field == "controller" and other == "policy_loss" and steered_knob(CONTROLLERS[name]) == "epsilon_high":

@@ -317,7 +317,7 @@ def weighs(mask, *, weight=1.0):
 @pytest.mark.parametrize(
     ("spec", "message"),
     [
-        ("rant", r"policy_reward='rant' is unknown \(did you mean 'rent'\?\); choose one of \[.*'rent'\]"),
+        ("rant", r"policy_reward='rant' is unknown \(did you mean 'rent'\?\); choose one of \[.*'rent', .*\]"),
         ("math:no", "policy_reward='math:no' cannot be imported"),
         ("math:pi", "policy_reward='math:pi' is a float, not a function"),
         (7, "policy_reward=7 is unknown"),
@@ -343,8 +343,8 @@ def test_an_invalid_choice_is_rejected_before_a_model_is_loaded(spec, message):
         (
             {"policy_reward": reads_the_weather},
             {},
-            r"reads_the_weather reads \['weather'\], which is not available; available: \['answer', .*"
-            "'completion_ids', 'completions', 'entropies', 'log_extra', 'log_metric', 'log_probs', 'mask', 'prompt'",
+            r"reads_the_weather reads \['weather'\], which is not available; available: \['answer', 'answer_ids', "
+            "'completion_ids', 'completions', 'entropies', 'group_answer_ids', 'log_extra', 'log_metric', 'log_probs'",
         ),
         (
             {"policy_reward": "rent"},

@@ -5,7 +5,15 @@ import json
 import pytest
 import torch
 from distributed.groups_across_ranks import CHOSEN_BY_TRL, METRICS, run_by_token, run_fixed
-from distributed.stages_across_ranks import POLICY_LOSSES, RESPONSES, run, run_astar_po, run_rewarded, run_shrunken
+from distributed.stages_across_ranks import (
+    POLICY_LOSSES,
+    RESPONSES,
+    run,
+    run_agreeing,
+    run_astar_po,
+    run_rewarded,
+    run_shrunken,
+)
 from launching import launch
 from toy import TASK, assert_same_but_for_rounding, assert_same_parameters
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -162,6 +170,23 @@ def test_policy_rewards_do_not_depend_on_ranks(stages, tmp_path):
         assert_same_parameters(rank["resumed"]["parameters"], whole["parameters"])
         assert rank["resumed"]["log"] == whole["log"]
     assert_same_parameters(kept[0]["whole"]["parameters"], kept[1]["whole"]["parameters"])
+
+
+def test_agreement_within_groups_does_not_depend_on_ranks(stages, tmp_path):
+    """The second of three groups is on both ranks."""
+    alone = run_agreeing(tmp_path, ranks=1)
+    for rewards in alone["rewards"]:
+        for group in rewards[..., 1:].tolist():  # place 2 has no answer; the digit decides whether place 1 agrees
+            assert group in (
+                [[0.75, 1.0], [0.75, 1.0], [0.0, 0.0], [0.75, 1.0]],
+                [[0.5, 1.0], [0.25, 0.0], [0.0, 0.0], [0.5, 1.0]],
+            )
+    for rank in (torch.load(stages / f"agreeing_{rank}.pt", weights_only=False) for rank in (0, 1)):
+        assert all(torch.equal(got, want) for got, want in zip(rank["rewards"], alone["rewards"], strict=True))
+        assert_same_but_for_rounding(rank["log"], alone["log"])
+        for key, value in alone["parameters"].items():
+            torch.testing.assert_close(rank["parameters"][key], value, atol=1e-5, rtol=1e-5)
+    assert [entry["policy_reward/answered"] for entry in alone["log"]] == [0.75] * 3
 
 
 def test_astar_po_does_not_depend_on_ranks(stages, tmp_path):

@@ -11,6 +11,7 @@ FAULTS = {
     "raises": ["ZeroDivisionError: the answer key is missing", "in reward function 'raises'"],
     "hangs": ["reward function 'hangs' took longer than reward_time_limit=2.0 seconds"],
     "metric": ["ZeroDivisionError: the metric has no words", "in metric 'breaks'"],
+    "answer": ["ZeroDivisionError: the answer has no end", "in the answer_extractor"],
     "prompt": ["ValueError: train_dataset: the prompt is None; fix it or remove its row"],
     "not finite": ["optimiser step 0: the rollout is not sampled. Not finite: parameter model.embed_tokens.weight"],
 }
