@@ -241,6 +241,9 @@ def test_the_verdict_on_metrics():
     unknown = Estimate(0.5, float("nan"), float("nan"))
     assert "No verdict on a" in says({"a": metric(unknown, unknown)})["metric a: unknown"]
     assert "depends on the prompt" in says({"a": metric(known(0.2), known(0.3), varies=0.4)})["metric a: matters"]
+    found = says({"a": metric(known(0.0), known(0.3), varies=0.4)})["metric a: depends on the prompt"]
+    assert "which half earns more depends on the prompt" in found
+    assert "the higher half is better by 0.300 (0.290 to 0.310) at its best responses" in found.lower()
 
 
 def test_a_trap_speaks_against_inter_by_any_metric():

@@ -8,7 +8,7 @@ from canon_trl.evaluation.estimates import Estimate
 from canon_trl.evaluation.probing.estimator_statistics import describe_estimators, leave_one_out
 from canon_trl.evaluation.probing.metric_statistics import best_of, describe_metric, sign_of
 from canon_trl.evaluation.probing.prompt_statistics import describe_prompts, share_with_spread
-from canon_trl.evaluation.probing.resampling import bootstrapped, pair_mean, resampled_counts
+from canon_trl.evaluation.probing.resampling import estimate_of, pair_mean, resampled_counts
 
 NAN = float("nan")
 
@@ -29,12 +29,12 @@ def test_the_mean_over_pairs_is_free_of_noise():
 
 
 def test_bootstrap_of_a_mean():
-    values = np.arange(100.0)
-    found = bootstrapped(lambda counts: counts @ values / counts.sum(axis=1), 100, confidence=0.95)
+    values, counts = np.arange(100.0), resampled_counts(100)
+    assert counts.shape == (1001, 100) and (counts[0] == 1).all() and (counts.sum(axis=1) == 100).all()
+    found = estimate_of(counts @ values / 100, confidence=0.95)
     assert found.mean == 49.5
     assert found.high - found.low == pytest.approx(2 * 1.96 * values.std() / 10, rel=0.1)
-    assert resampled_counts(7, 5, seed=0).sum(axis=1).tolist() == [7] * 5
-    same = bootstrapped(lambda counts: counts.sum(axis=1), 100, confidence=0.95)
+    same = estimate_of(counts.sum(axis=1), confidence=0.95)
     assert same.mean == 100 and np.isnan([same.low, same.high]).all()
 
 

@@ -1,13 +1,13 @@
 """What the first steps of an advantage estimator would do, from the gradients of sampled responses."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike
 
 from canon_trl.evaluation.estimates import Estimate
-from canon_trl.evaluation.probing.resampling import Floats, bootstrapped, pair_mean, ratio
+from canon_trl.evaluation.probing.resampling import Floats, estimate_of, pair_mean, ratio, resampled_counts
 
 REFERENCE = "dr_grpo"
 REWARD_GAIN = 0.01  # the gain of Dr.GRPO in the unit of `length` and `entropy`
@@ -120,77 +120,70 @@ def describe_estimators(
         for label, each in advantages.items()
     }
 
-    def estimate(statistic: Callable[[Floats], Floats]) -> Estimate:
-        return bootstrapped(statistic, prompts, confidence=confidence, seed=seed)
+    counts = resampled_counts(prompts, seed=seed)
 
-    truth = _Products(targets["reward"], targets, prompts_per_step)
-    reference = _Products(estimated[REFERENCE], targets, prompts_per_step)
+    def measured(gradients: Floats) -> _Measured:
+        return _Measured.of(gradients, targets, counts, prompts_per_step)
+
+    def estimate(values: Floats) -> Estimate:
+        return estimate_of(values, confidence=confidence)
+
+    truth, reference = measured(targets["reward"]), measured(estimated[REFERENCE])
     size_of_reference = _root_mean_square(advantages[REFERENCE])
 
     def statistics(label: str) -> EstimatorStatistics:
-        own = _Products(estimated[label], targets, prompts_per_step)
-        relative = [_ratio_of(own, name, reference) for name in ("reward", "length", "entropy")]
+        own = measured(estimated[label])
+        relative = {name: ratio(own.change(name), reference.change("reward")) for name in targets}
         return EstimatorStatistics(
             groups_with_signal=float((np.nan_to_num(np.asarray(advantages[label])) != 0).any(axis=1).mean()),
             magnitude=_root_mean_square(advantages[label]) / size_of_reference if size_of_reference else np.nan,
-            signal=estimate(own.signal),
-            snr=estimate(own.snr),
-            cosine=estimate(lambda counts: own.cosine(truth, counts)),
-            gain=estimate(relative[0]),
-            length=_scaled(estimate(relative[1]), REWARD_GAIN),
-            entropy=_scaled(estimate(relative[2]), REWARD_GAIN),
+            signal=estimate(ratio(own.squared_norm, own.power)),
+            snr=estimate(ratio(own.squared_norm, own.noise)),
+            cosine=estimate(own.cosine(truth)),
+            gain=estimate(relative["reward"]),
+            length=estimate(REWARD_GAIN * relative["length"]),
+            entropy=estimate(REWARD_GAIN * relative["entropy"]),
         )
 
-    return PolicyGradient(estimate(truth.signal)), {label: statistics(label) for label in advantages}
+    gradient = PolicyGradient(estimate(ratio(truth.squared_norm, truth.power)))
+    return gradient, {label: statistics(label) for label in advantages}
 
 
-class _Products:
-    """The inner products of an estimator's gradients with each other and with the gradients of targets."""
+@dataclass(frozen=True)
+class _Measured:
+    """The gradient of an estimator in the sample and in every bootstrap draw, `(draws,)` each.
 
-    def __init__(self, gradients: Floats, targets: Mapping[str, Floats], prompts_per_step: int) -> None:
-        self._own = gradients @ gradients.T
-        self._with = {name: gradients @ target.T for name, target in targets.items()}
-        self._prompts_per_step = prompts_per_step
+    Attributes:
+        squared_norm: |E[g]|^2.
+        power: E[|g|^2], noise included.
+        noise: variance of the gradient of a step.
+        products: E[g] . E[t] by target t.
+    """
 
-    def squared_norm(self, counts: Floats) -> Floats:
-        """Return |E[g]|^2."""
-        return pair_mean(self._own, counts)
+    squared_norm: Floats
+    power: Floats
+    noise: Floats
+    products: dict[str, Floats]
 
-    def power(self, counts: Floats) -> Floats:
-        """Return E[|g|^2], noise included."""
-        power: Floats = counts @ np.diag(self._own) / counts.sum(axis=1)
-        return power
+    @classmethod
+    def of(
+        cls, gradients: Floats, targets: Mapping[str, Floats], counts: Floats, prompts_per_step: int
+    ) -> "_Measured":
+        own = gradients @ gradients.T
+        squared_norm = pair_mean(own, counts)
+        power = counts @ np.diag(own) / counts.sum(axis=1)
+        noise = (power - squared_norm) / prompts_per_step
+        products = {name: pair_mean(gradients @ target.T, counts) for name, target in targets.items()}
+        return cls(squared_norm, power, noise, products)
 
-    def signal(self, counts: Floats) -> Floats:
-        return ratio(self.squared_norm(counts), self.power(counts))
-
-    def noise(self, counts: Floats) -> Floats:
-        """Return the variance of a step's gradient."""
-        noise: Floats = (self.power(counts) - self.squared_norm(counts)) / self._prompts_per_step
-        return noise
-
-    def snr(self, counts: Floats) -> Floats:
-        return ratio(self.squared_norm(counts), self.noise(counts))
-
-    def change(self, target: str, counts: Floats) -> Floats:
+    def change(self, target: str) -> Floats:
         """Return the first-order change of a target on a step of size 1."""
-        size = self.squared_norm(counts) + self.noise(counts)
-        return ratio(pair_mean(self._with[target], counts), np.sqrt(size.clip(min=0)))
+        return ratio(self.products[target], np.sqrt((self.squared_norm + self.noise).clip(min=0)))
 
-    def cosine(self, truth: "_Products", counts: Floats) -> Floats:
-        product = self.squared_norm(counts) * truth.squared_norm(counts)
-        found = (self.squared_norm(counts) > 0) & (truth.squared_norm(counts) > 0)
-        cosine = ratio(pair_mean(self._with["reward"], counts), np.sqrt(np.where(found, product, 0.0)))
-        return cosine.clip(-1, 1)  # the estimates of the three products are independent of each other
-
-
-def _ratio_of(own: _Products, target: str, reference: _Products) -> Callable[[Floats], Floats]:
-    """Return the change of a target relative to the gain of the reference; NaN where the reference gains nothing."""
-
-    def relative(counts: Floats) -> Floats:
-        return ratio(own.change(target, counts), reference.change("reward", counts))
-
-    return relative
+    def cosine(self, truth: "_Measured") -> Floats:
+        found = (self.squared_norm > 0) & (truth.squared_norm > 0)
+        sizes = np.sqrt(np.where(found, self.squared_norm * truth.squared_norm, 0.0))
+        return ratio(self.products["reward"], sizes).clip(-1, 1)  # three separate estimates, so it may leave [-1, 1]
 
 
 def _gradients(advantages: Floats, scores: Floats) -> Floats:
@@ -202,7 +195,3 @@ def _gradients(advantages: Floats, scores: Floats) -> Floats:
 
 def _root_mean_square(advantages: ArrayLike) -> float:
     return float(np.sqrt((np.nan_to_num(np.asarray(advantages, dtype=np.float64)) ** 2).mean()))
-
-
-def _scaled(estimate: Estimate, factor: float) -> Estimate:
-    return Estimate(estimate.mean * factor, estimate.low * factor, estimate.high * factor)

@@ -9,7 +9,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from canon_trl.advantages import split_by_metric
 from canon_trl.evaluation.estimates import Estimate, bootstrap_mean
-from canon_trl.evaluation.probing.resampling import Floats, bootstrapped, ratio
+from canon_trl.evaluation.probing.resampling import Floats, estimate_of, ratio, resampled_counts
 
 
 @dataclass(frozen=True)
@@ -135,9 +135,8 @@ def _explained(
     noise = variances[0] / sizes[0] + variances[1] / sizes[1]
     between = shares[0] * shares[1] * (gaps**2 - noise)
     total = between + shares[0] * variances[0] + shares[1] * variances[1]
-    explained = bootstrapped(
-        lambda counts: ratio(counts @ between, counts @ total), len(gaps), confidence=confidence, seed=seed
-    )
+    counts = resampled_counts(len(gaps), seed=seed)
+    explained = estimate_of(ratio(counts @ between, counts @ total), confidence=confidence)
     spread = gaps.var(ddof=1) - noise.mean() if len(gaps) > 1 else np.nan
     return explained, float(np.sqrt(max(spread, 0.0)) if not np.isnan(spread) else np.nan)
 
@@ -149,7 +148,6 @@ def _correlation(
     products = (centred[0] * centred[1]).sum(axis=1)
     squares = [(each**2).sum(axis=1) for each in centred]
 
-    def correlation(counts: Floats) -> Floats:
-        return ratio(counts @ products, np.sqrt((counts @ squares[0]) * (counts @ squares[1])))
-
-    return bootstrapped(correlation, len(products), confidence=confidence, seed=seed)
+    counts = resampled_counts(len(products), seed=seed)
+    correlation = ratio(counts @ products, np.sqrt((counts @ squares[0]) * (counts @ squares[1])))
+    return estimate_of(correlation, confidence=confidence)

@@ -1,7 +1,5 @@
 """Bootstrap over prompts, and unbiased means over pairs of prompts."""
 
-from collections.abc import Callable
-
 import numpy as np
 from numpy.typing import NDArray
 
@@ -10,10 +8,14 @@ from canon_trl.evaluation.estimates import Estimate, all_equal
 Floats = NDArray[np.float64]
 
 
-def resampled_counts(num_prompts: int, draws: int, seed: int) -> Floats:
-    """Count how often each bootstrap draw contains each prompt, `(draws, P)`; every row adds up to P."""
+def resampled_counts(num_prompts: int, *, draws: int = 1000, seed: int = 0) -> Floats:
+    """Count how often each prompt is in the sample, once, and in each bootstrap draw, `(1 + draws, P)`.
+
+    The first row is the sample itself, all ones. Every row adds up to P.
+    """
     rng = np.random.default_rng(seed)
-    return rng.multinomial(num_prompts, [1 / num_prompts] * num_prompts, size=draws).astype(np.float64)
+    drawn = rng.multinomial(num_prompts, [1 / num_prompts] * num_prompts, size=draws)
+    return np.concatenate([np.ones((1, num_prompts)), drawn])
 
 
 def pair_mean(products: Floats, counts: Floats) -> Floats:
@@ -26,7 +28,10 @@ def pair_mean(products: Floats, counts: Floats) -> Floats:
 
     Args:
         products: M, `(P, P)`.
-        counts: n, the number of times that each draw contains each prompt. NaN for a draw with a single prompt.
+        counts: n, see [`resampled_counts`].
+
+    Returns:
+        `(draws,)`; NaN for a draw with a single prompt.
     """
     squares = counts**2
     total = ((counts @ products) * counts).sum(axis=1) - squares @ np.diag(products)
@@ -39,25 +44,19 @@ def ratio(numerator: Floats, denominator: Floats) -> Floats:
     return result
 
 
-def bootstrapped(
-    statistic: Callable[[Floats], Floats], num_prompts: int, *, confidence: float, draws: int = 1000, seed: int = 0
-) -> Estimate:
-    """Return a statistic with its percentile interval over bootstrap samples of prompts.
+def estimate_of(values: Floats, *, confidence: float) -> Estimate:
+    """Return a statistic with its percentile interval.
 
     Args:
-        statistic: maps counts of prompts `(draws, P)` to values `(draws,)`; NaN where the statistic is undefined.
-        num_prompts: P.
+        values: of the sample and of the bootstrap draws, in the order of [`resampled_counts`]; NaN where undefined.
         confidence: probability of the interval.
-        draws: number of bootstrap samples.
-        seed: seed of the samples.
 
     Returns:
         The bounds are NaN if a tenth of the draws or more are undefined, or if all draws are equal.
     """
-    value = float(statistic(np.ones((1, num_prompts)))[0])
-    values = statistic(resampled_counts(num_prompts, draws, seed))
-    known = values[np.isfinite(values)]
-    if np.isnan(value) or len(known) <= 0.9 * draws or all_equal(known, scale=abs(known).max()):
+    value, draws = float(values[0]), values[1:]
+    known = draws[np.isfinite(draws)]
+    if np.isnan(value) or len(known) <= 0.9 * len(draws) or all_equal(known, scale=abs(known).max()):
         return Estimate(value, np.nan, np.nan)
     low, high = np.quantile(known, [(1 - confidence) / 2, (1 + confidence) / 2])
     return Estimate(value, float(low), float(high))

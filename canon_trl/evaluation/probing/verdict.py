@@ -29,7 +29,8 @@ class Finding:
 
     Attributes:
         about: "prompts", "metric NAME", "estimators" or "length".
-        kind: "counts", "matters", "does not matter", "trap", "unknown", "signal", "no signal" or "direction".
+        kind: "counts", "matters", "depends on the prompt", "does not matter", "trap", "unknown", "signal", "no signal"
+            or "direction".
         says: one or two sentences.
     """
 
@@ -76,8 +77,13 @@ def corrected_sign(estimate: Estimate, comparisons: int, confidence: float) -> i
 
 
 def matters(metric: MetricStatistics) -> bool:
-    """Whether the halves differ in reward, by more than noise and enough to explain a share of its variance."""
+    """Whether one of the halves earns more, beyond noise and enough to explain a share of the variance of rewards."""
     return sign_of(metric.gap) != 0 and metric.explained.mean >= LEAST_EXPLAINED
+
+
+def depends_on_prompt(metric: MetricStatistics) -> bool:
+    """Whether the halves differ beyond noise within prompts, but neither earns more over all prompts."""
+    return sign_of(metric.gap) == 0 and metric.explained.low >= LEAST_EXPLAINED
 
 
 def about_prompts(prompts: PromptStatistics) -> Finding:
@@ -99,6 +105,16 @@ def about_metric(name: str, metric: MetricStatistics, *, any_trap: bool) -> Find
         any_trap: whether any metric of the probe is a trap. Metrics are correlated, so then no other is called safe.
     """
     about, gap = f"metric {name}", metric.gap
+    if depends_on_prompt(metric):
+        says = (
+            f"{name} matters here, but which half earns more depends on the prompt: the split explains "
+            f"{metric.explained.mean:.0%} of the variance of rewards within groups, while the gap of {_shown(gap)} "
+            f"varies by {metric.gap_deviation:.2f}."
+        )
+        if sign := sign_of(metric.ceiling_gap):
+            ahead = "higher" if sign > 0 else "lower"
+            says += f" The {ahead} half is better by {_shown(metric.ceiling_gap, sign=sign)} at its best responses."
+        return Finding(about, "depends on the prompt", says)
     if not matters(metric):
         if not metric.gap.low <= gap.high:  # the bounds are unknown
             return Finding(about, "unknown", f"No verdict on {name}: its halves have no spread to judge the gap by.")
