@@ -81,6 +81,19 @@ def test_a_whole_probe(model, tokenizer, tmp_path):
     assert (tmp_path / "probe.png").stat().st_size > 20_000
 
 
+def test_on_hint_it_finds_the_trap_and_recommends_no_inter():
+    # A copied hint pays now, but only working the answer out can become better: CANON-Inter locks copying in.
+    hint = TASKS["hint"]
+    model, tokenizer = (kind.from_pretrained(hint.model) for kind in (AutoModelForCausalLM, AutoTokenizer))
+    options = ProbeOptions(max_completion_length=12, target_entropy=None)
+    report = probe(model, tokenizer, hint.dataset("train", 1024), hint.reward, options, progress=False)
+    found = report.metrics["length"]
+    assert found.trap and found.gap.mean < 0 < found.ceiling_gap.mean
+    (says,) = (each for each in report.verdict if each.about == "metric length")
+    assert says.kind == "trap" and "Do not use canon inter, length" in says.says
+    assert not any("no trap" in each.says for each in report.verdict)
+
+
 def test_a_killed_probe_resumes(model, tokenizer, tmp_path):
     def whole(folder):
         report = small_probe(model, tokenizer, output_dir=folder)
@@ -228,7 +241,11 @@ def test_the_verdict_on_prompts():
 
 def test_the_verdict_on_metrics():
     found = says(
-        {"a": metric(known(0.2), known(0.3)), "b": metric(known(-0.2), known(0.0)), "c": metric(known(0), known(1))}
+        {
+            "a": metric(known(0.2), known(0.3)),
+            "b": metric(known(-0.2), known(0.0)),
+            "c": metric(known(0), known(1), explained=0.0),
+        }
     )
     assert "the higher half earns 0.200 (0.190 to 0.210) more" in found["metric a: matters"]
     assert "this sample shows no trap" in found["metric a: matters"]

@@ -83,7 +83,7 @@ def matters(metric: MetricStatistics) -> bool:
 
 def depends_on_prompt(metric: MetricStatistics) -> bool:
     """Whether the halves differ beyond noise within prompts, but neither earns more over all prompts."""
-    return sign_of(metric.gap) == 0 and metric.explained.low >= LEAST_EXPLAINED
+    return metric.gap.low <= 0 <= metric.gap.high and metric.explained.low >= LEAST_EXPLAINED
 
 
 def about_prompts(prompts: PromptStatistics) -> Finding:
