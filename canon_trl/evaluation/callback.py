@@ -20,7 +20,7 @@ from trl.models.utils import unwrap_model_for_generation
 from canon_trl.evaluation.responses import Judged, ResponseRecorder
 from canon_trl.sampling.chunks import chunk_records, num_chunks
 from canon_trl.sampling.prompt_checks import check_columns, check_prompts
-from canon_trl.sampling.samplers import TransformersSampler, check_distribution
+from canon_trl.sampling.samplers import TransformersSampler, check_distribution, check_model
 from canon_trl.sampling.scoring import Scorer
 from canon_trl.trl_release import KEEPS_CHECKPOINTING_OPTIONS
 
@@ -74,8 +74,8 @@ class EvaluationCallback(TrainerCallback):
         ValueError: an option is out of range; the dataset is empty, or its prompts are missing or cannot be tokenized;
             FSDP shards the model, so ranks cannot sample independently; PEFT's prompt tuning adapts the model, and
             only its own `generate` inserts the prompts; or the trainer has tools, environments or a `rollout_func`.
-        TypeError: a reward function is not a function; the dataset is not a `Dataset`; or the trainer has a processor
-            instead of a tokenizer.
+        TypeError: a reward function is not a function; the dataset is not a `Dataset`; the trainer has a processor
+            instead of a tokenizer; or the model takes no `position_ids`, or its cache cannot drop rows.
     """
 
     def __init__(
@@ -143,7 +143,7 @@ class EvaluationCallback(TrainerCallback):
                 )
         if trainer.is_fsdp_enabled:
             raise ValueError("a model that FSDP shards cannot be evaluated during training; run examples/evaluate.py")
-        decoder(trainer.model)  # raises if it cannot be evaluated
+        check_model(decoder(trainer.model))
         functions = [reward_funcs] if callable(reward_funcs) else list(reward_funcs)
         self._trainer = trainer
         self._dataset = dataset

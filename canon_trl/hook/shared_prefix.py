@@ -8,12 +8,11 @@ import torch
 from peft import PeftModel
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
-from transformers import DynamicCache, GenerationConfig, GenerationMixin, PreTrainedTokenizerBase
-from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
+from transformers import GenerationConfig, GenerationMixin, PreTrainedTokenizerBase
 from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 
 from canon_trl.hook.generation_recorder import NoRecorder
-from canon_trl.sampling.samplers import missing_inputs, warpers
+from canon_trl.sampling.samplers import cache_can_drop_rows, missing_inputs, warpers
 from canon_trl.sampling.shared_prefix import Samples, Step, sample_tokens
 
 # Settings in a model's generation config that TRL sets or that do not affect sampling, and those that 1 switches off.
@@ -107,6 +106,25 @@ class SharedPrefixSampler(NoRecorder):
 def sampler_obstacles(trainer: Any) -> list[str]:
     """List what in a trainer and its model prevents a [`SharedPrefixSampler`]."""
     model = trainer.accelerator.unwrap_model(trainer.model)
+    decoder = model.get_base_model() if isinstance(model, PeftModel) else model
+    replaced = any("generate" in vars(each) for each in (model, decoder))
+    other = replaced or type(decoder).generate is not GenerationMixin.generate
+    settings = decoder.generation_config.to_diff_dict()
+    acting = {
+        name: value
+        for name, value in settings.items()
+        if value and name not in HARMLESS and not (value == 1 and name in OFF_AT_1)
+    }
+    return [
+        *decoder_obstacles(trainer),
+        *(["another generate method"] if other else []),
+        *(f"{name}={value!r} in the model's generation_config" for name, value in acting.items()),
+    ]
+
+
+def decoder_obstacles(trainer: Any) -> list[str]:
+    """List what in a trainer and its model prevents continuing a prompt's cache for several responses."""
+    model = trainer.accelerator.unwrap_model(trainer.model)
     decoder = model
     if isinstance(model, PeftModel):
         if model.active_peft_config.is_prompt_learning:
@@ -115,7 +133,6 @@ def sampler_obstacles(trainer: Any) -> list[str]:
     name = type(decoder).__name__
     missing = missing_inputs(decoder)
     prepares_alike = type(decoder).prepare_inputs_for_generation is GenerationMixin.prepare_inputs_for_generation
-    replaced = any("generate" in vars(each) for each in (model, decoder))
     obstacles = {
         "FSDP": trainer.is_fsdp_enabled,
         "DeepSpeed ZeRO-3": is_deepspeed_zero3_enabled(),
@@ -123,20 +140,5 @@ def sampler_obstacles(trainer: Any) -> list[str]:
         f"{name}, which takes no {', '.join(missing)}": missing,
         f"prepare_inputs_for_generation of {name}": not prepares_alike,
         f"the cache of {name}": not cache_can_drop_rows(decoder),
-        "another generate method": replaced or type(decoder).generate is not GenerationMixin.generate,
     }
-    settings = decoder.generation_config.to_diff_dict()
-    acting = {
-        name: value
-        for name, value in settings.items()
-        if value and name not in HARMLESS and not (value == 1 and name in OFF_AT_1)
-    }
-    return [what for what, present in obstacles.items() if present] + [
-        f"{name}={value!r} in the model's generation_config" for name, value in acting.items()
-    ]
-
-
-def cache_can_drop_rows(model: Any) -> bool:
-    """Tell whether all layers cache keys and values of each row, and no state of another kind."""
-    plain = (DynamicLayer, DynamicSlidingWindowLayer)
-    return not model._is_stateful and all(type(layer) in plain for layer in DynamicCache(config=model.config).layers)
+    return [what for what, present in obstacles.items() if present]

@@ -8,7 +8,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import LogitsProcessorList, PreTrainedModel, StopStringCriteria
+from transformers import DynamicCache, LogitsProcessorList, PreTrainedModel, StopStringCriteria
+from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 from transformers.generation.logits_process import (
     MinPLogitsWarper,
     RepetitionPenaltyLogitsProcessor,
@@ -83,6 +84,21 @@ def missing_inputs(model: PreTrainedModel) -> list[str]:
     return [name for name in ("position_ids", "past_key_values", "logits_to_keep") if name not in taken]
 
 
+def cache_can_drop_rows(model: Any) -> bool:
+    """Tell whether all layers cache keys and values of each row, and no state of another kind."""
+    plain = (DynamicLayer, DynamicSlidingWindowLayer)
+    return not model._is_stateful and all(type(layer) in plain for layer in DynamicCache(config=model.config).layers)
+
+
+def check_model(model: PreTrainedModel) -> None:
+    """Reject a model that [`TransformersSampler`] cannot sample from."""
+    name = type(model).__name__
+    if missing := missing_inputs(model):
+        raise TypeError(f"{name} takes no {', '.join(missing)}; sample from it with vLLM")
+    if not cache_can_drop_rows(model):
+        raise TypeError(f"the cache of {name} cannot drop rows; sample from it with vLLM")
+
+
 def warpers(
     temperature: float, top_p: float, top_k: int, min_p: float | None, repetition_penalty: float
 ) -> LogitsProcessorList:
@@ -120,7 +136,8 @@ class TransformersSampler:
             distribution that the token was drawn from, after all of these options.
 
     Raises:
-        TypeError: the forward pass of the model takes no `position_ids`, `past_key_values` or `logits_to_keep`.
+        TypeError: the forward pass of the model takes no `position_ids`, `past_key_values` or `logits_to_keep`, or its
+            cache cannot drop rows.
     """
 
     def __init__(
@@ -139,8 +156,7 @@ class TransformersSampler:
         chat_template_kwargs: Mapping[str, Any] | None = None,
         entropies: bool = False,
     ) -> None:
-        if missing := missing_inputs(model):
-            raise TypeError(f"{type(model).__name__} takes no {', '.join(missing)}; sample from it with vLLM")
+        check_model(model)
         self._model = model.eval()
         self._tokenizer = tokenizer
         self._num_samples = num_samples

@@ -1,9 +1,8 @@
 """`rollout_sampler`: the same training with either sampler, and what prevents sampling with a shared prefix."""
 
-from types import SimpleNamespace
-
 import pytest
 import torch
+from images import vision_processor
 from observe import keep_outputs
 from peft import LoraConfig, PromptTuningConfig
 from toy import (
@@ -19,10 +18,13 @@ from toy import (
     parameters,
     prompts,
 )
-from transformers import AutoTokenizer, BloomConfig, BloomForCausalLM, Qwen3NextConfig
+from transformers import AutoTokenizer, BloomConfig, BloomForCausalLM, Lfm2Config, Lfm2ForCausalLM
 
+from canon_trl.evaluation import EvaluationCallback
+from canon_trl.hook import shared_prefix
 from canon_trl.hook.generation_recorder import GenerationRecorder, NoRecorder
-from canon_trl.hook.shared_prefix import SharedPrefixSampler, cache_can_drop_rows
+from canon_trl.hook.shared_prefix import SharedPrefixSampler, sampler_obstacles
+from canon_trl.sampling.samplers import TransformersSampler, cache_can_drop_rows
 
 
 def trained(folder, sampler, **options):
@@ -81,6 +83,9 @@ def test_a_config_rejects_an_unknown_sampler():
         ({}, {"rollout_func": print}, "rollout_func"),
         ({"torch_compile": True}, {}, "torch_compile"),
         ({"top_p": None}, {}, "top_p=None"),
+        ({"top_k": None, "repetition_penalty": None}, {}, "top_k=None, repetition_penalty=None"),
+        ({"use_vllm": True}, {}, "use_vllm"),
+        ({"use_transformers_continuous_batching": True}, {}, "use_transformers_continuous_batching"),
     ],
     ids=str,
 )
@@ -108,11 +113,53 @@ def test_a_model_without_position_ids(tmp_path):
     assert isinstance(trainer._recorder(), GenerationRecorder)
 
 
-def test_a_cache_that_cannot_drop_rows():
+def recurrent(folder):
+    """A model with a layer whose cache is a state instead of keys and values."""
+    torch.manual_seed(0)
+    tokenizer = AutoTokenizer.from_pretrained(TASK.model_path)
+    sizes = {"vocab_size": len(tokenizer), "hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 2}
+    heads = {"num_attention_heads": 2, "num_key_value_heads": 1, "layer_types": ["conv", "full_attention"]}
+    ends = {"eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id}
+    Lfm2ForCausalLM(Lfm2Config(**sizes, **heads, **ends)).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def test_a_cache_that_cannot_drop_rows(tmp_path):
     assert cache_can_drop_rows(base_model())
-    recurrent = Qwen3NextConfig(num_hidden_layers=4)
-    assert "linear_attention" in recurrent.layer_types
-    assert not cache_can_drop_rows(SimpleNamespace(config=recurrent, _is_stateful=False))
+    folder = recurrent(tmp_path / "recurrent")
+    with pytest.raises(ValueError, match="does not work with the cache of Lfm2ForCausalLM; set 'auto' or 'gen"):
+        make_trainer(tmp_path / "out", model=folder, rollout_sampler="shared_prefix")
+    trainer = make_trainer(tmp_path / "out", model=folder, **ONE_ROLLOUT)
+    trainer.train()
+    assert isinstance(trainer._recorder(), GenerationRecorder)
+
+
+def test_obstacles_of_the_trainer(tmp_path, monkeypatch):
+    trainer = make_trainer(tmp_path)
+    assert sampler_obstacles(trainer) == []
+    trainer.is_fsdp_enabled, trainer.processing_class = True, vision_processor()
+    monkeypatch.setattr(shared_prefix, "is_deepspeed_zero3_enabled", lambda: True)
+    monkeypatch.setattr(type(trainer.model), "prepare_inputs_for_generation", print)
+    assert sampler_obstacles(trainer) == [
+        *("FSDP", "DeepSpeed ZeRO-3", "a processor", "prepare_inputs_for_generation of Qwen3ForCausalLM")
+    ]
+
+
+@pytest.mark.parametrize(
+    ("save", "message"),
+    [
+        (bloom, "BloomForCausalLM takes no position_ids; sample from it with vLLM"),
+        (recurrent, "the cache of Lfm2ForCausalLM cannot drop rows; sample from it with vLLM"),
+    ],
+    ids=["position ids", "cache"],
+)
+def test_a_model_that_evaluation_cannot_sample_from(tmp_path, save, message):
+    trainer = make_trainer(tmp_path / "out", model=save(tmp_path / "model"))
+    with pytest.raises(TypeError, match=message):
+        TransformersSampler(trainer.model, trainer.processing_class, num_samples=2, max_new_tokens=4)
+    with pytest.raises(TypeError, match=message):
+        EvaluationCallback(trainer, prompts(4), TASK.reward)
 
 
 def test_a_setting_of_the_model(tmp_path):
