@@ -628,6 +628,19 @@ MUTATIONS = [
         ),
     ),
     *mutations(
+        "hook/rollout_parts.py",
+        "test_scoring_pass.py",
+        ("if self.shares_prompts{{ and not self.passes => }}:", "test_only_metrics_differ_and_by_rounding"),
+    ),
+    *mutations(
+        "hook/scoring_pass.py",
+        "test_scoring_pass.py",
+        ("if {{2 * => }}length <", "test_the_values_are_those_of_trls_pass"),
+        ("[{{order.argsort() => order}}] for values", "test_the_values_are_those_of_trls_pass"),
+        ("batch_select_indices({{copies[rows] => copies}})", "test_the_values_are_those_of_trls_pass"),
+        ("cache, mask = {{copy.deepcopy(prefixes) => prefixes}}", "test_the_values_are_those_of_trls_pass"),
+    ),
+    *mutations(
         "hook/generation_recorder.py",
         "test_metrics.py",
         (".float() {{/ => *}} self._temperature", "test_entropy_and_surprisal_agree_with_a_scoring_pass"),

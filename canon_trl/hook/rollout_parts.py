@@ -2,6 +2,7 @@
 
 from collections import deque
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import torch
@@ -10,6 +11,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from canon_trl.hook.generation_recorder import NoRecorder
 from canon_trl.hook.phases import Phase
+from canon_trl.hook.scoring_pass import score_responses
 from canon_trl.sampling.group_collector import SampledBatch
 
 # What `_generate` returns, in order.
@@ -52,6 +54,7 @@ class RolloutPhase(Phase):
         passes: `entropies` and `log_probs` of each scoring pass so far, `(B, T)` each.
         answers: numbers for the answers in the responses, by the names under which policy rewards read them.
         answer_error: raised while the answers were extracted.
+        shares_prompts: whether the first scoring pass reads each prompt once, see [`score_responses`].
     """
 
     def __init__(self, policy: nn.Module, recorder: NoRecorder, *, scores: bool) -> None:
@@ -69,6 +72,7 @@ class RolloutPhase(Phase):
         self.passes: list[dict[str, Tensor]] = []
         self.answers: dict[str, Tensor] = {}
         self.answer_error: Exception | None = None
+        self.shares_prompts = False
 
     @property
     def trained(self) -> Tensor | None:
@@ -93,6 +97,8 @@ class RolloutPhase(Phase):
         trained = attention_mask[:, -width:].bool()
         attention_mask = torch.cat([attention_mask[:, :-width], written.to(attention_mask.dtype)], dim=1)
         options |= {"compute_entropy": True}
+        if self.shares_prompts and not self.passes:  # a second pass is the reference's, which the loss reads
+            score = partial(score_responses, score)
         log_probs, entropies, aux_loss = score(model, input_ids, attention_mask, width, *rest, **options)
         for_trl = log_probs.masked_fill(~trained, 0.0)
         self.passes.append({"entropies": entropies, "log_probs": log_probs})

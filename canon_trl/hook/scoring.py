@@ -11,7 +11,7 @@ from canon_trl.config.sampler import check_sampler
 from canon_trl.hook.generation_recorder import GenerationRecorder, NoRecorder
 from canon_trl.hook.phases import Phases
 from canon_trl.hook.rollout_parts import RolloutPhase, padded
-from canon_trl.hook.shared_prefix import SharedPrefixSampler, sampler_obstacles
+from canon_trl.hook.shared_prefix import SharedPrefixSampler, decoder_obstacles, sampler_obstacles
 
 
 class Scoring(Phases):
@@ -43,6 +43,9 @@ class Scoring(Phases):
             if self._scored_inputs - self._sampler_values(phase).keys():
                 # TRL scores if an optimiser step does not take a whole number of rollouts.
                 self.num_iterations = self.args.gradient_accumulation_steps + 1
+                # A loss of routers would need a mask of the same width as the tokens.
+                routed = getattr(self.model.config.get_text_config(), "output_router_logits", False)
+                phase.shares_prompts = not routed and not decoder_obstacles(self)
         return generated
 
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
