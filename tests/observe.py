@@ -1,5 +1,6 @@
 """Observe a training run: rollouts, tokens, TRL's outputs, the completions table and forward passes."""
 
+from fractions import Fraction
 from pathlib import Path
 
 import pandas
@@ -81,12 +82,18 @@ def completions_table(trainer, step=None):
 
 
 def count_forwards(trainer):
-    """Count the model's forward passes with and without gradient, except decoding steps."""
+    """Count the model's forward passes with and without gradient, except decoding steps.
+
+    The parts of a rollout that continue the caches of its prompts count as one pass together.
+    """
     calls = {"with_grad": 0, "without_grad": 0}
+    responses = trainer.args.generation_batch_size // trainer.accelerator.num_processes
 
     def count(module, args, kwargs, output):
         if kwargs.get("fused_lm_head") or kwargs.get("use_cache") is False:  # the latter before TRL 1.15
-            calls["with_grad" if torch.is_grad_enabled() else "without_grad"] += 1
+            part = kwargs.get("past_key_values") is not None
+            passes = Fraction(len(kwargs["input_ids"]), responses) if part else 1
+            calls["with_grad" if torch.is_grad_enabled() else "without_grad"] += passes
 
     trainer.model.register_forward_hook(count, with_kwargs=True)
     return calls
