@@ -635,7 +635,7 @@ MUTATIONS = [
     *mutations(
         "hook/scoring_pass.py",
         "test_scoring_pass.py",
-        ("if {{2 * => }}length <", "test_the_values_are_those_of_trls_pass"),
+        ("if {{2 => 1}} * length <", "test_the_values_are_those_of_trls_pass"),
         ("[{{order.argsort() => order}}] for values", "test_the_values_are_those_of_trls_pass"),
         ("batch_select_indices({{copies[rows] => copies}})", "test_the_values_are_those_of_trls_pass"),
         ("cache, mask = {{copy.deepcopy(prefixes) => prefixes}}", "test_the_values_are_those_of_trls_pass"),

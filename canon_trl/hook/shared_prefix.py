@@ -106,7 +106,7 @@ class SharedPrefixSampler(NoRecorder):
 def sampler_obstacles(trainer: Any) -> list[str]:
     """List what in a trainer and its model prevents a [`SharedPrefixSampler`]."""
     model = trainer.accelerator.unwrap_model(trainer.model)
-    decoder = model.get_base_model() if isinstance(model, PeftModel) else model
+    decoder: Any = model.get_base_model() if isinstance(model, PeftModel) else model
     replaced = any("generate" in vars(each) for each in (model, decoder))
     other = replaced or type(decoder).generate is not GenerationMixin.generate
     settings = decoder.generation_config.to_diff_dict()
