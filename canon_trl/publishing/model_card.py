@@ -57,9 +57,13 @@ def complete_card(path: Path, facts: TrainingFacts) -> None:
     # TRL writes None for a base model in a folder, and for a model without a name on the Hub.
     body = body.replace("[None](https://huggingface.co/None)", facts.base_model)
     body = body.replace('model="None"', f'model="{path.parent.name}"')
-    citations_to_add = [cite(name, paper.citation) for name, paper in facts.combined_with.items()]
-    citations_to_add.append(cite("canon_trl", package_citation()))
     citations_of_trl = f"{heading}{citations}".rstrip()
+    named: dict[str, list[str]] = {}  # several methods may come from one paper
+    for name, paper in facts.combined_with.items():
+        if paper.citation not in citations_of_trl:
+            named.setdefault(paper.citation, []).append(name)
+    citations_to_add = [cite(" and ".join(names), entry) for entry, names in named.items()]
+    citations_to_add.append(cite("canon_trl", package_citation()))
     card.text = "\n\n".join([body.rstrip(), *sections(facts), citations_of_trl, *citations_to_add, ""])
     card.data.pop("licence")  # TRL's placeholder
     if facts.adapter is not None:

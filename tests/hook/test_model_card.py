@@ -12,6 +12,7 @@ from toy import TASK, make_trainer, prompts
 from canon_trl import AStarPOConfig, AStarPOTrainer
 from canon_trl.advantages import ESTIMATORS
 from canon_trl.policy_losses import POLICY_LOSSES, astar_po, covariance
+from canon_trl.policy_rewards import POLICY_REWARDS
 from canon_trl.publishing.citation import package_citation
 from canon_trl.publishing.model_card import changed_options, logged_results
 from canon_trl.sampling import dynamic_sampling
@@ -75,6 +76,17 @@ def test_the_card_of_a_mix_cites_all_its_estimators(tmp_path):
     assert "| `advantage_estimator` | `mix` |" in text and "| `canon` | `0.5` |" in text
     cited = re.findall(r"^@\w+{(.+),$", text, flags=re.MULTILINE)
     assert cited == ["vonwerra2020trl", *(ESTIMATORS[name].paper.key for name in ("canon", "opo")), "canon_trl"]
+
+
+def test_a_paper_is_cited_once(tmp_path):
+    """The estimator and a loss term come from one paper, and two policy rewards from another."""
+    rewards = ["em_rl_sequence", "em_rl_token"]
+    options = {"advantage_estimator": "pshw", "advantage_estimator_kwargs": {"low": 0}, "loss_term": "ter"}
+    make_trainer(tmp_path, policy_reward=[{name: {"weight": 0.0}} for name in rewards], **options).create_model_card()
+    text = (tmp_path / "README.md").read_text()
+    keys = [ESTIMATORS["pshw"].paper.key, "vonwerra2020trl", POLICY_REWARDS["em_rl_token"].paper.key, "canon_trl"]
+    assert re.findall(r"^@\w+{(.+),$", text, flags=re.MULTILINE) == keys
+    assert "Cite em_rl_sequence and em_rl_token as:" in text
 
 
 def test_a_star_po_is_cited_with_its_options(tmp_path):
