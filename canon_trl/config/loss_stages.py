@@ -7,7 +7,7 @@ from typing import Any
 from trl import GRPOConfig
 
 from canon_trl.config.checks import check_can_leave_out, check_ignored
-from canon_trl.method import Method, find
+from canon_trl.method import Method, RewardRange, find
 from canon_trl.policy_losses import POLICY_LOSSES, OnTRL, Whole
 from canon_trl.policy_losses import STAGE as POLICY_LOSS
 from canon_trl.token_advantages import TokenAdvantage
@@ -126,6 +126,12 @@ class LossStages:
 def kind_of(method: Method) -> str:
     """Return what a token advantage returns: a shape, a weight, a mask or a choice of responses."""
     return method.kind if isinstance(method, TokenAdvantage) else "shape"
+
+
+def reward_ranges(estimator: Method, stages: LossStages) -> dict[str, RewardRange]:
+    """Return the rewards that methods are defined for, by `field='method'`, of those that are not defined for all."""
+    methods = [("advantage_estimator", estimator), *((stages.prefix(m).partition("/")[0], m) for m in stages)]
+    return {f"{field}={m.name!r}": m.reward_range for field, m in methods if m.reward_range is not None}
 
 
 def find_policy_loss(spec: Any, options: dict[str, Any] | None = None) -> OnTRL | Whole | None:

@@ -1,11 +1,13 @@
 """Values of the field `policy_reward`: policy rewards with weights."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any
 
+from canon_trl.config.loss_stages import LossStages, reward_ranges
 from canon_trl.config.specs import find_all
+from canon_trl.method import Method
 from canon_trl.options import check_values
-from canon_trl.policy_rewards import STAGE, PolicyReward
+from canon_trl.policy_rewards import POLICY_REWARDS, STAGE, PolicyReward
 
 Weight = Annotated[float, "[-1e6, 1e6]"]  # float32 soon overflows above 1e6
 
@@ -51,3 +53,21 @@ def split_weight(spec: Any) -> tuple[Any, Any]:
             weight = options.pop("weight", 1.0)
             return {name: options}, weight
     return spec, 1.0
+
+
+def check_two_values(rewards: Sequence[PolicyReward], estimator: Method, stages: LossStages) -> None:
+    """Reject a built-in reward computed from probabilities with a method that is defined for two rewards alone.
+
+    The first rollout shows whether other policy rewards are in the range of a method.
+
+    Raises:
+        ValueError: names the policy reward and the method.
+    """
+    built_in = [reward for reward in rewards if reward.weight and reward.method.name in POLICY_REWARDS]
+    names = [reward.name for reward in built_in if {"entropies", "log_probs"} & {*reward.method.reads}]
+    for method, reward_range in reward_ranges(estimator, stages).items():
+        if names and reward_range.startswith("{"):
+            raise ValueError(
+                f"policy_reward={names[0]!r} can be any number, but {method} is defined for rewards in {reward_range} "
+                "alone; give the policy reward weight 0, or choose another method"
+            )

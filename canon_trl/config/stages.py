@@ -10,7 +10,7 @@ from canon_trl.config.checks import check_shrink, check_trl_estimator, estimator
 from canon_trl.config.controllers import check_controllers
 from canon_trl.config.help_texts import with_help
 from canon_trl.config.loss_stages import LossStages, check_loss_stages, find_policy_loss
-from canon_trl.config.policy_rewards import find_policy_rewards
+from canon_trl.config.policy_rewards import check_two_values, find_policy_rewards
 from canon_trl.config.run import RunConfig
 from canon_trl.config.run_length import rollouts_in_run
 from canon_trl.config.specs import as_names, find_all
@@ -220,6 +220,7 @@ class StagesConfig(RunConfig):
         chosen = self.make_policy_loss()
         stages = LossStages(self.make_token_advantages(), chosen, self.make_loss_terms())
         check_loss_stages(stages, self)
+        check_two_values(self.make_policy_rewards(), self.make_estimator(), stages)
         check_controllers(self.make_controllers(), self, stages)
         updates = self.steps_per_generation * self.num_iterations
         if not isinstance(chosen, OnTRL) or (self.use_vllm and "sampling_log_probs" in chosen.reads):

@@ -1,6 +1,6 @@
 """Check the rewards, metrics and advantages of a rollout."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -36,6 +36,7 @@ def check_numbers(
     accuracy: Tensor | None,
     *,
     reward_ranges: Mapping[str, RewardRange],
+    reward_names: Sequence[str],
     accuracy_reward: str,
     failures: SharedFailures,
 ) -> None:
@@ -46,6 +47,7 @@ def check_numbers(
         rewards: `(P, G)`, NaN for responses that were not scored.
         accuracy: `(N,)`, if it is needed.
         reward_ranges: the rewards for which a method is defined, by method.
+        reward_names: the names of the reward functions behind `rewards`.
         accuracy_reward: the name of the reward function behind `accuracy`.
         failures: the errors of metrics.
 
@@ -71,8 +73,8 @@ def check_numbers(
             raise ValueError(f"metric {name!r} is {value} for completion {index}; it must be finite")
         if kind == "reward":
             raise ValueError(
-                f"{name} is defined for rewards in {reward_ranges[name]}, but the weighted sum of the reward "
-                f"functions is {rewards.flatten()[index].item()} for completion {index}"
+                f"{name} is defined for rewards in {reward_ranges[name]}, but the weighted sum of the rewards "
+                f"{[*reward_names]} is {rewards.flatten()[index].item()} for completion {index}"
             )
         assert accuracy is not None
         raise ValueError(

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from canon_trl.config.loss_stages import reward_ranges
 from canon_trl.guards.failures import SharedFailures
 from canon_trl.guards.rollout_checks import check_numbers, checked_advantages, snapped
 from canon_trl.hook.resampling import Resampling
@@ -135,9 +136,7 @@ class Rollouts(Resampling):
         width = width if self.accelerator.num_processes == 1 else int(widths.max())
 
         rewards = weighted_reward(rewards_per_func, self.reward_weights).view(-1, group_size)
-        ranges = {method.name: method.reward_range for method in self._stages if method.reward_range is not None}
-        if self._estimator.reward_range is not None:
-            ranges["the advantage estimator"] = self._estimator.reward_range
+        ranges = reward_ranges(self._estimator, self._stages)
         for reward_range in ranges.values():
             rewards = snapped(rewards, reward_range)
         accuracy = snapped(phase.drawn[:, self._accuracy_index], "[0, 1]")
@@ -148,6 +147,7 @@ class Rollouts(Resampling):
             rewards,
             accuracy if self._needs_accuracy else None,
             reward_ranges=ranges,
+            reward_names=self.reward_func_names,
             accuracy_reward=self.reward_func_names[self._accuracy_index],
             failures=self._failures,
         )

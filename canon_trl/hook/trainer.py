@@ -11,6 +11,7 @@ from canon_trl.advantages import STAGE
 from canon_trl.config.checks import check_dynamic_sampling, check_shrink
 from canon_trl.config.controllers import by_knob, check_controllers
 from canon_trl.config.loss_stages import LossStages, check_loss_stages, find_policy_loss
+from canon_trl.config.policy_rewards import check_two_values
 from canon_trl.config.sampler import (
     can_share_prefix,
     check_generation_kwargs,
@@ -148,6 +149,7 @@ class PluggableGRPOTrainer(Publishing, Resuming, Logs, NotFinite, WholeGroups, R
         self._choose_metrics(metrics or {}, policy_rewards)
         self._choose_loss_stages(token_advantage, policy_loss, loss_term, args)
         check_terms_can_shrink(self._stages, dynamic_sampling, args)
+        check_two_values(policy_rewards, self._estimator, self._stages)
         controllers = find_all(CONTROLLER, controller)
         check_controllers(controllers, args, self._stages)
         self._choose_entropy_source(

@@ -139,5 +139,5 @@ def test_rewards_other_than_0_and_1_are_rejected(tmp_path):
     def halves(completions, **kwargs):
         return [0.5] * len(completions)
 
-    with pytest.raises(ValueError, match=r"the advantage estimator is defined for rewards in \{0, 1\}"):
+    with pytest.raises(ValueError, match=r"advantage_estimator='gtpo' is defined for rewards in \{0, 1\}"):
         train(tmp_path, {"reward_funcs": halves}, **GTPO)
