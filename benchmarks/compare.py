@@ -3,7 +3,7 @@
     python benchmarks/compare.py benchmarks/comparisons/arithmetic.yaml                # do the missing runs and report
     python benchmarks/compare.py benchmarks/comparisons/arithmetic.yaml --jobs 0       # report only
 
-A run trains with the options in its `options.yaml`, evaluates the trained model with `examples/evaluate.py` and
+A run trains with the options in its `options.yaml`, evaluates the trained model with the command `evaluate` and
 writes `result.json` at the end. Runs that have a `result.json` are skipped, so a killed comparison resumes where it
 stopped, and methods, tasks and seeds can be added later.
 
@@ -14,13 +14,13 @@ Keys of the file:
     seeds         list; all methods use the same seeds, and differences are taken per seed
     baseline      name of the method that the others are compared with
     metrics       what the report compares: names from `compare_report.METRICS`, and pass@1, pass@4, ...
-    options       options of the training script for all runs
+    options       options of the command `train` for all runs
     tasks         {name: options}
     methods       {name: options}; `script: train_astar_po` uses that trainer, with values sampled once per task;
                   `tasks: [...]` limits a method to some tasks; `baseline: NAME` compares it with another method
-    values        options of examples/estimate_values.py, for A*-PO; options shared with training come from
+    values        options of the command `values`, for A*-PO; options shared with training come from
                   `options` and the task
-    evaluate      options of examples/evaluate.py for the trained model
+    evaluate      options of the command `evaluate` for the trained model
     launcher      command that starts a run; default: this Python interpreter
     keep_models   whether to keep the trained models; default true
     results_dir   folder for one small JSON file per finished run, to be committed; these runs are not repeated.
@@ -51,7 +51,6 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import ExitStack, contextmanager
 from dataclasses import MISSING, dataclass, field, fields
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -62,10 +61,10 @@ from study_report import Contrast, write_study
 
 from canon_trl.sampling.chunks import atomic_write
 
-ROOT = Path(__file__).resolve().parents[1]
-SCRIPTS = ("train_canon", "train_astar_po")
-HARNESS_KEYS = ("script", "tasks", "baseline")  # keys of a method that are not options of its training script
-# Options that the training scripts share with the scripts that sample.
+SCRIPTS = {"train_canon": "canon", "train_astar_po": "astar_po"}  # the trainer of each
+DEFAULT_SCRIPT = "train_canon"
+HARNESS_KEYS = ("script", "tasks", "baseline")  # keys of a method that are not options of its training
+# Options that training shares with the commands that sample.
 DATA_OPTIONS = (
     "task",
     "task_eval_prompts",
@@ -140,7 +139,7 @@ class Comparison:
             if name.startswith("pass@") and name not in {f"pass@{k}" for k in given}:
                 raise ValueError(f"metrics has {name!r}, which needs its k in evaluate.pass_at_k")
         for name, method in self.methods.items():
-            if (script := method.get("script", SCRIPTS[0])) not in SCRIPTS:
+            if (script := method.get("script", DEFAULT_SCRIPT)) not in SCRIPTS:
                 raise ValueError(f"methods.{name}.script={script!r} must be one of {list(SCRIPTS)}")
             if method.get("baseline", self.baseline) not in self.methods:
                 raise ValueError(f"methods.{name}.baseline={method['baseline']!r} must be one of {list(self.methods)}")
@@ -224,7 +223,7 @@ class Comparison:
         return {name: baseline for name, baseline in named.items() if name != baseline}
 
     def script_of(self, run: "Run") -> str:
-        return self.methods[run.method].get("script", SCRIPTS[0])
+        return self.methods[run.method].get("script", DEFAULT_SCRIPT)
 
     def values_of(self, task: str) -> Path:
         """The folder of A*-PO's values for a task."""
@@ -266,7 +265,6 @@ class Run:
 
 def perform_all(jobs: list[dict[str, Any]]) -> bool:
     """Perform runs one after the other, each with its output in `log.txt`, and return whether all succeeded."""
-    sys.path.insert(0, str(ROOT / "examples"))
     succeeded = True
     for job in jobs:
         folder = Path(job["folder"])
@@ -287,18 +285,21 @@ def perform_all(jobs: list[dict[str, Any]]) -> bool:
 
 def perform(folder: Path, result: Path, *, keep_model: bool) -> None:
     """Do what is left of a run's training and evaluation, and write its result."""
+    from canon_trl.cli import evaluate, train  # slow to import, and only needed here
+    from canon_trl.cli.running import accuracy_name
+
     settings = read_json(folder / "settings.json")
     options = settings["training"] | {"output_dir": str(folder / "model"), "disable_tqdm": True}
     if not (folder / "curve.json").exists():
         config = write_yaml(folder / "options.yaml", options)
-        trainer = import_module(settings["script"]).main(["--config", str(config)])
-        reward = import_module("recipe").accuracy_name(trainer)
+        trainer = train.main(["--trainer", SCRIPTS[settings["script"]], "--config", str(config)])
+        reward = accuracy_name(trainer)
         if trainer.accelerator.is_main_process:
             write_json(folder / "training.json", training_batches(trainer.state.log_history, reward))
             write_json(folder / "curve.json", curve(trainer.state.log_history, reward))
         trainer.accelerator.wait_for_everyone()
     options = evaluation_options(settings, model=folder / "model", folder=folder / "evaluation")
-    import_module("evaluate").main(["--config", str(write_yaml(folder / "evaluation.yaml", options))])
+    evaluate.main(["--config", str(write_yaml(folder / "evaluation.yaml", options))])
     if PartialState().is_main_process:
         (evaluation,) = read_json(folder / "evaluation" / "summary.json").values()
         learning, training = read_json(folder / "curve.json"), read_json(folder / "training.json")
@@ -318,7 +319,7 @@ def small(found: dict[str, Any]) -> dict[str, Any]:
 
 
 def evaluation_options(settings: dict[str, Any], *, model: Path, folder: Path) -> dict[str, Any]:
-    """Options of examples/evaluate.py: the data options of the training and the comparison's `evaluate`."""
+    """Options of the command `evaluate`: the data options of the training and the comparison's `evaluate`."""
     training = settings["training"]
     options = {key: training[key] for key in DATA_OPTIONS if key in training} | settings["evaluate"]
     return options | {"model_name_or_path": str(model), "output_dir": str(folder)}
@@ -416,8 +417,8 @@ def sample_values(comparison: Comparison, task: str, threads: int) -> None:
         elif yaml.safe_load(config.read_text()) == options:
             return
         folder.mkdir(exist_ok=True)
-        write_yaml(config, options)  # estimate_values.py rejects a folder with values made with other options
-        command = [*comparison.launcher, str(ROOT / "examples" / "estimate_values.py"), "--config", str(config)]
+        write_yaml(config, options)  # the command rejects a folder with values made with other options
+        command = [*comparison.launcher, "-m", "canon_trl", "values", "--config", str(config)]
         begin = time.perf_counter()
         if not start(command, folder / "log.txt", threads, inherits=[lock]):
             raise RuntimeError(f"sampling the values of {task} failed, see {folder / 'log.txt'}")

@@ -25,6 +25,8 @@ PARTS = {
     "canon_trl": (2.5, 4.6, "the public names"),
     "trainers": (2.5, 3.9, "CANON, A*-PO"),
     "publishing": (0.6, 3.5, "card, citations,\nuploads"),
+    "__main__": (1.5, 4.7, "python -m canon_trl"),
+    "cli": (1.5, 3.95, "train, values,\nevaluate"),
     "recipes": (4.0, 4.6, "YAML options\non a base"),
     "tasks": (5.2, 4.6, "embedded tasks\nwith their models"),
     "evaluation": (5.2, 3.7, "pass@k, intervals,\nduring training"),
@@ -51,7 +53,18 @@ PARTS = {
     "paper": (5.5, -0.2, "a citation"),
 }
 USES_TRL, USES_TRANSFORMERS, TORCH_ONLY = "#f3c9a5", "#f5e6b8", "#cfe0f3"
-ON_TRL = ("canon_trl", "config", "guards", "hook", "publishing", "trainers", "trl_release", "evaluation", "sampling")
+ON_TRL = (
+    "canon_trl",
+    "cli",
+    "config",
+    "guards",
+    "hook",
+    "publishing",
+    "trainers",
+    "trl_release",
+    "evaluation",
+    "sampling",
+)
 COLOURS = dict.fromkeys(ON_TRL, USES_TRL) | {"tasks": USES_TRANSFORMERS}
 LEGEND = {
     USES_TRL: "uses TRL",

@@ -1,10 +1,11 @@
 """Parse and run recipes inside the test process."""
 
-import recipe
 from toy import TASK, base_model
 from transformers import AutoModelForCausalLM
 
-from canon_trl import CANONConfig
+from canon_trl.cli.arguments import parse
+from canon_trl.cli.train import TrainArguments
+from canon_trl.config import CANONConfig
 
 # Rows of a mathematics dataset.
 MATHS = [
@@ -21,7 +22,9 @@ RUN += ["--bf16", "false", "--save_strategy", "no", "--eval_strategy", "steps", 
 
 def parse_canon(*flags):
     # without use_cpu, a machine without bf16 rejects the config before any other check
-    return recipe.parse([*flags, "--use_cpu", "true"], CANONConfig, embedded="arithmetic")
+    flags = [*flags, "--use_cpu", "true"]
+    recipe, _, *parts = parse(flags, TrainArguments, CANONConfig, command="train", embedded="arithmetic")
+    return recipe, *parts
 
 
 def data_flags(path, *flags):

@@ -142,7 +142,9 @@ class EvaluationCallback(TrainerCallback):
                     "from those of training"
                 )
         if trainer.is_fsdp_enabled:
-            raise ValueError("a model that FSDP shards cannot be evaluated during training; run examples/evaluate.py")
+            raise ValueError(
+                "a model that FSDP shards cannot be evaluated during training; run `python -m canon_trl evaluate`"
+            )
         check_model(decoder(trainer.model))
         functions = [reward_funcs] if callable(reward_funcs) else list(reward_funcs)
         self._trainer = trainer

@@ -171,7 +171,7 @@ def logged_results(log_history: Iterable[Mapping[str, Any]], accuracy_reward: st
 
 
 def summary_results(summary: Mapping[str, Mapping[str, Any]]) -> list[EvalResult]:
-    """Return the accuracies in a `summary.json` of `examples/evaluate.py`, with their intervals in the names."""
+    """Return the accuracies in a `summary.json` of the command `evaluate`, with their intervals in the names."""
     found = []
     for benchmark, numbers in summary.items():
         settings, n = numbers["settings"], numbers["num_samples"]

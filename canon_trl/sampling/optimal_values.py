@@ -1,6 +1,6 @@
 """Compute optimal values V* from the rewards that the reference model earned on every prompt of a dataset.
 
-There are two layouts: a column `rewards` with a list of rewards per prompt, as `examples/estimate_values.py` writes,
+There are two layouts: a column `rewards` with a list of rewards per prompt, as the command `values` writes,
 and columns `eval_0`, `eval_1`, ... with one reward each, as in the datasets of the authors of A*-PO.
 """
 
@@ -36,7 +36,7 @@ def sampled_rewards(dataset: Dataset, *, name: str = "dataset") -> Tensor:
     else:
         raise ValueError(
             f"{name} has neither a column {REWARDS!r} nor columns 'eval_0', 'eval_1', ...; its columns are "
-            f"{dataset.column_names}. Sample the rewards with examples/estimate_values.py"
+            f"{dataset.column_names}. Sample the rewards with `python -m canon_trl values`"
         )
     for index, row in enumerate(rows):
         if row is not None and not (isinstance(row, Sequence) and all(is_reward(reward) for reward in row)):

@@ -1,9 +1,10 @@
-"""What examples/evaluate.py rejects before a model is loaded, and how benchmarks name their data."""
+"""What an evaluation rejects before a model is loaded, and how benchmarks name their data."""
 
-import evaluate
 import pytest
 from datasets import Dataset
 from recipe_runs import data_flags
+
+from canon_trl.cli import evaluate
 
 
 @pytest.mark.parametrize(

@@ -4,15 +4,16 @@ import json
 import logging
 
 import datasets
-import estimate_values
-import evaluate
 import pytest
-import recipe
-import train_canon
 import yaml
 from recipe_runs import RUN, moved_from_the_base_model, parse_canon
 from toy import TASK, base_model
 from transformers import AutoTokenizer
+
+from canon_trl.cli import evaluate, train
+from canon_trl.cli import values as estimate_values
+from canon_trl.cli.data import load_data, load_held_out
+from canon_trl.cli.rewards import REWARDS
 
 
 @pytest.mark.parametrize(
@@ -26,7 +27,7 @@ def test_solutions_are_made_from_answers(tmp_path, answers, template, want):
     datasets.Dataset.from_dict({"prompt": ["a", "b"], "answer": answers}).to_json(tmp_path / "data.jsonl")
     flags = ["--dataset_name", str(tmp_path / "data.jsonl"), "--model_name_or_path", "m"]
     arguments, *_ = parse_canon(*flags, "--reward_funcs", "accuracy_reward", "--answer_template", template)
-    train, _ = recipe.load_data(arguments, wants_eval=False)
+    train, _ = load_data(arguments, wants_eval=False)
     assert train["solution"][:] == want
 
 
@@ -52,7 +53,7 @@ def of_file(path, *flags):
 def test_a_missing_answer_stays_missing(tmp_path, form, caplog):
     path = write_rows(tmp_path, [{"prompt": f"{i}?", "answer": answer} for i, answer in enumerate(ANSWERS)], form)
     with caplog.at_level(logging.WARNING):
-        train, _ = recipe.load_data(of_file(path, "--answer_template", "${answer}$"), wants_eval=False)
+        train, _ = load_data(of_file(path, "--answer_template", "${answer}$"), wants_eval=False)
     assert train["solution"][:] == SOLUTIONS
     assert "3 of 5 prompts have no answer in answer_column='answer', the first in row 1" in caplog.text
 
@@ -69,7 +70,7 @@ def test_a_missing_answer_stays_missing(tmp_path, form, caplog):
 )
 def test_missing_answers_of_every_type(tmp_path, answers, want):
     path = write_rows(tmp_path, [{"prompt": "1 + 1?", "answer": answer} for answer in answers], "parquet")
-    train, _ = recipe.load_data(of_file(path), wants_eval=False)
+    train, _ = load_data(of_file(path), wants_eval=False)
     assert train["solution"][:] == want
 
 
@@ -77,8 +78,8 @@ def test_missing_answers_of_every_type(tmp_path, answers, want):
 def test_a_response_to_a_prompt_without_an_answer_is_not_scored(name):
     texts = [r"so $3$ </think> \boxed{3}", r"so $3$ </think> \boxed{4}", "without an end"]
     responses = [[{"role": "assistant", "content": text}] for text in texts]
-    assert recipe.REWARDS[name](completions=responses, solution=[None] * 3) == [None] * 3
-    assert recipe.REWARDS[name](completions=responses, solution=["$3$"] * 3) == [1.0, 0.0, 0.0]
+    assert REWARDS[name](completions=responses, solution=[None] * 3) == [None] * 3
+    assert REWARDS[name](completions=responses, solution=["$3$"] * 3) == [1.0, 0.0, 0.0]
 
 
 def chat_model(folder):
@@ -141,7 +142,7 @@ def test_local_datasets(tmp_path, kind):
     columns = ["--prompt_column", "question", "--answer_column", "target", "--system_prompt", "Be brief."]
     flags = ["--dataset_name", str(path), "--model_name_or_path", "m", "--reward_funcs", "accuracy_reward"]
     arguments, *_ = parse_canon(*flags, *columns)
-    train, held_out = recipe.load_data(arguments, wants_eval=False)
+    train, held_out = load_data(arguments, wants_eval=False)
     assert held_out is None
     assert train[0]["prompt"] == [
         {"role": "system", "content": "Be brief."},
@@ -158,7 +159,7 @@ def test_a_system_prompt_precedes_conversations_that_have_none(tmp_path):
     )
     flags = ["--dataset_name", str(tmp_path / "data.jsonl"), "--model_name_or_path", "m"]
     arguments, *_ = parse_canon(*flags, "--reward_funcs", "accuracy_reward", "--system_prompt", "Be brief.")
-    train, _ = recipe.load_data(arguments, wants_eval=False)
+    train, _ = load_data(arguments, wants_eval=False)
     assert train["prompt"][:] == [[{"role": "system", "content": "Be brief."}, *asked], given]
 
 
@@ -170,16 +171,16 @@ def test_held_out_prompts_in_a_separate_file(tmp_path, form, streaming):
     held_out = write_rows(tmp_path / "held out", [{"prompt": "2 + 2?", "answer": "4"}], form)
     flags = ["--eval_dataset_name", held_out, "--dataset_streaming", streaming]
     recipe_of_both = of_file(train, *flags)
-    both = recipe.load_data(recipe_of_both, wants_eval=True)
+    both = load_data(recipe_of_both, wants_eval=True)
     kind = datasets.IterableDataset if streaming == "true" else datasets.Dataset
     assert [type(data) for data in both] == [kind] * 2
     assert [next(iter(data))["solution"] for data in both] == ["2", "4"]
-    assert next(iter(recipe.load_held_out(recipe_of_both)))["solution"] == "4"
-    assert next(iter(recipe.load_held_out(of_file(train, *flags[2:]))))["solution"] == "2"
+    assert next(iter(load_held_out(recipe_of_both)))["solution"] == "4"
+    assert next(iter(load_held_out(of_file(train, *flags[2:]))))["solution"] == "2"
     with pytest.raises(ValueError, match=r"eval_dataset_name='.*' would be ignored, because the run uses no held-out"):
-        recipe.load_data(recipe_of_both, wants_eval=False)
+        load_data(recipe_of_both, wants_eval=False)
     with pytest.raises(ValueError, match=r"has no split 'test'; it has \['train'\]; set eval_dataset_name"):
-        recipe.load_data(of_file(train, *flags[2:]), wants_eval=True)
+        load_data(of_file(train, *flags[2:]), wants_eval=True)
 
 
 def test_a_held_out_dataset_has_splits_and_a_configuration(tmp_path):
@@ -195,7 +196,7 @@ def test_a_held_out_dataset_has_splits_and_a_configuration(tmp_path):
     (folder / "README.md").write_text(f"---\n{yaml.safe_dump(card)}---\n")
     train = write_rows(tmp_path, [{"prompt": "1 + 1?", "answer": "2"}], "jsonl")
     flags = ["--eval_dataset_name", str(folder), "--eval_dataset_config", "hard", "--dataset_test_split", "exam"]
-    _, held_out = recipe.load_data(of_file(train, *flags), wants_eval=True)
+    _, held_out = load_data(of_file(train, *flags), wants_eval=True)
     assert held_out["solution"][:] == ["2"]
 
 
@@ -206,7 +207,7 @@ def test_training_on_a_streamed_file(tmp_path):
     held_out = write_rows(tmp_path / "held out", TASK.dataset("test", 4).to_list(), "jsonl")
     flags = ["--dataset_name", data, "--dataset_streaming", "true", "--eval_dataset_name", held_out]
     flags += ["--model_name_or_path", chat_model(tmp_path / "model"), "--reward_funcs", f"{__name__}:judged"]
-    trainer = train_canon.main([*RUN[6:], "--max_steps", "2", "--output_dir", str(tmp_path / "trained"), *flags])
+    trainer = train.main([*RUN[6:], "--max_steps", "2", "--output_dir", str(tmp_path / "trained"), *flags])
     assert trainer.state.global_step == 2
     history = json.loads((tmp_path / "trained" / "metrics.json").read_text())
     assert [entry["step"] for entry in history if "eval_rewards/judged/mean" in entry] == [0, 2]
@@ -255,7 +256,7 @@ def test_the_error_names_an_unusable_prompt(tmp_path, row, fault, streaming, sys
     rows = [{"prompt": prompt, "answer": "1"} for prompt in (sound, sound, row, sound)]
     path = write_rows(tmp_path, rows, "parquet")
     with pytest.raises(ValueError, match=rf"data\.parquet: the prompt of row 2 {fault}"):
-        train, _ = recipe.load_data(of_file(path, "--dataset_streaming", streaming, *system_prompt), wants_eval=False)
+        train, _ = load_data(of_file(path, "--dataset_streaming", streaming, *system_prompt), wants_eval=False)
         list(train)
 
 
@@ -264,13 +265,13 @@ def test_columns_that_collide_with_arguments_of_reward_functions(tmp_path):
     with pytest.raises(
         ValueError, match=r"data.jsonl has the columns \['completions', 'log_extra'\], but reward func"
     ):
-        recipe.load_data(of_file(path), wants_eval=False)
+        load_data(of_file(path), wants_eval=False)
 
 
 def test_a_file_has_no_configuration(tmp_path):
     path = write_rows(tmp_path, [{"prompt": "1?", "answer": "1"}], "jsonl")
     with pytest.raises(ValueError, match=r"data.jsonl' is a file, which has no configuration 'main'"):
-        recipe.load_data(of_file(path, "--dataset_config", "main"), wants_eval=False)
+        load_data(of_file(path, "--dataset_config", "main"), wants_eval=False)
 
 
 def test_the_error_names_an_unknown_file_type(tmp_path):
@@ -278,7 +279,7 @@ def test_the_error_names_an_unknown_file_type(tmp_path):
     flags = ["--dataset_name", str(tmp_path / "data.xlsx"), "--model_name_or_path", "m"]
     arguments, *_ = parse_canon(*flags, "--reward_funcs", "accuracy_reward")
     with pytest.raises(ValueError, match=r"data.xlsx' is a file; its name must end in one of \['.jsonl', '.json'"):
-        recipe.load_data(arguments, wants_eval=False)
+        load_data(arguments, wants_eval=False)
 
 
 def test_the_error_names_a_missing_column(tmp_path):
@@ -288,4 +289,4 @@ def test_the_error_names_a_missing_column(tmp_path):
     with pytest.raises(
         ValueError, match=r"prompt_column='prompt' is not in .*data.jsonl; its columns are \['question'"
     ):
-        recipe.load_data(arguments, wants_eval=False)
+        load_data(arguments, wants_eval=False)

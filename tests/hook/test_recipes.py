@@ -1,17 +1,18 @@
 """Every recipe parses and has the settings that it promises; the script rejects what it cannot do."""
 
-import evaluate
 import pytest
-import recipe
-import train_astar_po
-import train_canon
-from estimate_values import ValueArguments
 from recipe_runs import RUN, moved_from_the_base_model, parse_canon
 from toy import TASK
-from train_astar_po import ValueData
 from trl.rewards import accuracy_reward
 
 from canon_trl import AStarPOConfig, CANONConfig
+from canon_trl.cli import train
+from canon_trl.cli.arguments import parse
+from canon_trl.cli.benchmarks import read_benchmarks
+from canon_trl.cli.rewards import add_noise, reward_functions
+from canon_trl.cli.running import accuracy_name
+from canon_trl.cli.train import AStarPOArguments, TrainArguments
+from canon_trl.cli.values import ValueArguments
 from canon_trl.recipes import read_recipe, recipe_names
 
 EVALUATIONS = [name for name in recipe_names() if "evaluate" in name]
@@ -29,9 +30,9 @@ PAPER = {
 
 
 KINDS = {  # each kind is recognised by an option that only its recipes have
-    "beta2": (ValueData, AStarPOConfig),
+    "beta2": (AStarPOArguments, AStarPOConfig),
     "num_samples": (ValueArguments,),
-    "num_generations": (CANONConfig,),
+    "num_generations": (TrainArguments, CANONConfig),
 }
 
 
@@ -40,8 +41,8 @@ def test_recipe_parses(recipe_name):
     given = read_recipe(recipe_name)
     configs = next(configs for option, configs in KINDS.items() if option in given)
     cpu = [] if configs == (ValueArguments,) else ["--use_cpu", "true"]
-    parts = recipe.parse(["--config", recipe_name, *cpu], *configs, embedded="")
-    functions = recipe.reward_functions(parts[0], 256)
+    parts = parse(["--config", recipe_name, *cpu], *configs, command="", embedded="")
+    functions = reward_functions(parts[0], 256)
     assert functions and all(callable(function) for function in functions)
     for name, value in given.items():
         holder = next(part for part in parts if hasattr(part, name))
@@ -53,9 +54,9 @@ def test_recipe_parses(recipe_name):
 def test_evaluation_parses(recipe_name):
     given = read_recipe(recipe_name)
     entries = given.pop("benchmarks", [{}])
-    benchmarks, _, model = evaluate.read_benchmarks(["--config", recipe_name])
+    benchmarks, _, model = read_benchmarks(["--config", recipe_name])
     for entry, benchmark in zip(entries, benchmarks, strict=True):
-        functions = recipe.reward_functions(benchmark.recipe, benchmark.options.max_completion_length)
+        functions = reward_functions(benchmark.recipe, benchmark.options.max_completion_length)
         assert functions and all(callable(function) for function in functions)
         assert benchmark.name == entry.pop("name", benchmark.recipe.task)
         for name, value in (given | entry).items():
@@ -65,7 +66,7 @@ def test_evaluation_parses(recipe_name):
 
 def test_the_mathematics_benchmarks():
     """Names, splits and columns are those of the dataset cards."""
-    benchmarks, _, _ = evaluate.read_benchmarks(["--config", "evaluate_math"])
+    benchmarks, _, _ = read_benchmarks(["--config", "evaluate_math"])
     names = ("dataset_name", "dataset_test_split", "prompt_column", "answer_column")
     assert {each.name: tuple(getattr(each.recipe, name) for name in names) for each in benchmarks} == {
         "MATH-500": ("HuggingFaceH4/MATH-500", "test", "problem", "answer"),
@@ -102,7 +103,7 @@ def fails_on_the_trained_model(completions, prompts, answer, **kwargs):
 )
 def test_unscored_held_out_prompts_do_not_lose_the_run(tmp_path, delay, capsys):
     flags = ["--output_dir", str(tmp_path), "--reward_funcs", f"{__name__}:on_training_prompts_alone"]
-    train_canon.main([*RUN, *flags, "--eval_delay", delay])
+    train.main([*RUN, *flags, "--eval_delay", delay])
     assert "on held-out prompts: not scored before, not scored after training" in capsys.readouterr().out
     assert moved_from_the_base_model(tmp_path) > 1e-4
     assert {"README.md", "metrics.csv", "curves.png"} <= {path.name for path in tmp_path.iterdir()}
@@ -115,7 +116,7 @@ def test_an_evaluation_that_fails_does_not_lose_the_model(tmp_path, delay):
     evaluated.clear()
     flags = ["--output_dir", str(tmp_path), "--reward_funcs", f"{__name__}:fails_on_the_trained_model"]
     with pytest.raises(ConnectionError, match="the judge is gone"):
-        train_canon.main([*RUN, *flags, "--eval_delay", delay])
+        train.main([*RUN, *flags, "--eval_delay", delay])
     assert moved_from_the_base_model(tmp_path) > 1e-4
     assert (tmp_path / "README.md").exists() == (delay == "9")
 
@@ -137,7 +138,7 @@ def test_the_papers_setting(name):
     assert (training.max_completion_length, training.vllm_max_model_length) == (length, 2048 + length)
     assert (training.temperature, training.loss_type, training.scale_rewards) == (1.0, "dr_grpo", "none")
     assert model.model_name_or_path == "Qwen/Qwen2.5-Math-7B"
-    assert recipe.reward_functions(arguments, training.max_completion_length) == [accuracy_reward]
+    assert reward_functions(arguments, training.max_completion_length) == [accuracy_reward]
 
 
 CLIP_COV = {"ratio": 2e-4, "low": 1.0, "high": 5.0, "scope": "micro_batch"}
@@ -174,7 +175,7 @@ def test_the_other_methods(name, caplog):
 @pytest.mark.parametrize("name", ["qwen2.5_1.5b_astar_po", "arithmetic_astar_po"])
 def test_astar_po(name):
     flags = ["--config", name, "--use_cpu", "true"]
-    _, _, training, _ = recipe.parse(flags, ValueData, AStarPOConfig, embedded="")
+    _, _, training, _ = parse(flags, AStarPOArguments, AStarPOConfig, command="", embedded="")
     assert (training.beta1, training.beta2, training.num_generations) == (0.5, 1e-3, 1)
     assert training.filter_all_incorrect
 
@@ -192,20 +193,20 @@ def test_astar_po(name):
 )
 def test_bad_flags_of_the_estimation(flags, message):
     with pytest.raises(ValueError, match=message):
-        recipe.parse(flags, ValueArguments, embedded="arithmetic_values")
+        parse(flags, ValueArguments, command="", embedded="arithmetic_values")
 
 
 @pytest.mark.parametrize("flags", [["--task", "arithmetic"], ["--dataset_name", "x", "--values", "y"]])
 def test_astar_po_needs_values_with_a_task_and_only_then(flags):
     rest = ["--model_name_or_path", "m", "--reward_funcs", "accuracy_reward", "--use_cpu", "true"]
     with pytest.raises(ValueError, match="an embedded task needs the folder of its values, and a dataset has them"):
-        train_astar_po.main([*flags, *rest])
+        train.main(["--trainer", "astar_po", *flags, *rest])
 
 
 def test_missing_values_file(tmp_path):
     flags = ["--task", "arithmetic", "--values", str(tmp_path / "none"), "--use_cpu", "true", "--bf16", "false"]
-    with pytest.raises(ValueError, match=r"none': there is no such folder; estimate_values\.py writes it"):
-        train_astar_po.main(flags)
+    with pytest.raises(ValueError, match=r"none': there is no such folder; `python -m canon_trl values` writes"):
+        train.main(["--trainer", "astar_po", *flags])
 
 
 def test_without_arguments_the_embedded_task_is_trained():
@@ -277,14 +278,14 @@ def test_bad_flags(flags, error, message):
 def test_unknown_reward():
     arguments, training, _ = parse_canon("--task", "arithmetic", "--reward_funcs", "accurate")
     with pytest.raises(ValueError, match="reward_funcs has 'accurate'; choose from"):
-        recipe.reward_functions(arguments, training.max_completion_length)
+        reward_functions(arguments, training.max_completion_length)
 
 
 def test_rewards_by_path_and_model():
     names = ["canon_trl.tasks.arithmetic:accuracy", "model:some/reward-model", "soft_overlong_punishment"]
     flags = ["--task", "arithmetic", "--use_cpu", "true", "--max_completion_length", "256"]
     arguments, training, _ = parse_canon(*flags, "--soft_overlong_cache", "128", "--reward_funcs", *names)
-    accuracy, reward_model, overlong = recipe.reward_functions(arguments, training.max_completion_length)
+    accuracy, reward_model, overlong = reward_functions(arguments, training.max_completion_length)
     assert accuracy(["#1"], answer=["1"]) == [1.0]
     assert reward_model == "some/reward-model"
     # linear from 0 at 256 - 128 tokens to -1 at 256
@@ -292,13 +293,13 @@ def test_rewards_by_path_and_model():
 
 
 def test_a_noisy_verifier_trains_on_flipped_rewards_and_logs_the_true_ones(tmp_path):
-    trainer = train_canon.main([*RUN, "--output_dir", str(tmp_path), "--reward_flip", "0.35", "--logging_steps", "1"])
+    trainer = train.main([*RUN, "--output_dir", str(tmp_path), "--reward_flip", "0.35", "--logging_steps", "1"])
     assert trainer.reward_func_names == ["accuracy", "true_accuracy"]
     assert trainer.reward_weights.tolist() == [1.0, 0.0]
     training = [entry for entry in trainer.state.log_history if "reward" in entry]
     assert [entry["reward"] for entry in training] == [entry["rewards/accuracy/mean"] for entry in training]
     assert [entry["reward"] for entry in training] != [entry["rewards/true_accuracy/mean"] for entry in training]
-    assert recipe.accuracy_name(trainer) == "true_accuracy"
+    assert accuracy_name(trainer) == "true_accuracy"
 
 
 @pytest.mark.parametrize(
@@ -317,15 +318,15 @@ def test_a_noisy_verifier_trains_on_flipped_rewards_and_logs_the_true_ones(tmp_p
 def test_the_accuracy_reward_is_flipped(given, accuracy, names, weights):
     flags = ["--task", "arithmetic", "--reward_flip", "0.35"] + (["--reward_funcs", *given] if given else [])
     arguments, training, _ = parse_canon(*flags)
-    functions = recipe.reward_functions(arguments, training.max_completion_length)
-    noisy, found = recipe.add_noise(arguments, functions, None, seed=1, accuracy=accuracy)
+    functions = reward_functions(arguments, training.max_completion_length)
+    noisy, found = add_noise(arguments, functions, None, seed=1, accuracy=accuracy)
     assert [function.__name__ for function in noisy] == names and found == weights
     columns = {"prompts": ["1"] * 100, "completions": ["#1"] * 100, "completion_ids": [[5]] * 100}
     index = names.index("accuracy")
     assert 15 < noisy[index](**columns, answer=["1"] * 100).count(0.0) < 55
     assert noisy[-1](**columns, answer=["1"] * 100) == [1.0] * 100
     with pytest.raises(ValueError, match="accuracy_reward='precision' is not one of the reward functions"):
-        recipe.add_noise(arguments, functions, None, seed=1, accuracy="precision")
+        add_noise(arguments, functions, None, seed=1, accuracy="precision")
 
 
 @pytest.mark.parametrize("config", ["--config={}", "--config {}"])
@@ -334,11 +335,11 @@ def test_the_config_flag_may_be_written_in_several_ways(tmp_path, config):
     arguments, training, _ = parse_canon(*config.format(tmp_path / "run.yaml").split())
     assert (arguments.task, training.canon_mu, training.canon_metric) == ("countdown", 0.25, "entropy")
     with pytest.raises(ValueError, match="--config is given without a value"):
-        recipe.parse(["--task", "arithmetic", "--config"], CANONConfig, embedded="")
+        parse(["--task", "arithmetic", "--config"], CANONConfig, command="train", embedded="")
 
 
 def test_the_error_names_missing_math_verify(monkeypatch):
-    monkeypatch.setattr(recipe, "find_spec", lambda name: None)
+    monkeypatch.setattr("canon_trl.cli.arguments.find_spec", lambda name: None)
     flags = ["--dataset_name", "x", "--model_name_or_path", "m", "--reward_funcs", "accuracy_reward"]
     with pytest.raises(ImportError, match=r"'accuracy_reward', which needs math-verify; install canon-trl\[math\]"):
         parse_canon(*flags)
@@ -349,7 +350,7 @@ def test_a_recipe_without_a_reward_function(tmp_path):
     path = tmp_path / "recipe.yaml"
     path.write_text("reward_funcs: []\npolicy_reward: {rent: {weight: 0.5}}\nadvantage_estimator: dr_grpo\n")
     flags = ["--config", str(path), *RUN, "--output_dir", str(tmp_path), "--max_steps", "1"]
-    trainer = train_canon.main(flags)
+    trainer = train.main(flags)
     assert trainer.reward_func_names == ["rent"] and trainer.reward_weights.tolist() == [0.5]
     assert moved_from_the_base_model(tmp_path) > 0
 

@@ -5,18 +5,18 @@ import json
 import sys
 from types import SimpleNamespace
 
-import estimate_values
-import evaluate
 import pandas
 import pytest
 import torch
 from datasets import Dataset
 from observe import keep_outputs
-from sampling import SamplingArguments, make_sampler
 from toy import OPTIONS, TASK, base_model, byte_tokenizer, make_trainer
 from transformers import AutoTokenizer, GenerationConfig, Qwen3Config, Qwen3ForCausalLM
 
 from canon_trl import CANONConfig, CANONTrainer
+from canon_trl.cli import evaluate
+from canon_trl.cli import values as estimate_values
+from canon_trl.cli.sampling import SamplingArguments, make_sampler
 from canon_trl.evaluation import EvaluationCallback
 from canon_trl.sampling.samplers import Response, TransformersSampler
 
@@ -116,10 +116,10 @@ def test_the_model_reads_the_same_prompts_everywhere(chatter, tmp_path, prompts_
     assert set(prompts_read) == trained_on, "the callback"
     prompts_read.clear()
     estimate_values.main(script_flags(tmp_path, chatter, "values", chat_template_kwargs))
-    assert set(prompts_read) == trained_on, "estimate_values.py"
+    assert set(prompts_read) == trained_on, "values"
     prompts_read.clear()
     evaluate.main(script_flags(tmp_path, chatter, "evaluation", chat_template_kwargs))
-    assert set(prompts_read) == trained_on, "evaluate.py"
+    assert set(prompts_read) == trained_on, "evaluate"
 
     summary = json.loads((tmp_path / "evaluation" / "summary.json").read_text())
     assert summary["data"]["settings"]["chat_template_kwargs"] == chat_template_kwargs

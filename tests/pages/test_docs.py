@@ -18,17 +18,18 @@ import sys
 from dataclasses import dataclass, fields
 from pathlib import Path
 
-import evaluate
 import pytest
-import recipe
 import yaml
 from accelerate.commands.config.config_args import load_config_from_file
-from estimate_values import ValueArguments
 from markdown_it import MarkdownIt
 from markdown_it.token import Token
-from train_astar_po import ValueData
+from trl import ModelConfig
 
 from canon_trl import AStarPOConfig, CANONConfig
+from canon_trl.cli.arguments import RecipeArguments, parse
+from canon_trl.cli.benchmarks import EvaluationArguments, read_benchmarks
+from canon_trl.cli.train import AStarPOArguments, TrainArguments
+from canon_trl.cli.values import ValueArguments
 from canon_trl.recipes import recipe_names
 
 ROOT = Path(__file__).parents[2]
@@ -41,13 +42,13 @@ SHORTENED = {
     "examples/train_canon.py": "--max_steps 2 --task_eval_prompts 16",
     "examples/train_astar_po.py": "--max_steps 2",
     "examples/estimate_values.py": "--task_train_prompts 256 --task_eval_prompts 16",
-    "examples/evaluate.py": "--task_eval_prompts 16",
+    "examples/evaluate_model.py": "--task_eval_prompts 16",
 }
 OPTIONS = {
-    "examples/train_canon.py": (CANONConfig,),
-    "examples/train_astar_po.py": (ValueData, AStarPOConfig),
+    "examples/train_canon.py": (TrainArguments, CANONConfig),
+    "examples/train_astar_po.py": (AStarPOArguments, AStarPOConfig),
     "examples/estimate_values.py": (ValueArguments,),
-    "examples/evaluate.py": (evaluate.EvaluationArguments,),
+    "examples/evaluate_model.py": (EvaluationArguments,),
 }
 # A new process per page, forked from one that has already imported the modules that every page needs.
 PROCESSES = multiprocessing.get_context("forkserver")
@@ -164,7 +165,7 @@ def run_in_order(steps: list[tuple[str, str, int, str]], folder: Path, log: Path
     os.chdir(folder)
     of_bash = os.environ | {
         "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
-        "PYTHONPATH": f"{folder}:{folder / 'examples'}",
+        "PYTHONPATH": str(folder),
         "HF_DATASETS_CACHE": str(folder / "cache"),
     }
     namespace = {"__name__": "__main__"}
@@ -209,15 +210,15 @@ def test_parsers_accept_yaml_blocks(block, tmp_path):
     path.write_text(yaml.safe_dump({"output_dir": "outputs/block", **data, **given}))
     script = next((each for each in OPTIONS if set(given) <= options_of(each)), None)
     assert script is not None, {each: sorted(set(given) - options_of(each)) for each in OPTIONS}
-    if script == "examples/evaluate.py":
-        evaluate.read_benchmarks(["--config", str(path)])
+    if script == "examples/evaluate_model.py":
+        read_benchmarks(["--config", str(path)])
     else:
         cpu = [] if script == "examples/estimate_values.py" else ["--use_cpu", "true"]
-        recipe.parse(["--config", str(path), *cpu], *OPTIONS[script], embedded="")
+        parse(["--config", str(path), *cpu], *OPTIONS[script], command="", embedded="")
 
 
 def options_of(script: str) -> set[str]:
-    kinds = (recipe.RecipeArguments, *OPTIONS[script], recipe.ModelConfig)
+    kinds = (RecipeArguments, *OPTIONS[script], ModelConfig)
     return {option.name for kind in kinds for option in fields(kind)}
 
 

@@ -10,10 +10,12 @@ import pytest
 import torch
 import yaml
 from toy import OPTIONS, TASK, make_trainer, prompts
-from trl import GRPOConfig
+from trl import GRPOConfig, ModelConfig
 from trl.trainer import grpo_trainer
 
 from canon_trl import AStarPOConfig, AStarPOTrainer, CANONConfig
+from canon_trl.cli.arguments import RecipeArguments
+from canon_trl.cli.values import ValueArguments
 from canon_trl.config.canon import PRESETS
 from canon_trl.evaluation import EvaluationCallback
 
@@ -226,11 +228,7 @@ def test_every_preset_is_in_the_table():
 
 
 def test_the_flags_of_stage_one_exist():
-    import estimate_values
-    from recipe import RecipeArguments
-    from trl import ModelConfig
-
-    classes = (RecipeArguments, estimate_values.ValueArguments, ModelConfig)
+    classes = (RecipeArguments, ValueArguments, ModelConfig)
     known = {f"--{option.name}" for config_class in classes for option in fields(config_class)}
     flags = {flag for cells in STAGE_1 for flag in code(cells[1])}
     assert flags and flags <= known

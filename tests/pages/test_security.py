@@ -11,14 +11,14 @@ from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
-import estimate_values
-import evaluate
 import nbformat
 import pytest
 import torch
-import train_canon
 import yaml
 from toy import TASK, make_trainer
+
+from canon_trl.cli import evaluate, train
+from canon_trl.cli import values as estimate_values
 
 ROOT = Path(__file__).parents[2]
 FOLDERS = ("canon_trl", "examples", "benchmarks", "docs", ".ci")
@@ -158,7 +158,7 @@ TRAIN = ("--max_steps", "1", "--num_generations", "4", "--per_device_train_batch
 TRAIN = (*TRAIN, "--max_completion_length", "4", "--bf16", "false", "--use_cpu", "true", "--report_to", "none")
 
 
-@pytest.mark.parametrize(("script", "options"), [(train_canon, TRAIN), (evaluate, ()), (estimate_values, ())])
+@pytest.mark.parametrize(("script", "options"), [(train, TRAIN), (evaluate, ()), (estimate_values, ())])
 def test_a_model_with_custom_code_is_rejected(model_with_code, script, options):
     folder, ran = model_with_code
     with pytest.raises(ValueError, match="contains custom code"):
@@ -168,7 +168,7 @@ def test_a_model_with_custom_code_is_rejected(model_with_code, script, options):
 
 def test_training_runs_custom_code_with_trust_remote_code(model_with_code):
     folder, ran = model_with_code
-    trainer = train_canon.main(arguments(folder, *TRAIN, "--trust_remote_code", "true"))
+    trainer = train.main(arguments(folder, *TRAIN, "--trust_remote_code", "true"))
     assert type(trainer.model).__name__ == "Own"
     assert ran.exists()
 

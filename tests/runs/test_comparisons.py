@@ -24,11 +24,9 @@ import compare_report  # noqa: E402
 
 @pytest.mark.parametrize("path", COMPARISONS, ids=lambda path: path.stem)
 def test_every_comparison_and_the_options_of_its_runs_parse(path, tmp_path):
-    import evaluate
-    import recipe
-    from train_astar_po import ValueData
-
-    from canon_trl import AStarPOConfig, CANONConfig
+    from canon_trl.cli.arguments import parse
+    from canon_trl.cli.benchmarks import read_benchmarks
+    from canon_trl.cli.train import TRAINERS
 
     comparison = compare.Comparison.load(path)
     assert len(comparison.seeds) >= 5, "fewer runs say little about spread"
@@ -37,15 +35,15 @@ def test_every_comparison_and_the_options_of_its_runs_parse(path, tmp_path):
         if run.seed != comparison.seeds[0]:
             continue
         settings = comparison.settings_of(run)
-        kinds = {"train_canon": (CANONConfig,), "train_astar_po": (ValueData, AStarPOConfig)}[settings["script"]]
+        kind = TRAINERS[compare.SCRIPTS[settings["script"]]]
         # a machine without a GPU or bf16 rejects the config before any other check
         here = {"use_cpu": True, "bf16": False, "output_dir": str(tmp_path)}
         config = compare.write_yaml(tmp_path / "options.yaml", settings["training"] | here)
-        recipe.parse(["--config", str(config)], *kinds, embedded="")
+        parse(["--config", str(config)], kind.arguments, kind.config, command="train", embedded="")
         (tmp_path / "model").mkdir(exist_ok=True)
         options = compare.evaluation_options(settings, model=tmp_path / "model", folder=tmp_path / "evaluation")
         config = compare.write_yaml(tmp_path / "evaluation.yaml", options)
-        (benchmark,), _, _ = evaluate.read_benchmarks(["--config", str(config)])
+        (benchmark,), _, _ = read_benchmarks(["--config", str(config)])
         wanted = {int(name.removeprefix("pass@")) for name in comparison.metrics if name.startswith("pass@")}
         assert wanted <= set(benchmark.options.pass_ks)
 
@@ -111,10 +109,9 @@ def test_values_and_evaluations_use_the_prompts_of_training(tmp_path, monkeypatc
 
 def test_training_and_evaluation_share_every_option_of_data_and_rewards():
     """The shared options are those that recipes and sampling have in common with training, except the policy's."""
-    import recipe
-    from sampling import SamplingArguments
-
     from canon_trl import CANONConfig
+    from canon_trl.cli.arguments import RecipeArguments
+    from canon_trl.cli.sampling import SamplingArguments
 
     sampling, training = ({each.name for each in fields(kind)} for kind in (SamplingArguments, CANONConfig))
     of_training = {
@@ -125,7 +122,7 @@ def test_training_and_evaluation_share_every_option_of_data_and_rewards():
         "task_train_prompts",
     }
     of_the_policy = {"temperature", "top_p", "top_k", "min_p", "repetition_penalty", "use_vllm", "seed"}
-    shared = {each.name for each in fields(recipe.RecipeArguments)} - of_training | sampling & training - of_the_policy
+    shared = {each.name for each in fields(RecipeArguments)} - of_training | sampling & training - of_the_policy
     assert shared == {*compare.DATA_OPTIONS}
 
 
@@ -167,12 +164,12 @@ class TestHarness:
 
     def test_a_run_can_be_repeated_from_its_options(self, folder):
         """The options saved with a run are those of the training script."""
-        import train_canon
+        from canon_trl.cli import train
 
         run = folder / "runs/runs/arithmetic/dr_grpo/1"
         config = yaml.safe_load((run / "options.yaml").read_text()) | {"output_dir": str(folder / "again")}
         again = compare.write_yaml(folder / "again.yaml", config)
-        history = train_canon.main(["--config", str(again)]).state.log_history
+        history = train.main(["--config", str(again)]).state.log_history
         points = [point["accuracy"] for point in json.loads((run / "result.json").read_text())["curve"]]
         assert [e["eval_rewards/accuracy/mean"] for e in history if "eval_reward" in e] == points
 

@@ -1,4 +1,4 @@
-"""examples/evaluate.py on real models: its records and files, also after a kill."""
+"""The command `evaluate` on real models: its records and files, also after a kill."""
 
 import json
 import math
@@ -8,7 +8,6 @@ import sys
 import time
 from pathlib import Path
 
-import evaluate
 import numpy as np
 import pandas
 import psutil
@@ -21,6 +20,7 @@ from recipe_runs import MATHS, data_flags
 from toy import TASK, assert_same_but_for_rounding, base_model, byte_tokenizer
 from transformers import AutoTokenizer, Qwen3Config, Qwen3ForCausalLM
 
+from canon_trl.cli import evaluate
 from canon_trl.evaluation import bootstrap_mean, majority_at_k, pass_at_k
 
 ROOT = Path(__file__).parents[2]
@@ -138,7 +138,7 @@ def script(folder, *flags, ranks=1):
     command = [sys.executable, "-m", "accelerate.commands.launch", "--main_process_port", "0"]
     if ranks == 2:
         command += ["--config_file", str(ROOT / "tests" / "configs" / "cpu_two_processes.yaml")]
-    command += [str(ROOT / "examples" / "evaluate.py"), *FLAGS, "--output_dir", str(folder), *flags]
+    command += [str(ROOT / "examples" / "evaluate_model.py"), *FLAGS, "--output_dir", str(folder), *flags]
     return command, os.environ | {"HF_HUB_OFFLINE": "1"}
 
 

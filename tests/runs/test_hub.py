@@ -7,7 +7,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import evaluate
 import pytest
 from hub import LocalHub, local_hub
 from huggingface_hub import ModelCard
@@ -15,6 +14,7 @@ from safetensors.torch import load, load_file
 from toy import make_trainer
 
 from canon_trl.advantages import ESTIMATORS
+from canon_trl.cli import evaluate
 from canon_trl.policy_losses import covariance
 from canon_trl.publishing.citation import package_citation
 from canon_trl.publishing.hub import upload_command
@@ -270,7 +270,7 @@ def test_a_full_disk_leaves_the_card_of_a_folder_unchanged(tmp_path):
 
 def test_an_evaluation_updates_the_card_on_the_hub(hub, pushed, tmp_path):
     """If the Hub rejects the update, the printed command repeats it."""
-    command = [sys.executable, str(ROOT / "examples" / "evaluate.py"), *SCORE, "--model_name_or_path", "me/whole"]
+    command = [sys.executable, "-m", "canon_trl", "evaluate", *SCORE, "--model_name_or_path", "me/whole"]
     hub.status = 403
     try:
         size = ["--task_eval_prompts", "6", "--output_dir", str(tmp_path / "scores")]

@@ -10,8 +10,6 @@ import time
 from pathlib import Path
 from typing import Any
 
-import estimate_values
-import evaluate
 import psutil
 import pytest
 import yaml
@@ -20,14 +18,15 @@ from pyarrow import parquet
 from test_comparisons import compare, harness, write_comparison
 from toy import assert_same_but_for_rounding
 
+from canon_trl.cli import evaluate, values
 from canon_trl.sampling.chunks import ChunkLog, atomic_write, collect_records, missing_chunks, sample_chunks
 from canon_trl.sampling.samplers import Response
 
 pytestmark = pytest.mark.timeout(900)  # one test does a whole run
 ROOT = Path(__file__).parents[2]
-MAINS = {"estimate_values": estimate_values.main, "evaluate": evaluate.main}
+MAINS = {"values": values.main, "evaluate": evaluate.main}
 FILES = {
-    "estimate_values": ("train.parquet", "test.parquet"),
+    "values": ("train.parquet", "test.parquet"),
     "evaluate": ("arithmetic/records.parquet", "summary.json", "summary.md"),
 }
 OPTIONS = {"task": "arithmetic", "num_samples": 2, "chunk_prompts": 2, "max_completion_length": 30}
@@ -35,13 +34,13 @@ OPTIONS |= {"task_eval_prompts": 24}
 
 
 def flags(script: str, folder: Path) -> list[str]:
-    own = {"task_train_prompts": 40} if script == "estimate_values" else {}
+    own = {"task_train_prompts": 40} if script == "values" else {}
     options = OPTIONS | own | {"output_dir": str(folder)}
     return [text for name, value in options.items() for text in (f"--{name}", str(value))]
 
 
 def progress(script: str, folder: Path) -> Path:
-    parts = {"estimate_values": (".progress", "train"), "evaluate": ("arithmetic", ".progress")}[script]
+    parts = {"values": (".progress", "train"), "evaluate": ("arithmetic", ".progress")}[script]
     return folder.joinpath(*parts)
 
 
@@ -145,7 +144,7 @@ class TestTruncatedFiles:
 
 FULL_DISK = """
 import resource, sys
-import {script}
+from canon_trl.cli import {script}
 for limit in {limits}:
     resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY))
     try:
@@ -165,7 +164,7 @@ def test_a_full_disk_is_reported_with_the_file_and_keeps_finished_chunks(whole, 
     assert sizes == sorted(sizes)
     limits = [(sizes[0] + sizes[1]) // 2, (sizes[1] + sizes[2]) // 2]
     command = [sys.executable, "-c", FULL_DISK.format(script=script, limits=limits), *flags(script, folder)]
-    environment = os.environ | {"PYTHONPATH": f"{ROOT / 'examples'}:{ROOT}"}
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600)
     stopped = [line for line in done.stdout.splitlines() if line.startswith("stopped: ")]
     wanted_lines = [f"stopped: [Errno 27] File too large: '{file}'" for file in (log, result)]
@@ -191,7 +190,7 @@ def test_killing_one_of_two_ranks_stops_both(whole, tmp_path):
     script, _, wanted = whole
     folder = tmp_path / "killed"
     command = [sys.executable, "-m", "accelerate.commands.launch", "--main_process_port", "0", "--config_file"]
-    command += [str(ROOT / "tests" / "configs" / "cpu_two_processes.yaml"), str(ROOT / "examples" / f"{script}.py")]
+    command += [str(ROOT / "tests" / "configs" / "cpu_two_processes.yaml"), "-m", "canon_trl", script]
     environment = os.environ | {"HF_HUB_OFFLINE": "1"}
     process = psutil.Popen([*command, *flags(script, folder)], env=environment, stderr=subprocess.DEVNULL)
 
@@ -212,11 +211,11 @@ def test_killing_one_of_two_ranks_stops_both(whole, tmp_path):
 @pytest.mark.parametrize(
     ("script", "file", "owner"),
     [
-        ("estimate_values", "arithmetic/.progress/settings.json", "evaluate.py"),
-        ("estimate_values", "summary.json", "evaluate.py"),
-        ("estimate_values", "config.json", "training"),
-        ("evaluate", ".progress/train/settings.json", "estimate_values.py"),
-        ("evaluate", "checkpoint-3/trainer_state.json", "training"),
+        ("values", "arithmetic/.progress/settings.json", "an evaluation"),
+        ("values", "summary.json", "an evaluation"),
+        ("values", "config.json", "a training run"),
+        ("evaluate", ".progress/train/settings.json", "an estimation of values"),
+        ("evaluate", "checkpoint-3/trainer_state.json", "a training run"),
     ],
 )
 def test_the_folder_of_another_script_is_rejected(script, file, owner, tmp_path):

@@ -9,7 +9,6 @@ import sys
 import time
 from pathlib import Path
 
-import estimate_values
 import psutil
 import pytest
 import torch
@@ -20,6 +19,7 @@ from pyarrow import parquet
 from toy import TASK, assert_same_but_for_rounding
 
 from canon_trl.advantages import optimal_value
+from canon_trl.cli import values as estimate_values
 from canon_trl.policy_losses.astar_po import PAPER
 from canon_trl.publishing.citation import package_citation
 

@@ -135,7 +135,7 @@ def test_evaluation_by_vllm(smollm2, tmp_path):
         "use_vllm": "true",
         "vllm_kwargs": json.dumps({"enforce_eager": True, "max_model_len": 128}),
     }
-    command = [sys.executable, str(ROOT / "examples" / "evaluate.py")]
+    command = [sys.executable, str(ROOT / "examples" / "evaluate_model.py")]
     command += [part for name, value in flags.items() for part in (f"--{name}", str(value))]
     environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600)

@@ -12,20 +12,21 @@ import datasets
 import torch
 from accelerate import PartialState
 from datasets import Dataset
-from recipe import RecipeArguments
 from tqdm import tqdm
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from trl import ModelConfig
 
+from canon_trl.cli.arguments import RecipeArguments
 from canon_trl.sampling.chunks import ChunkLog, Recorder, missing_chunks, sample_chunks
 from canon_trl.sampling.samplers import Sampler, TransformersSampler, VLLMSampler, check_distribution, prompt_ids
 
-# Files that show which script wrote a folder. Values keep progress at the top level, evaluations one level below.
+# Files that show which command wrote a folder. Values keep progress at the top level, evaluations one level below.
 OUTPUTS = {
-    "training": ("config.json", "adapter_config.json", "trainer_state.json", "checkpoint-*"),
-    "estimate_values.py": (".progress",),
-    "evaluate.py": ("summary.json", "*/.progress"),
+    "a training run": ("config.json", "adapter_config.json", "trainer_state.json", "checkpoint-*"),
+    "an estimation of values": (".progress",),
+    "an evaluation": ("summary.json", "*/.progress"),
 }
+
 LOGPROBS = "processed_logprobs"  # of the distribution that vLLM samples from, not of the unprocessed one
 
 
@@ -95,7 +96,7 @@ def start_processes() -> PartialState:
 
 
 def leave_processes() -> None:
-    """End the process group; only a script does this, because callers of its `main` may still need the processes."""
+    """End the process group; callers of a command's `main` may still need the processes."""
     PartialState().destroy_process_group()
 
 
@@ -120,11 +121,11 @@ def check_options(sampling: SamplingArguments, model: ModelConfig, state: Partia
         )
 
 
-def check_folder(folder: Path, script: str) -> None:
-    """Raise an error if another script wrote the folder: two would overwrite each other's card or mix their files."""
+def check_folder(folder: Path, kind: str) -> None:
+    """Raise an error if another command wrote the folder: two would overwrite each other's card or mix their files."""
     for owner, patterns in OUTPUTS.items():
         found = sorted(path.name for pattern in patterns for path in folder.glob(pattern))
-        if found and owner != script:
+        if found and owner != kind:
             raise ValueError(
                 f"output_dir={str(folder)!r} contains {found[0]}, so it belongs to {owner}; name another output_dir"
             )
@@ -156,7 +157,7 @@ def check_wording(data: Dataset, sampling: SamplingArguments, tokenizer: Any, na
 def sampling_settings(
     recipe: RecipeArguments, sampling: SamplingArguments, model: ModelConfig, name: str
 ) -> dict[str, Any]:
-    """Everything that a response and its rewards depend on."""
+    """Return everything that a response and its rewards depend on."""
     fields = SamplingArguments.__dataclass_fields__.keys() - {"vllm_kwargs", "reward_time_limit"}
     settings = {key: value for key, value in asdict(sampling).items() if key in fields}
     settings |= {"model": name, "data": recipe.task or recipe.dataset_name}
@@ -167,7 +168,7 @@ def sampling_settings(
 
 
 def fingerprints(name: str, data: Dataset) -> dict[str, Any]:
-    """Fingerprints of the data (prompts, their order, all columns that rewards may read) and a local model's files."""
+    """Return fingerprints of the data (prompts, order, columns that rewards may read) and of a local model's files."""
     paths = [path for path in sorted(Path(name).glob("*")) if path.is_file() and path.name != CARD]
     files = [(path.name, path.stat()) for path in paths]
     weights = [(file, stat.st_size, stat.st_mtime_ns) for file, stat in files]
@@ -202,7 +203,7 @@ def sample_missing(
 
 
 def load_model(sampling: SamplingArguments, model: ModelConfig, name: str, state: PartialState) -> Any:
-    """The model, or its vLLM engine."""
+    """Return the model, or its vLLM engine."""
     if not sampling.use_vllm:
         options = {"revision": model.model_revision, "attn_implementation": model.attn_implementation}
         options["trust_remote_code"] = False
@@ -218,10 +219,15 @@ def load_model(sampling: SamplingArguments, model: ModelConfig, name: str, state
 
 def make_sampler(sampling: SamplingArguments, loaded: Any, tokenizer: Any, *, entropies: bool) -> Sampler:
     names = ("num_samples", "temperature", "top_p", "repetition_penalty", "chat_template_kwargs")
-    shared = {name: getattr(sampling, name) for name in names} | {"entropies": entropies}
+    shared: dict[str, Any] = {name: getattr(sampling, name) for name in names} | {"entropies": entropies}
     length, min_p, stops = sampling.max_completion_length, sampling.min_p, sampling.stop_strings
     if not sampling.use_vllm:
-        own = {"max_new_tokens": length, "top_k": sampling.top_k, "min_p": min_p, "stop_strings": stops}
+        own: dict[str, Any] = {
+            "max_new_tokens": length,
+            "top_k": sampling.top_k,
+            "min_p": min_p,
+            "stop_strings": stops,
+        }
         return TransformersSampler(loaded, tokenizer, **shared, **own)
     # "All tokens" is -1 in vLLM and 0 in transformers.
     own = {"max_tokens": length, "top_k": sampling.top_k or -1, "min_p": min_p or 0.0, "stop": stops}
