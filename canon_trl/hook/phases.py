@@ -1,7 +1,7 @@
 """What the trainer is doing when TRL calls an overridden method: making a rollout, computing a loss, or neither."""
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 from torch import Tensor
@@ -31,6 +31,7 @@ class Phases(GRPOTrainer):
     """Passes TRL's calls to the current phase."""
 
     _phase: Phase = IDLE
+    _same_server: AbstractContextManager = nullcontext()
 
     @contextmanager
     def _in_phase(self, phase: Phase) -> Iterator[None]:
@@ -42,7 +43,8 @@ class Phases(GRPOTrainer):
             self._phase = before
 
     def _generate(self, prompts: list) -> tuple:
-        return self._phase.generate(super()._generate, prompts)
+        with self._same_server:
+            return self._phase.generate(super()._generate, prompts)
 
     def _get_per_token_logps_and_entropies(self, *args: Any, **options: Any) -> tuple:
         return self._phase.score(super()._get_per_token_logps_and_entropies, *args, **options)

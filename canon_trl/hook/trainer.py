@@ -47,6 +47,7 @@ from canon_trl.hook.resuming import Resuming
 from canon_trl.hook.rollout import Rollouts
 from canon_trl.hook.shared_prefix import sampler_obstacles
 from canon_trl.hook.shrunken_steps import check_terms_can_shrink, leaves_out, make_weighting
+from canon_trl.hook.vllm_server import SameServer, check_server
 from canon_trl.hook.whole_groups import WholeGroups
 from canon_trl.loss_terms import STAGE as LOSS_TERM
 from canon_trl.method import find
@@ -163,7 +164,12 @@ class PluggableGRPOTrainer(Publishing, Resuming, Logs, NotFinite, WholeGroups, R
         if policy_rewards and not reward_funcs:
             check_without_reward_funcs(args, needs_accuracy=needs_accuracy)
             reward_funcs = [score_nothing]
+        asks_server = args.use_vllm and args.vllm_mode == "server" and args.process_index == 0
+        if asks_server:
+            check_server(model, args, trl_kwargs)
         super().__init__(model, reward_funcs, args, train_dataset, eval_dataset, **trl_kwargs)
+        if asks_server:
+            self._same_server = SameServer(self.vllm_generation.vllm_client)
         if shares_prefix:
             check_sampler(rollout_sampler, sampler_obstacles(self))
             self._rollout_sampler = rollout_sampler
