@@ -98,10 +98,11 @@ class PluggableGRPOTrainer(Publishing, Resuming, Logs, NotFinite, WholeGroups, R
     Raises:
         ValueError: as early as possible, usually before a model is loaded: an unknown reward name, an entropy source
             that the setting does not allow, data without prompts or with invalid ones, conversations without a chat
-            template, a model that does not exist. The prompts of a stream are checked as they come. At the first
-            rollout: a metric that is not finite, a required accuracy outside [0, 1], advantages of the wrong shape or
-            not finite. From `train`: a checkpoint that is incomplete or was made with other options, an output folder
-            of another run.
+            template, a model that does not exist, a vLLM server of another model. The prompts of a stream are checked
+            as they come. At the first rollout: a metric that is not finite, a required accuracy outside [0, 1],
+            advantages of the wrong shape or not finite. From `train`: a checkpoint that is incomplete or was made with
+            other options, an output folder of another run.
+        ConnectionError: no vLLM server is ready at the given address in time.
         TypeError, ValueError, TimeoutError: a reward function that returns something other than numbers, a wrong
             count or an infinity, or that exceeds its time limit. What a reward function or a metric raises on one rank
             is raised on all.

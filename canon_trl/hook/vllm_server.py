@@ -1,6 +1,7 @@
 """Check the vLLM server: its address, its model, and that it stays the same process during the run."""
 
 import json
+import os
 import time
 from collections.abc import Mapping
 from http.client import HTTPException
@@ -105,7 +106,7 @@ def ask(url: str, question: dict[str, Any] | None = None) -> Any:
     """Return the answer of a server to a GET, or to a POST of `question`; `None` if it gives none."""
     data = None if question is None else json.dumps(question).encode()
     try:
-        with urlopen(Request(url, data, {"Content-Type": "application/json"})) as answer:
+        with urlopen(Request(url, data, {"Content-Type": "application/json"}), timeout=60) as answer:
             return json.load(answer)
     except (HTTPError, json.JSONDecodeError):
         return None
@@ -115,11 +116,12 @@ def policy_name(model: Any) -> str:
     """Return the folder or the name on the Hub that a server loads for this model; of an adapter, its base model's."""
     name = model_id(model)
     adapter = Path(name, "adapter_config.json")
-    return json.loads(adapter.read_text())["base_model_name_or_path"] if adapter.is_file() else name
+    is_adapter = bool(name) and adapter.is_file()
+    return json.loads(adapter.read_text())["base_model_name_or_path"] if is_adapter else name
 
 
 def last_part(name: str) -> str:
-    return name.rstrip("/").split("/")[-1]
+    return os.path.basename(os.path.abspath(name))
 
 
 class SameServer:
