@@ -252,8 +252,11 @@ def test_the_verdict_on_metrics():
     assert "the lower half earns 0.200 (0.190 to 0.210) more" in found["metric b: matters"]
     assert "a trap cannot be judged" in found["metric b: matters"]
     assert "acts like a random split" in found["metric c: does not matter"]
+    assert "explains at most 1% of the variance" in found["metric c: does not matter"]
     found = says({"a": metric(known(0.2), known(0.3), explained=0.005), "random": metric(known(1), known(1))})
-    assert "explain less than 1%" in found["metric a: does not matter"]
+    assert "explains at most 2%" in found["metric a: does not matter"]
+    vague = replace(metric(known(0.0, 0.5), known(0.0)), explained=known(0.0, 0.2))
+    assert "the split may explain up to 20%" in says({"a": vague})["metric a: unknown"]
     assert not any("random:" in about for about in found)
     unknown = Estimate(0.5, float("nan"), float("nan"))
     assert "No verdict on a" in says({"a": metric(unknown, unknown)})["metric a: unknown"]

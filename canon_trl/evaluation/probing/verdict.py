@@ -7,6 +7,7 @@ It cannot forecast accuracy: gains are first-order, and training on the task `hi
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from math import isnan
 
 from scipy.stats import norm
 
@@ -17,7 +18,8 @@ from canon_trl.evaluation.probing.metric_statistics import MetricStatistics, sig
 from canon_trl.evaluation.probing.prompt_statistics import PromptStatistics
 from canon_trl.metrics import RANDOM
 
-LEAST_EXPLAINED = 0.01  # share of the variance of rewards below which a metric does not matter
+LEAST_EXPLAINED = 0.01  # share of the variance of rewards that a metric that matters explains at least
+NEGLIGIBLE = 0.05  # upper bound of the share that a metric that does not matter explains
 NOT_A_FORECAST = (
     "None of this forecasts accuracy. Gains and directions describe the first steps, and later steps may reverse them."
 )
@@ -118,9 +120,15 @@ def about_metric(name: str, metric: MetricStatistics, *, any_trap: bool) -> Find
     if not matters(metric):
         if not metric.gap.low <= gap.high:  # the bounds are unknown
             return Finding(about, "unknown", f"No verdict on {name}: its halves have no spread to judge the gap by.")
-        small = f"they explain less than {LEAST_EXPLAINED:.0%} of the variance of rewards within groups"
-        reason = small if sign_of(gap) else "its halves do not differ in reward beyond noise"
-        says = f"{name} does not matter here: {reason} (gap {_shown(gap)}). A split by it acts like a random split."
+        upper = metric.explained.high
+        if not upper <= NEGLIGIBLE:
+            says = f"No verdict on {name}: neither half earns more beyond noise (gap {_shown(gap)})"
+            says += "" if isnan(upper) else f", but the split may explain up to {upper:.0%} of the variance of rewards"
+            return Finding(about, "unknown", f"{says}. Sample more prompts.")
+        says = (
+            f"{name} does not matter here: the gap of its halves is {_shown(gap)}, and the split explains at most "
+            f"{max(upper, 0):.0%} of the variance of rewards within groups. It acts like a random split."
+        )
         return Finding(about, "does not matter", says)
     better, other = ("higher", "lower") if gap.mean > 0 else ("lower", "higher")
     says = (
