@@ -11,6 +11,7 @@ COMMANDS = {
     "train": "train a model with CANON, another method, or A*-PO",
     "values": "sample a model's rewards for every prompt: stage 1 of A*-PO",
     "evaluate": "sample responses to benchmarks: pass@k, majority votes, lengths, entropy",
+    "probe": "sample once before training: does a metric matter, which way will length move, is there a trap",
 }
 USAGE = "usage: python -m canon_trl COMMAND [--config RECIPE] [--OPTION VALUE ...]"
 

@@ -25,6 +25,7 @@ OUTPUTS = {
     "a training run": ("config.json", "adapter_config.json", "trainer_state.json", "checkpoint-*"),
     "an estimation of values": (".progress",),
     "an evaluation": ("summary.json", "*/.progress"),
+    "a probe": ("probe.json", ".probe"),
 }
 
 LOGPROBS = "processed_logprobs"  # of the distribution that vLLM samples from, not of the unprocessed one

@@ -93,7 +93,7 @@ def probe(
     check_layers(model, layers, tokenizer, data, options)
 
     with TemporaryDirectory() as scratch:
-        folder = Path(scratch) if output_dir is None else Path(output_dir) / ".progress"
+        folder = Path(scratch) if output_dir is None else Path(output_dir) / ".probe"
         collector = Collector(data, tokenizer, functions, options, folder, model_fingerprint(model), progress=progress)
         clock = [time.monotonic()]
         at = sampler_at or (lambda temperature: collector.make_sampler(model, temperature))
