@@ -84,6 +84,7 @@ def draw_batch(
     task: Task, rng: random.Random, tokenizer: PreTrainedTokenizerFast
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Draw one batch of training-split prompts with imperfect solutions: input ids and labels, both (B, T)."""
+    assert task.draw_examples is not None  # only tasks with their own model are pretrained
     prompts, solutions = zip(*task.draw_examples(rng, BATCH_SIZE), strict=True)
     texts = [prompt + solution + tokenizer.eos_token for prompt, solution in zip(prompts, solutions, strict=True)]
     # The tokenizer would remember the padding side and save it, so it does not pad here.
