@@ -23,8 +23,9 @@ def plain_number(norm: Any) -> Any:
 
 
 def all_finite(tensors: Iterable[Tensor], device: torch.device) -> Tensor:
-    """Whether every number is finite, a 0-d bool."""
-    checks = [tensor.isfinite().all().to(device) for tensor in tensors]
+    """Whether every number is finite, a 0-d bool. Reads each tensor once, without a copy of its size."""
+    ends = [torch.stack(tensor.detach().aminmax()) for tensor in tensors if tensor.numel()]  # keep NaN
+    checks = [each.isfinite().all().to(device) for each in ends]
     return torch.stack(checks).all() if checks else torch.ones((), dtype=torch.bool, device=device)
 
 

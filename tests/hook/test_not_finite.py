@@ -11,6 +11,7 @@ from trl import GRPOConfig
 
 from canon_trl import PluggableGRPOTrainer
 from canon_trl.advantages import dr_grpo_advantage
+from canon_trl.guards.finite import all_finite
 
 STEP = 1  # optimiser steps before the fault
 
@@ -35,6 +36,18 @@ def run_with(tmp_path, action, **options):
     trainer = make_trainer(tmp_path, **options)
     trainer.add_callback(At(action))
     return trainer
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_one_number_among_many(dtype):
+    device, weight = torch.device("cpu"), torch.randn(70, 33, dtype=dtype, requires_grad=True)
+    finite = all_finite([weight, torch.empty(0), torch.tensor(1e30)], device)
+    assert finite and not finite.requires_grad and all_finite([], device)
+    for value in (torch.nan, torch.inf, -torch.inf):
+        for place in (0, 1000, 2309):
+            spoilt = weight.detach().clone()
+            spoilt.view(-1)[place] = value
+            assert not all_finite([weight, spoilt], device)
 
 
 def test_a_bad_weight_is_found_before_a_rollout(tmp_path):
