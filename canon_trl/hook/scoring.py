@@ -27,7 +27,7 @@ class Scoring(Phases):
         """Return the recorder of token values during generation; it may also do the sampling."""
         model = self.accelerator.unwrap_model(self.model)
         if self._rollout_sampler != "generate":
-            obstacles = sampler_obstacles(self)
+            obstacles = sampler_obstacles(self, model)
             check_sampler(self._rollout_sampler, obstacles)
             if not obstacles:
                 return SharedPrefixSampler(model, self._scored_inputs if self._records_generation else frozenset())
@@ -43,9 +43,10 @@ class Scoring(Phases):
             if self._scored_inputs - self._sampler_values(phase).keys():
                 # TRL scores if an optimiser step does not take a whole number of rollouts.
                 self.num_iterations = self.args.gradient_accumulation_steps + 1
+                model = self.accelerator.unwrap_model(self.model)
                 # A loss of routers would need a mask of the same width as the tokens.
-                routed = getattr(self.model.config.get_text_config(), "output_router_logits", False)
-                phase.shares_prompts = not routed and not decoder_obstacles(self)
+                routed = getattr(model.config.get_text_config(), "output_router_logits", False)
+                phase.shares_prompts = not routed and not decoder_obstacles(self, model)
         return generated
 
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:

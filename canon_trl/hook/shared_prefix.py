@@ -103,9 +103,8 @@ class SharedPrefixSampler(NoRecorder):
         return torch.cat([input_ids, padded.to(input_ids.device)], dim=1)
 
 
-def sampler_obstacles(trainer: Any) -> list[str]:
-    """List what in a trainer and its model prevents a [`SharedPrefixSampler`]."""
-    model = trainer.accelerator.unwrap_model(trainer.model)
+def sampler_obstacles(trainer: Any, model: Any) -> list[str]:
+    """List what in a trainer and its unwrapped model prevents a [`SharedPrefixSampler`]."""
     decoder: Any = model.get_base_model() if isinstance(model, PeftModel) else model
     replaced = any("generate" in vars(each) for each in (model, decoder))
     other = replaced or type(decoder).generate is not GenerationMixin.generate
@@ -116,15 +115,14 @@ def sampler_obstacles(trainer: Any) -> list[str]:
         if value and name not in HARMLESS and not (value == 1 and name in OFF_AT_1)
     }
     return [
-        *decoder_obstacles(trainer),
+        *decoder_obstacles(trainer, model),
         *(["another generate method"] if other else []),
         *(f"{name}={value!r} in the model's generation_config" for name, value in acting.items()),
     ]
 
 
-def decoder_obstacles(trainer: Any) -> list[str]:
-    """List what in a trainer and its model prevents continuing a prompt's cache for several responses."""
-    model = trainer.accelerator.unwrap_model(trainer.model)
+def decoder_obstacles(trainer: Any, model: Any) -> list[str]:
+    """List what in a trainer and its unwrapped model prevents continuing a prompt's cache for several responses."""
     decoder = model
     if isinstance(model, PeftModel):
         if model.active_peft_config.is_prompt_learning:

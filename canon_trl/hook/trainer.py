@@ -172,7 +172,7 @@ class PluggableGRPOTrainer(Publishing, Resuming, Logs, NotFinite, WholeGroups, R
         if asks_server:
             self._same_server = SameServer(self.vllm_generation.vllm_client)
         if shares_prefix:
-            check_sampler(rollout_sampler, sampler_obstacles(self))
+            check_sampler(rollout_sampler, sampler_obstacles(self, self.accelerator.unwrap_model(self.model)))
             self._rollout_sampler = rollout_sampler
         self._add_policy_rewards(policy_rewards)
         self._prepare_steering(controllers)

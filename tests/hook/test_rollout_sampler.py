@@ -137,11 +137,11 @@ def test_a_cache_that_cannot_drop_rows(tmp_path):
 
 def test_obstacles_of_the_trainer(tmp_path, monkeypatch):
     trainer = make_trainer(tmp_path)
-    assert sampler_obstacles(trainer) == []
+    assert sampler_obstacles(trainer, trainer.model) == []
     trainer.is_fsdp_enabled, trainer.processing_class = True, vision_processor()
     monkeypatch.setattr(shared_prefix, "is_deepspeed_zero3_enabled", lambda: True)
     monkeypatch.setattr(type(trainer.model), "prepare_inputs_for_generation", print)
-    assert sampler_obstacles(trainer) == [
+    assert sampler_obstacles(trainer, trainer.model) == [
         *("FSDP", "DeepSpeed ZeRO-3", "a processor", "prepare_inputs_for_generation of Qwen3ForCausalLM")
     ]
 

@@ -64,7 +64,7 @@ def test_the_values_are_those_of_trls_pass(tmp_path, kind, batch_size, completio
     make = {"plain": base_model, "sliding window": sliding_window}.get(kind, partial(mixture_of_experts, tmp_path))
     tokenizer = AutoTokenizer.from_pretrained(TASK.model_path)
     trainer = CANONTrainer(make(), TASK.reward, config(temperature=0.7), prompts(8), processing_class=tokenizer)
-    assert decoder_obstacles(trainer) == []
+    assert decoder_obstacles(trainer, trainer.model) == []
     model, score, sizes = trainer.model, trainer._get_per_token_logps_and_entropies, []
     model.register_forward_pre_hook(
         lambda module, args, inputs: sizes.append(tuple(inputs["input_ids"].shape)), with_kwargs=True
@@ -112,7 +112,7 @@ def both_ways(tmp_path, monkeypatch, trainer_options, **options):
         given = {"advantage_estimator": reading_estimator, **trainer_options}
         trainer = make_trainer(tmp_path / name, trainer_options=given, entropy_source="forward", **options)
         with monkeypatch.context() as patch:
-            patch.setattr(scoring, "decoder_obstacles", lambda trainer, found=[name] * (name == "trl"): found)
+            patch.setattr(scoring, "decoder_obstacles", lambda trainer, model, found=[name] * (name == "trl"): found)
             rollouts, outputs = keep_rollouts(trainer), keep_outputs(trainer)
             trainer.train()
         trained.append((trainer, rollouts, outputs))
