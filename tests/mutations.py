@@ -769,6 +769,19 @@ MUTATIONS = [
         "test_hook.py",
         ("self.args.steps_per_generation{{ * self.num_iterations => }}", "test_rollouts_are_numbered"),
     ),
+    *mutations(
+        "hook/vllm_server.py",
+        "test_vllm_server.py",
+        ('valid = {{not url.endswith("/") => True}}', "test_an_address_that_the_client_cannot_use"),
+        ('valid = {{"/" not in args.vllm_server_host => True}}', "test_an_address_that_the_client_cannot_use"),
+        ("{{except HTTPError => except UnicodeError}} as error:", "test_something_else_answers"),
+        ("if own and last_part(own) {{not in => in}} map", "test_another_model"),
+        ("{{os.path.basename(os.path.abspath(name)) => name}}", "test_the_model_under_any_path_or_alias"),
+        ('{{ids != answer["tokens"] => False}}', "test_another_vocabulary"),
+        ("is_adapter = {{bool(name) and adapter.is_file() => False}}", "test_an_adapter_is_served_as_its_base_model"),
+        ("def __enter__(self) -> None:\n        {{self._check() => pass}}", "test_a_server_that_restarts"),
+        ("if {{kind is None => False}}:", "test_a_server_that_restarts"),
+    ),
 ]
 
 

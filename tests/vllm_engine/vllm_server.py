@@ -49,6 +49,7 @@ class Server:
             "VLLM_LOGGING_LEVEL": "INFO",
             WEIGHTS: str(self.weights),
         }
+        self._environment.pop("MASTER_PORT", None)  # used by an engine of this process
 
     def start(self) -> None:
         with self._log.open("ab") as log:
