@@ -2,9 +2,10 @@
 
 These calls of TRL's client are made for real: `/health`, `/v1/models`, `/server_info`, `/get_world_size`,
 `/init_weight_transfer_engine`, `/start_weight_update`, `/update_weights`, `/finish_weight_update`,
-`/reset_prefix_cache`, `/v1/completions`; and `/tokenize`, which is ours. The first thing that fails without a GPU is
-the group of NCCL that `VLLMClient.init_communicator` makes, the second is NCCL's broadcast of the weights. The tests
-replace these two by a file, on both sides, and nothing else: see `vllm_server.py`.
+`/reset_prefix_cache`, `/v1/completions`. `/tokenize` is a call of ours. `VLLMClient.init_communicator` is the first
+call that fails without a GPU: it makes a group of NCCL, which later broadcasts the weights. On both sides the tests
+replace the group and the broadcast by a file. The server also keeps plain weights, without oneDNN: see
+`vllm_server.py`.
 """
 
 import json
