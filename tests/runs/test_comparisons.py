@@ -193,12 +193,30 @@ class TestHarness:
         with pytest.raises(ValueError, match=r"was made with training.max_steps=2, not 3; delete it or name"):
             compare.unfinished(compare.Comparison.load(folder / "changed.yaml"))
 
-    def test_a_failed_run_is_named_and_the_others_continue(self, tmp_path):
+    def test_runs_that_share_a_process_do_not_depend_on_each_other(self, folder, tmp_path):
+        methods = {"dr_grpo": {"advantage_estimator": "dr_grpo"}}
+        kept = tmp_path / "kept"
+        path = write_comparison(tmp_path, methods=methods, runs_per_process=2, results_dir=str(kept))
+        process = harness(path, "--jobs", "1")
+        output, _ = process.communicate(timeout=800)
+        assert process.returncode == 0, output
+        for seed in (1, 2):
+            found = json.loads((kept / f"runs/arithmetic/dr_grpo/{seed}.json").read_text())
+            alone = compare.small(
+                json.loads((folder / f"runs/runs/arithmetic/dr_grpo/{seed}/result.json").read_text())
+            )
+            assert found["training"] == alone["training"] and len(found["training"]["accuracy"]) == 2
+            assert found["evaluation"] == alone["evaluation"]
+        assert compare.unfinished(compare.Comparison.load(path)) == []
+
+    @pytest.mark.parametrize("together", [1, 2])
+    def test_a_failed_run_is_named_and_the_others_continue(self, tmp_path, together):
         methods = {
-            "dr_grpo": {"advantage_estimator": "dr_grpo"},
             "broken": {"advantage_estimator": "no_such_estimator"},
+            "dr_grpo": {"advantage_estimator": "dr_grpo"},
         }
-        process = harness(write_comparison(tmp_path, methods=methods, seeds=[1]), "--jobs", "2")
+        path = write_comparison(tmp_path, methods=methods, seeds=[1], runs_per_process=together)
+        process = harness(path, "--jobs", "2")
         output, _ = process.communicate(timeout=800)
         assert process.returncode != 0
         assert "broken seed 1: FAILED" in output and "1 runs failed" in output
