@@ -16,6 +16,7 @@ from combinations import AT_FIRST_ROLLOUT, ROWS, Row, options_of, title
 from distributed.residents_across_ranks import right_or_wrong
 from distributed.stages_across_ranks import fixed_responses
 from toy import leave, logged, make_trainer, parameters, prompts
+from transformers import PrinterCallback
 
 RUNS = (*ROWS, *AT_FIRST_ROLLOUT)
 TIME_LIMIT = 60.0  # seconds per run; most take less than one
@@ -37,6 +38,7 @@ def run(folder: Path, row: Row, ranks: int) -> dict[str, Any]:
         learning_rate=0.1,
         **options_of(row),
     )
+    trainer.remove_callback(PrinterCallback)  # its lines would hide the titles of the runs
     trainer.train()
     assert trainer.accelerator.num_processes == ranks
     return {"parameters": parameters(trainer), "log": logged(trainer)}

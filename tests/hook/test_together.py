@@ -1,7 +1,7 @@
-"""Any advantage estimator with any policy loss, with and without dynamic sampling: the numbers that reach the loss."""
+"""Advantage estimators with policy losses, with and without dynamic sampling: the numbers that reach the loss."""
 
 import math
-from itertools import product
+from itertools import cycle, product, repeat
 
 import pytest
 import torch
@@ -29,9 +29,11 @@ def test_options_cover_every_loss_that_builds_on_trls():
     assert OPTIONS.keys() - {None} == {name for name, loss in POLICY_LOSSES.items() if isinstance(loss, OnTRL)}
 
 
-@pytest.mark.parametrize(
-    ("estimator", "policy_loss", "dynamic_sampling"), [*product(ESTIMATORS, OPTIONS, [False, True])], ids=str
-)
+# Every estimator with every loss, and with dynamic sampling and one of the losses in turn.
+CASES = [*product(ESTIMATORS, OPTIONS, [False]), *zip(ESTIMATORS, cycle(OPTIONS), repeat(True), strict=False)]
+
+
+@pytest.mark.parametrize(("estimator", "policy_loss", "dynamic_sampling"), CASES, ids=str)
 def test_combination(tmp_path, estimator, policy_loss, dynamic_sampling):
     options = {"policy_loss": policy_loss, "policy_loss_kwargs": OPTIONS[policy_loss]} if policy_loss else {}
     trainer = make_trainer(
@@ -50,24 +52,24 @@ def test_combination(tmp_path, estimator, policy_loss, dynamic_sampling):
     before = parameters(trainer)
     trainer.train()
     (rollout,) = rollouts
-    wanted = ESTIMATORS[estimator](rollout, **NEEDED.get(estimator, {})).flatten()
+    wanted = ESTIMATORS[estimator](rollout, **NEEDED.get(estimator, {})).flatten(0, 1)
     assert wanted.abs().max() > 0, "the case needs something to learn"
     if dynamic_sampling:
         assert (rollout.rewards.amax(dim=1) > rollout.rewards.amin(dim=1)).all()
     # These act once the policy has moved; UP only where an advantage is positive.
     acted = policy_loss not in ("dppo", "up") or (policy_loss == "up" and bool((wanted <= 0).all()))
     for tokens in seen:
-        response, mask = wanted[tokens.response], tokens.mask
-        want = response.unsqueeze(1).expand(mask.shape)
+        mask, given = tokens.mask, wanted[tokens.response]
+        want = given if given.dim() == 2 else given.unsqueeze(1).expand(mask.shape)
         if policy_loss == "clip_cov":
             clip = {"epsilon_low": 0.2, "epsilon_high": 0.28}
             selected = clip_cov_mask(
-                tokens.log_probs, tokens.old_log_probs, response, mask, **clip, **OPTIONS["clip_cov"]
+                tokens.log_probs, tokens.old_log_probs, given, mask, **clip, **OPTIONS["clip_cov"]
             )
             assert selected.any()
             want = want * ~selected
         if policy_loss == "kl_cov":
-            selected = kl_cov_mask(tokens.log_probs, response, mask, fraction=0.2)
+            selected = kl_cov_mask(tokens.log_probs, given, mask, fraction=0.2)
             assert selected.any()
             penalty = 2.0 * (tokens.log_probs - tokens.old_log_probs).abs() * selected
             assert torch.equal(trainer.args.make_policy_loss()(tokens), penalty)
