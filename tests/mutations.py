@@ -381,6 +381,19 @@ MUTATIONS = [
         ("if training:\n            self._answers_to_log {{+= => =}} (groups,)", "test_groups_under_dynamic_sampling"),
     ),
     *mutations(
+        "config/policy_rewards.py",
+        "test_policy_rewards.py",
+        ("if {{reward.weight and reward => reward}}.method.name", "test_the_config_accepts_it_for_rewards_of_0_and_1"),
+        (
+            "reward.weight{{ and reward.method.name in POLICY_REWARDS => }}]",
+            "test_the_config_accepts_it_for_rewards_of_0_and_1",
+        ),
+        (
+            'in built_in{{ if {"entropies", "log_probs"} & {*reward.method.reads} => }}]',
+            "test_the_config_accepts_it_for_rewards_of_0_and_1",
+        ),
+    ),
+    *mutations(
         "guards/collapse.py",
         "test_answers.py",
         ("max({{MOST, => 0.0,}} TIMES_FIRST", "test_one_answer_to_most_prompts_gives_one_warning"),

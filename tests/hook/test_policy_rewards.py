@@ -376,11 +376,22 @@ def test_an_invalid_choice_is_rejected_before_a_model_is_loaded(spec, message):
             {"accuracy_reward": "accuracy"},
             r"accuracy_reward='accuracy' must be one of the reward functions \[\]",
         ),
+        (
+            {"policy_reward": "rent"},
+            {"advantage_estimator": "psr"},
+            r"policy_reward='rent' can be any number, but advantage_estimator='psr' is defined for rewards in {0, 1}",
+        ),
     ],
 )
 def test_a_combination_is_rejected_before_a_model_is_loaded(tmp_path, given, options, message):
     with pytest.raises(ValueError, match=message):
         make_trainer(tmp_path, trainer_options=given, model="no/such-model", **options)
+
+
+@pytest.mark.parametrize("spec", [{"rent": {"weight": 0}}, brevity, "majority_vote"], ids=str)
+def test_the_config_accepts_it_for_rewards_of_0_and_1(spec):
+    """Without a weight, or if its rewards may be 0 and 1."""
+    CANONConfig("out", policy_reward=spec, advantage_estimator="psr", **OPTIONS)
 
 
 def test_entropy_source_applies_to_it(tmp_path):
