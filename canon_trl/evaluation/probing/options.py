@@ -29,7 +29,7 @@ class ProbeOptions:
         prompts_per_step: prompts per optimiser step of the training that you plan, for the noise of a step.
         loss_type: loss of that training. `"grpo"` gives every response the same weight; the others count every token.
         layers: the layers whose gradients are sketched, see
-            [`~canon_trl.evaluation.probing.sketch.find_layers`]. Default: all linear layers, or those of an adapter.
+            `canon_trl.evaluation.probing.sketch.find_layers`. Default: all linear layers, or those of an adapter.
         sketch_size: number of random directions per side of a layer, k. Costs k^2 numbers per layer and response.
         batch_tokens: maximum number of tokens in a forward and backward pass.
         chunk_prompts: number of prompts between two savings of the progress.

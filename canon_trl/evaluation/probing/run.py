@@ -68,7 +68,7 @@ def probe(
         reward_funcs: one or several functions in TRL's signature; reward models are not supported.
         options: see [`ProbeOptions`].
         sampler_at: makes a sampler of `num_samples` responses per prompt at a temperature, such as a
-            [`~canon_trl.sampling.samplers.VLLMSampler`]; for a suggested temperature it must compute entropies.
+            `canon_trl.sampling.samplers.VLLMSampler`; for a suggested temperature it must compute entropies.
             Default: the model samples.
         output_dir: folder for `probe.json`, `probe.md`, `probe.png` and the progress, from which a killed probe
             resumes; `None` writes nothing.
