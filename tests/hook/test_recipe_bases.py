@@ -33,7 +33,7 @@ def test_an_overlay_is_short_and_changes_what_it_says(name):
 
 def test_all_recipes_of_one_model_have_one_base():
     overlays = [name for name in recipe_names() if name.startswith(f"{BASE}_")]
-    assert len(overlays) == 17 and all("base" in own_options(name) for name in overlays)
+    assert overlays and all("base" in own_options(name) for name in overlays)
     base = read_recipe(BASE)
     assert all(read_recipe(name).keys() >= base.keys() for name in overlays)
     outputs = {read_recipe(name)["output_dir"] for name in [BASE, *overlays]}
