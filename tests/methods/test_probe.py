@@ -294,6 +294,13 @@ def test_the_verdict_on_estimators():
     )
 
 
+def test_estimators_that_all_move_length_are_not_listed():
+    found = says(estimators={"dr_grpo": estimator(length=0.1), "opo": estimator(length=0.2)})["length: direction"]
+    assert found == "First steps make responses longer with every estimator that has a signal."
+    found = says(estimators={"dr_grpo": estimator(), "opo": estimator()})["length: direction"]
+    assert found == "No estimator that has a signal moves length beyond noise."
+
+
 def test_without_a_policy_gradient_there_is_no_verdict_on_estimators():
     found = says(estimators={"dr_grpo": estimator(length=1.0)}, gradient=PolicyGradient(Estimate(0.1, -0.1, 0.3)))
     assert "No verdict on estimators or on length" in found["estimators: unknown"]

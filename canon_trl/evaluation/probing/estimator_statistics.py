@@ -115,11 +115,6 @@ def describe_estimators(
         for name, values in (("reward", rewards), ("length", sizes), ("entropy", entropy))
     }
     weights = np.ones_like(sizes) if per_token else 1 / sizes
-    estimated = {
-        label: _gradients(np.nan_to_num(np.asarray(each, dtype=np.float64)) * weights, vectors)
-        for label, each in advantages.items()
-    }
-
     counts = resampled_counts(prompts, seed=seed)
 
     def measured(gradients: Floats) -> _Measured:
@@ -128,11 +123,15 @@ def describe_estimators(
     def estimate(values: Floats) -> Estimate:
         return estimate_of(values, confidence=confidence)
 
-    truth, reference = measured(targets["reward"]), measured(estimated[REFERENCE])
+    def of_estimator(label: str) -> _Measured:
+        weighted = np.nan_to_num(np.asarray(advantages[label], dtype=np.float64)) * weights
+        return measured(_gradients(weighted, vectors))
+
+    truth, reference = measured(targets["reward"]), of_estimator(REFERENCE)
     size_of_reference = _root_mean_square(advantages[REFERENCE])
 
     def statistics(label: str) -> EstimatorStatistics:
-        own = measured(estimated[label])
+        own = of_estimator(label)
         relative = {name: ratio(own.change(name), reference.change("reward")) for name in targets}
         return EstimatorStatistics(
             groups_with_signal=float((np.nan_to_num(np.asarray(advantages[label])) != 0).any(axis=1).mean()),

@@ -186,10 +186,12 @@ def about_length(estimators: Mapping[str, EstimatorStatistics], confidence: floa
     for label, each in estimators.items():
         by_sign[corrected_sign(each.length, len(estimators), confidence)].append(label)
     kinds = {1: "longer", -1: "shorter"}
-    moved = [
-        f"First steps make responses {kinds[sign]} with {_listed(by_sign[sign])}." for sign in kinds if by_sign[sign]
-    ]
-    rest = "No estimator with a signal" if not moved else f"None of the other {len(by_sign[0])}"
+    named = {
+        sign: "every estimator that has a signal" if len(labels) == len(estimators) else _listed(labels)
+        for sign, labels in by_sign.items()
+    }
+    moved = [f"First steps make responses {kind} with {named[sign]}." for sign, kind in kinds.items() if by_sign[sign]]
+    rest = f"None of the other {len(by_sign[0])}" if moved else "No estimator that has a signal"
     return " ".join([*moved, f"{rest} moves length beyond noise."] if by_sign[0] else moved)
 
 

@@ -1,0 +1,132 @@
+"""Probe the embedded tasks, compare what the probe says with the published runs, and write both to docs/probe.md.
+
+    python benchmarks/probe.py             # probes the tasks, a minute on two cores, and writes the page
+    python benchmarks/probe.py --tables    # writes the page from benchmarks/results/probe/
+
+The published numbers are read from docs/comparisons/.
+"""
+
+import argparse
+import json
+import shutil
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from scipy.stats import spearmanr
+
+from canon_trl.cli.probe import main as probe
+
+ROOT = Path(__file__).parents[1]
+DOCUMENT, RESULTS = ROOT / "docs" / "probe.md", ROOT / "benchmarks" / "results" / "probe"
+PICTURE = ROOT / "docs" / "images" / "probe.png"
+TASKS = ("arithmetic", "verbosity", "countdown", "hint")
+EXAMPLE = "hint"
+
+
+def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    return "\n".join(f"| {' | '.join(line)} |" for line in (head, ["---"] * len(head), *rows))
+
+
+def result(task: str) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((RESULTS / f"{task}.json").read_text())
+    return found
+
+
+def published(task: str, column: str) -> dict[str, float]:
+    """Return the means of a column of a comparison's first table, by the label that the probe has for the method."""
+    lines = (ROOT / "docs" / "comparisons" / task / "report.md").read_text().splitlines()
+    rows = [[cell.strip() for cell in line.strip("| ").split(" | ")] for line in lines if line.startswith("| ")]
+    place = rows[0].index(column)
+    return {label_of(row[0]): float(row[place].split()[0]) for row in rows[1:] if row[0] not in ("method", "---")}
+
+
+def label_of(method: str) -> str:
+    method = method.removesuffix(" split")
+    return f"canon {method}" if method.startswith(("inter", "intra", "eff")) else method
+
+
+def verdicts() -> str:
+    def of_task(task: str) -> list[str]:
+        found = result(task)
+        kinds = {each["about"]: each["kind"] for each in found["verdict"] if each["about"].startswith("metric")}
+        without = [each["says"] for each in found["verdict"] if each["kind"] == "no signal"]
+        names = without[0].partition(": ")[2].rstrip(".") if without else "none"
+        return [f"`{task}`", *(kinds[f"metric {name}"] for name in ("entropy", "length", "surprisal")), names]
+
+    return table(["task", "entropy", "length", "surprisal", "estimators without a signal"], map(of_task, TASKS))
+
+
+def lengths(task: str) -> str:
+    found, after = result(task)["estimators"], published(task, "length (tokens)")
+    both = sorted((label for label in after if label in found), key=lambda label: after[label])
+    predicted = {label: found[label]["length"] for label in both}
+    rows = [
+        [label, "{mean:+.3f} ({low:+.3f} to {high:+.3f})".format(**predicted[label]), f"{after[label]:.1f}"]
+        for label in both
+    ]
+    rank = spearmanr([predicted[label]["mean"] for label in both], [after[label] for label in both]).statistic
+    before = result(task)["prompts"]["length"]
+    sure = [label for label in both if predicted[label]["low"] * predicted[label]["high"] > 0]
+    right = [label for label in sure if (after[label] - before) * predicted[label]["mean"] > 0]
+    head = ["method", "predicted change", "length after training"]
+    return (
+        f"{table(head, rows)}\n\n`{task}`: {before:.1f} tokens before training. Intervals of {len(sure)} of "
+        f"{len(both)} methods exclude 0, and {len(right)} of these end on that side of the base model. Rank correlation "
+        f"of all: {rank:.2f}."
+    )
+
+
+def signals() -> str:
+    found, after = result("countdown")["estimators"], published("countdown", "accuracy")
+    both = sorted((label for label in after if label in found), key=lambda label: -after[label])
+    rows = [
+        [label, "{mean:.3f} ({low:.3f} to {high:.3f})".format(**found[label]["signal"]), f"{after[label]:.3f}"]
+        for label in both
+    ]
+    return table(["method", "signal before training", "accuracy after training"], rows)
+
+
+def example() -> str:
+    return "\n".join(f"- {each['says']}" for each in result(EXAMPLE)["verdict"])
+
+
+SECTIONS: dict[str, Callable[[], str]] = {
+    "example": example,
+    "verdicts": verdicts,
+    "lengths on verbosity": lambda: lengths("verbosity"),
+    "lengths on arithmetic": lambda: lengths("arithmetic"),
+    "signals on countdown": signals,
+}
+
+
+def write_page() -> None:
+    page = DOCUMENT.read_text()
+    for name, write in SECTIONS.items():
+        before, begin, rest = page.partition(f"<!-- {name} -->\n")
+        _, end, after = rest.partition("<!-- end -->")
+        assert end, f"{DOCUMENT} has no section {name!r}"
+        page = f"{before}{begin}{write()}\n{end}{after}"
+    DOCUMENT.write_text(page)
+    print(f"{DOCUMENT} written")
+
+
+def run_probes() -> None:
+    RESULTS.mkdir(parents=True, exist_ok=True)
+    for task in TASKS:
+        with TemporaryDirectory() as folder:
+            probe(["--task", task, "--probe_dir", folder])
+            found = json.loads((Path(folder) / "probe.json").read_text())
+            found["settings"]["model"] = f"{task}_model"  # not the path on this machine
+            (RESULTS / f"{task}.json").write_text(json.dumps(found, indent=1) + "\n")
+            if task == EXAMPLE:
+                shutil.copyfile(Path(folder) / "probe.png", PICTURE)
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--tables", action="store_true", help="write the page only, from the stored results")
+    if not parser.parse_args().tables:
+        run_probes()
+    write_page()
