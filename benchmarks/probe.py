@@ -72,9 +72,9 @@ def lengths(task: str) -> str:
     right = [label for label in sure if (after[label] - before) * predicted[label]["mean"] > 0]
     head = ["method", "predicted change", "length after training"]
     return (
-        f"{table(head, rows)}\n\n`{task}`: {before:.1f} tokens before training. Intervals of {len(sure)} of "
-        f"{len(both)} methods exclude 0, and {len(right)} of these end on that side of the base model. Rank correlation "
-        f"of all: {rank:.2f}."
+        f"{table(head, rows)}\n\n`{task}`: {before:.1f} tokens before training. The intervals of {len(sure)} of "
+        f"{len(both)} methods exclude 0, and {len(right)} of these end on that side of the base model. The rank "
+        f"correlation of all is {rank:.2f}."
     )
 
 
