@@ -96,8 +96,9 @@ def dppo(
     nothing is dropped at the first update on a rollout.
 
     The formula is that of verl, to which the authors' repository links; its own code has the same masks and a cap of
-    10. verl's example uses bounds of 0.15 for "tv" and 0.05 for "kl", and a cap of 10,000. With infinite bounds
-    and cap, this is the plain policy gradient, weighted by the ratio.
+    10. The paper's large runs (Appendix E) have bounds of 0.2 for "tv" and 0.05 for "kl", and a cap of 5; verl's
+    example has 0.15 for "tv", 0.05 for "kl", and a cap of 10,000. With infinite bounds and cap, this is the plain
+    policy gradient, weighted by the ratio.
 
     Use it with several updates per rollout and large vocabularies, where PPO's clip stops unlikely tokens early. With
     one update per rollout and no vLLM it changes nothing.

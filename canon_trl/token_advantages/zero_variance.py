@@ -24,8 +24,8 @@ def zero_variance(rewards: Tensor) -> Tensor:
     other groups. Unlike dynamic sampling, nothing is sampled in their place. The KL term and all loss terms leave the
     groups out, too. Without a group with spread the step is empty.
 
-    We read the method in summaries and in SkyRL's option `zero_variance_filter`, not in the paper itself, which
-    publishes no code. SkyRL masks the tokens of these groups, so that divisors that count responses still count them;
+    The paper (Sec. 3.2) describes the method in words and publishes no code for it. SkyRL's option
+    `zero_variance_filter` masks the tokens of these groups, so that divisors that count responses still count them;
     it takes rewards within 1e-6 for equal, here within rounding; and it keeps a group with a single scored response,
     whose advantage is 0 here.
 
