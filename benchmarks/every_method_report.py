@@ -1,8 +1,9 @@
 """The page of `every_method.py`: what each method learned, from the results of its runs."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from statistics import fmean
+from textwrap import wrap
 from typing import Any
 
 from canon_trl.evaluation import paired_difference
@@ -14,10 +15,7 @@ BASELINES = {1: "dr_grpo", 4: "dr_grpo_4_updates"}  # by updates per rollout
 BY_UPDATES = {1: "Dr.GRPO", 4: "Dr.GRPO, 4 updates"}
 LAST = 5  # rollouts
 
-COLUMNS = (
-    *("method", "seeds", "accuracy at first", "at the end", "difference"),
-    *("entropy", "length", "step time", "learns"),
-)
+COLUMNS = (*("method", "seeds", "accuracy", "difference", "entropy", "length", "step time", "learns"),)
 TITLES = {
     "baseline": "Dr.GRPO",
     "policy_reward": "Policy rewards",
@@ -29,36 +27,48 @@ TITLES = {
 }
 
 # Why a method gains less than half of what Dr.GRPO gains.
-EXPLANATIONS: dict[str, str] = {}
+EXPLANATIONS: dict[str, str] = {
+    "rent": "It rewards certainty. At first the policy is most certain in the written-out style (`verbose`), which is "
+    "also right most often, so accuracy rises. When nearly all responses have this style, GRPO divides the remaining "
+    "differences of some hundredths of a nat by their deviation, and the policy becomes certain of wrong steps.",
+    "em_rl_token": "The sum charges every token for its entropy. A bare answer (`direct`) has three tokens, so in the "
+    "end it is the cheapest, right or wrong. The sign is as published: the reward itself rises in every run.",
+    "em_rl_sequence": "It prefers likely responses, and a likely response is short or certain. It settles on a style "
+    "by its probability, not by its accuracy, and nothing corrects the styles that it no longer writes.",
+    "e3_temperature": "It raises the temperature while training sharpens the policy, so that the entropy stays at its "
+    "first value, and the training responses are as random as at first. The policy does learn: at temperature 1 it is "
+    "right on {held_out} of 512 held-out prompts.",
+}
 
 INTRODUCTION = """# Every method trains
 
 Each method of every stage trains the embedded model on `arithmetic`: {rollouts} rollouts of 8 prompts with 8
-responses, learning rate 4e-4, with seeds {seeds}. The question is whether a method learns, so that a wrong sign or
-scale cannot hide. **It is not which method is better**: nothing is tuned, the task is easy, and three seeds cannot
-separate methods that are close ([comparisons](comparisons.md) can).
+responses, learning rate 4e-4, seeds {seeds}. The question is whether a method learns, so that a wrong sign or scale
+cannot hide. **It is not which method is better**: nothing is tuned, the task is easy, and three seeds cannot separate
+methods that are close. [Comparisons](comparisons.md) use more seeds and longer runs.
 
-<!-- not run: {hours} of training on one core -->
+<!-- not run: {minutes} minutes of training on one core -->
 ```bash
-OMP_NUM_THREADS=1 python benchmarks/every_method.py             # the missing runs, then this page
-python benchmarks/every_method.py --jobs 0                      # only this page
+OMP_NUM_THREADS=1 python benchmarks/every_method.py    # the missing runs, then this page
+python benchmarks/every_method.py --jobs 0             # only this page
 ```
 
-Results: `benchmarks/results/every_method`, one file per run with its options, made with {versions}.
+Each run has a file with its options and numbers in `benchmarks/results/every_method`, made with
+{versions}.
 
-- **Accuracy**: share of right responses in training, at the first rollout, which is the untrained model's, and in the
-  last {last} rollouts. Means over seeds, with 95% intervals (Student) that hold for each number alone.
-- **Difference**: accuracy in the last {last} rollouts minus that of Dr.GRPO with the same seeds and the same number of
-  updates per rollout.
-- **Entropy** (nats per token) and **length** (tokens): in the last {last} rollouts; {entropy} and {length} at first.
+- **Accuracy**, **entropy** (nats per token) and **length** (tokens) are means over the last {last} training rollouts.
+  All methods start with the same rollouts of the untrained model: {accuracy}, {entropy} and {length}.
+- **Difference**: the accuracy minus that of Dr.GRPO with the same seeds and as many updates per rollout.
 - **Step time**: CPU time per rollout with its updates, divided by Dr.GRPO's. It includes what the method does to the
-  length of responses. [Speed](speed.md) has the cost at equal lengths.
+  length of responses, and the noise of a busy machine. [Speed](speed.md) has the cost at equal lengths.
 - **Learns**: yes if the gain in accuracy is at least half of Dr.GRPO's; slowly if it is less but its interval is above
   0; otherwise no.
+- Numbers are means over the seeds ± half of the 95% interval (Student), which holds for each number alone.
 
-A method acts on Dr.GRPO's advantages unless it replaces them. Methods that change nothing until the policy has moved
-away from the rollout train with 4 updates per rollout, each on a quarter of its responses. Options are defaults except
-for those shown. A*-PO needs values and is compared with Dr.GRPO in [comparisons](comparisons.md).
+A method acts on Dr.GRPO's advantages unless it replaces them. Policy rewards replace the label, which is only logged.
+Methods that change nothing until the policy has moved away from the rollout train with 4 updates per rollout, each on
+a quarter of its responses and at half the learning rate. Options are defaults except for those shown. A*-PO needs
+values and is compared with Dr.GRPO in [comparisons](comparisons.md).
 """
 
 
@@ -91,28 +101,64 @@ def introduction(baseline: Runs, results: list[Result]) -> str:
         rollouts=len(one["accuracy"]),
         seeds=", ".join(str(seed) for seed in sorted(baseline)),
         last=LAST,
-        hours=f"{seconds / 60:.0f} minutes",
-        entropy=f"{fmean(run['entropy'][0] for run in baseline.values()):.2f}",
-        length=f"{fmean(run['length'][0] for run in baseline.values()):.1f}",
+        minutes=f"{seconds / 60:.0f}",
+        accuracy=with_interval([run["accuracy"][0] for run in baseline.values()], ".3f"),
+        entropy=with_interval([run["entropy"][0] for run in baseline.values()], ".3f"),
+        length=with_interval([run["length"][0] for run in baseline.values()], ".1f"),
         versions=", ".join(f"{package} {number}" for package, number in one["versions"].items()),
     )
 
 
 def section(stage: str, found: dict[str, Runs], baselines: dict[int, Runs]) -> list[str]:
     """The table of a stage, and below it why a method does not learn as Dr.GRPO does."""
-    lines = [f"## {TITLES[stage]}", ""]
-    lines += [
-        "| method | seeds | accuracy at first | at the end | difference | entropy | length | step time | learns |"
-    ]
-    lines += ["|---" * 9 + "|"]
+    lines = [f"## {TITLES[stage]}", "", f"| {' | '.join(COLUMNS)} |", "|---" * len(COLUMNS) + "|"]
     notes = []
     for name, seeds in found.items():
         updates = next(iter(seeds.values()))["updates"]
         verdict = learns(seeds, baselines[updates])
         lines.append(row(stage, name, seeds, baselines[updates], verdict))
         if stage != "baseline" and verdict != "yes":
-            notes.append(f"- **{name}**: {EXPLANATIONS.get(name, 'NOT EXPLAINED YET.')}")
+            notes += wrap(f"- `{name}`: {explanation(name, seeds)}", width=120, subsequent_indent="  ")
+    notes += style_table(
+        {name: seeds for name, seeds in found.items() if any("styles" in run for run in seeds.values())}
+    )
     return [*lines, "", *notes, *([""] if notes else [])]
+
+
+def explanation(name: str, seeds: Runs) -> str:
+    """Why a method gains less than half of what Dr.GRPO gains."""
+    key = "held_out_accuracy_at_temperature_1"
+    held_out = [run[key] for run in seeds.values() if key in run]
+    return EXPLANATIONS.get(name, "NOT EXPLAINED YET.").format(held_out=with_interval(held_out, ".3f"))
+
+
+def style_table(found: dict[str, Runs]) -> list[str]:
+    """What methods without labels make more likely: styles of the first and of the last rollouts."""
+    if not found:
+        return []
+    styles = [*next(iter(next(iter(found.values())).values()))["styles"]]
+    lines = [
+        "",
+        "The reward itself in the first and in the last rollout, and the share of each style of solution in the first",
+        f"and in the last {LAST} rollouts, with its accuracy in brackets; means over seeds:",
+        "",
+    ]
+    lines += [f"| method | reward | {' | '.join(styles)} |", "|---" * (2 + len(styles)) + "|"]
+    for name, seeds in found.items():
+        own = [run["logged"][f"rewards/{name}/mean"] for run in seeds.values()]
+        cells = [" → ".join(f"{fmean(each[moment] for each in own):.2f}" for moment in ("first", "last"))]
+        cells += [style_cell([run["styles"][style] for run in seeds.values()]) for style in styles]
+        lines.append(f"| `{name}` | {' | '.join(cells)} |")
+    return lines
+
+
+def style_cell(runs: list[dict[str, list[float | None]]]) -> str:
+    moments = []
+    for moment in (0, 1):
+        share = fmean(run["share"][moment] or 0.0 for run in runs)
+        scored = [accuracy for run in runs if (accuracy := run["accuracy"][moment]) is not None]
+        moments.append(f"{share:.2f} ({fmean(scored):.2f})" if scored else f"{share:.2f}")
+    return " → ".join(moments)
 
 
 def row(stage: str, name: str, seeds: Runs, baseline: Runs, verdict: str) -> str:
@@ -125,12 +171,11 @@ def row(stage: str, name: str, seeds: Runs, baseline: Runs, verdict: str) -> str
     cells = [
         shown + (f" {written_options(options)}" if options else "") + updates_shown(one, is_baseline),
         str(len(seeds)),
-        f"{fmean(run['accuracy'][0] for run in seeds.values()):.3f}",
         with_interval([accuracy_at_end(run) for run in seeds.values()], ".3f"),
         "" if is_baseline else with_interval([ends[seed] - others[seed] for seed in paired], "+z.3f"),
-        f"{fmean(last(run['entropy']) for run in seeds.values()):.3f}",
-        f"{fmean(last(run['length']) for run in seeds.values()):.1f}",
-        "" if is_baseline else f"{step_time(seeds, baseline, paired):.2f}",
+        with_interval([last(run["entropy"]) for run in seeds.values()], ".3f"),
+        with_interval([last(run["length"]) for run in seeds.values()], ".1f"),
+        "" if is_baseline else with_interval([step_time(seeds[seed], baseline[seed]) for seed in paired], ".2f"),
         "" if is_baseline else verdict,
     ]
     return f"| {' | '.join(cells)} |"
@@ -175,10 +220,8 @@ def learns(seeds: Runs, baseline: Runs) -> str:
     return "slowly" if low > 0 else "no"
 
 
-def step_time(seeds: Runs, baseline: Runs, paired: Sequence[int]) -> float:
-    """The mean over seeds of the ratio of CPU times."""
-    seconds: Callable[[Result], float] = lambda run: run["cpu_seconds_per_rollout"]  # noqa: E731
-    return fmean(seconds(seeds[seed]) / seconds(baseline[seed]) for seed in paired) if paired else math.nan
+def step_time(run: Result, baseline: Result) -> float:
+    return run["cpu_seconds_per_rollout"] / baseline["cpu_seconds_per_rollout"]
 
 
 def interval(values: Sequence[float]) -> tuple[float, float, float]:
@@ -191,4 +234,4 @@ def with_interval(values: Sequence[float], form: str) -> str:
     if not values:
         return ""
     mean, low, high = interval(values)
-    return f"{mean:{form}}" if math.isnan(low) else f"{mean:{form}} ± {high - mean:.3f}"
+    return f"{mean:{form}}" if math.isnan(low) else f"{mean:{form}} ± {high - mean:{form.lstrip('+z')}}"

@@ -49,8 +49,7 @@ class TestPage:
         # ends 0.7, 0.8, 0.9: mean 0.8, deviation 0.1, t(0.975, 2) = 4.303: 0.8 ± 4.303 * 0.1 / sqrt(3) = 0.8 ± 0.248
         runs = [result("opo", seed, curve(0.4, end), seconds=2.5) for seed, end in ((1, 0.7), (2, 0.8), (3, 0.9))]
         cells = line(page_of(*runs), "opo").strip("| ").split(" | ")
-        wanted = ["`opo`", "3", "0.400", "0.800 ± 0.248", "+0.000 ± 0.248"]
-        assert cells == [*wanted, "0.250", "12.0", "1.25", "yes"]
+        assert cells == ["`opo`", "3", "0.800 ± 0.248", "+0.000 ± 0.248", "0.250", "12.0", "1.25", "yes"]
 
     def test_the_last_five_rollouts_count(self):
         run = result("opo", 1, [0.1, 0.9, 0.2, 0.3, 0.4, 0.5, 0.6])
@@ -74,13 +73,26 @@ class TestPage:
         strong = [result("dr_grpo_4_updates", seed, curve(0.4, 0.9), stage="baseline", updates=4) for seed in (1, 2)]
         run = [result("ter", seed, curve(0.4, 0.8), stage="loss_term", updates=4) for seed in (1, 2)]
         found = line(page_of(*strong, *run), "ter")
-        assert found.startswith("| `ter`, 4 updates | 2 | 0.400 | 0.800 | -0.100 |")
+        assert found.startswith("| `ter`, 4 updates | 2 | 0.800 | -0.100 |")
 
     def test_a_method_that_does_not_learn_is_explained(self, monkeypatch):
         runs = [result("opo", seed, curve(0.4, 0.3)) for seed in (1, 2, 3)]
-        assert "- **opo**: NOT EXPLAINED YET." in page_of(*runs)
+        assert "- `opo`: NOT EXPLAINED YET." in page_of(*runs)
         monkeypatch.setitem(report.EXPLANATIONS, "opo", "Its sign is as published.")
-        assert "- **opo**: Its sign is as published." in page_of(*runs)
+        assert "- `opo`: Its sign is as published." in page_of(*runs)
+
+    def test_styles_by_hand(self):
+        runs = [result("opo", seed, curve(0.4, 0.8)) for seed in (1, 2)]
+        runs[0]["styles"] = {"short": {"share": [0.5, 0.0], "accuracy": [0.2, None]}}
+        runs[1]["styles"] = {"short": {"share": [0.7, 0.2], "accuracy": [0.4, 0.9]}}
+        for run, end in zip(runs, (-1.0, -2.0), strict=True):
+            run["logged"] = {"rewards/opo/mean": {"first": -3.0, "last": end}}
+        assert "| `opo` | -3.00 → -1.50 | 0.60 (0.30) → 0.10 (0.90) |" in page_of(*runs).splitlines()
+
+    def test_an_explanation_quotes_the_held_out_accuracy(self):
+        runs = {1: {"held_out_accuracy_at_temperature_1": 0.75}, 2: {"held_out_accuracy_at_temperature_1": 0.85}}
+        # t(0.975, 1) = 12.706: 0.8 ± 12.706 * 0.0707 / sqrt(2)
+        assert "right on 0.800 ± 0.635 of" in report.explanation("e3_temperature", runs)
 
     def test_options_are_shown(self):
         run = result("opo", 1, curve(0.4, 0.8)) | {
@@ -91,6 +103,21 @@ class TestPage:
     def test_nothing_to_compare_with(self):
         with pytest.raises(ValueError, match=r"no run of Dr\.GRPO"):
             report.write_report([result("opo", 1, curve(0.4, 0.8))], stages=["advantage_estimator"])
+
+    def test_the_published_page_is_that_of_the_results_and_explains_every_method(self):
+        finished = every_method.finished(every_method.runs_of(), every_method.RESULTS)
+        page = report.write_report(finished, stages=[stage.field for stage in every_method.STAGES])
+        assert every_method.PAGE.read_text() == page
+        assert "NOT EXPLAINED" not in page
+
+    def test_all_runs_of_a_seed_start_with_the_same_rollout_and_dr_grpo_equals_its_baseline(self):
+        runs = report.by_method(every_method.finished(every_method.runs_of(), every_method.RESULTS))
+        baseline = runs["baseline", "dr_grpo"]
+        for (stage, method), seeds in runs.items():
+            for seed, run in seeds.items():
+                assert run["accuracy"][0] == baseline[seed]["accuracy"][0], (stage, method, seed)
+        for seed, run in runs["advantage_estimator", "dr_grpo"].items():
+            assert run["accuracy"] == baseline[seed]["accuracy"]
 
 
 class TestRuns:
@@ -152,6 +179,12 @@ class TestRuns:
         assert {run.method for run in runs if run.stage == "baseline"} == {*report.BASELINES.values()}
         with pytest.raises(ValueError, match=r"--methods has \['tre'\]"):
             every_method.chosen(every_method.runs_of(), ["tre"])
+
+
+def test_shares_by_hand():
+    rollouts = [[("short", 1.0), ("long", 0.0)], [("short", 0.0), (None, 0.0), ("long", 1.0), ("long", 0.0)]]
+    assert every_method.shares_of("short", rollouts) == {"share": [0.5, 0.3333], "accuracy": [1.0, 0.5]}
+    assert every_method.shares_of("wide", rollouts) == {"share": [0.0, 0.0], "accuracy": [None, None]}
 
 
 def test_a_real_run(tmp_path):
