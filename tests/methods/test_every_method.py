@@ -78,6 +78,9 @@ class TestPage:
     def test_a_method_that_does_not_learn_is_explained(self, monkeypatch):
         runs = [result("opo", seed, curve(0.4, 0.3)) for seed in (1, 2, 3)]
         assert "- `opo`: NOT EXPLAINED YET." in page_of(*runs)
+        monkeypatch.setitem(report.REMARKS, "opo", "It is quick.")
+        assert "It is quick." not in page_of(*runs)
+        assert "- `opo`: It is quick." in page_of(*(result("opo", seed, curve(0.4, 0.8)) for seed in (1, 2, 3)))
         monkeypatch.setitem(report.EXPLANATIONS, "opo", "Its sign is as published.")
         assert "- `opo`: Its sign is as published." in page_of(*runs)
 
@@ -128,7 +131,8 @@ class TestRuns:
 
     def test_the_tables_name_only_methods_that_exist(self):
         names = {name for stage in every_method.STAGES for name in stage.methods}
-        tables = (every_method.OPTIONS, every_method.CONFIG, every_method.UPDATES, report.EXPLANATIONS)
+        texts = (report.EXPLANATIONS, report.REMARKS)
+        tables = (every_method.OPTIONS, every_method.CONFIG, every_method.UPDATES, *texts)
         assert set().union(*tables) <= names
 
     def test_a_method_that_acts_on_change_has_several_updates(self):
