@@ -184,30 +184,31 @@ def test_a_run_whose_engine_dies_is_resumed(smollm2, tmp_path):
 @pytest.mark.parametrize(
     ("correction", "passes"), [(True, 2), (False, 2)], ids=["TRL scores anyway", "the trainer asks TRL to score"]
 )
-def test_a_policy_reward(smollm2, tmp_path, correction, passes):
-    """A policy reward without a reward function comes from the scoring pass of the trainer's model."""
+def test_policy_rewards(smollm2, tmp_path, correction, passes):
+    """Policy rewards without a reward function come from the scoring pass of the trainer's model."""
     trainer = make(
         smollm2,
         tmp_path,
         reward=None,
-        policy_reward="rent",
+        policy_reward=["rent", "em_rl_sequence", "em_rl_token"],
         advantage_estimator="dr_grpo",
         vllm_importance_sampling_correction=correction,
         max_steps=2,
     )
-    calls, rollouts, entropies = count_forwards(trainer), keep_rollouts(trainer), []
+    calls, rollouts, scores = count_forwards(trainer), keep_rollouts(trainer), []
 
     def score(output):
         assert ("old_per_token_logps" in output) == correction
-        entropies.append(scored_entropy(trainer, output)[0])
+        scores.append((*scored_entropy(trainer, output), output["completion_mask"].sum(1)))
 
     on_outputs(trainer, score)
     before = parameters(trainer)
     trainer.train()
     assert calls == {"without_grad": passes, "with_grad": 2}
-    for rollout, entropy in zip(rollouts, entropies, strict=True):
-        assert rollout.reward_names == ("rent",)
-        torch.testing.assert_close(rollout.rewards.flatten(), -entropy, atol=1e-4, rtol=0)
+    for rollout, (entropy, surprisal, lengths) in zip(rollouts, scores, strict=True):
+        assert rollout.reward_names == ("rent", "em_rl_sequence", "em_rl_token")
+        want = torch.stack([-entropy, -surprisal * lengths, -entropy * lengths], dim=-1)
+        torch.testing.assert_close(rollout.rewards_per_func.flatten(0, 1), want, atol=1e-3, rtol=0)
     assert all(not torch.equal(value, before[name]) for name, value in parameters(trainer).items())
 
 
