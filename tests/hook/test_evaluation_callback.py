@@ -56,6 +56,30 @@ def test_evaluation_does_not_affect_training(trained, tmp_path):
     assert trainer.model.training
 
 
+def test_trls_own_evaluation_only_moves_on_the_random_numbers(tmp_path):
+    """With `eval_strategy`, training continues with other random numbers, as with another seed, and nothing else."""
+
+    def run(name, *, evaluates, restores=False):
+        given = {"eval_dataset": TASK.dataset("test", 8)} if evaluates else {}
+        options = {"eval_strategy": "steps", "eval_steps": 1} if evaluates else {}
+        trainer = make_trainer(tmp_path / name, trainer_options=given, **options)
+        if restores:
+            evaluate = trainer.evaluate
+
+            def and_restore(*args, **kwargs):
+                with torch.random.fork_rng(devices=[]):
+                    return evaluate(*args, **kwargs)
+
+            trainer.evaluate = and_restore
+        trainer.train()
+        return parameters(trainer)
+
+    plain = run("plain", evaluates=False)
+    assert_same_parameters(run("restored", evaluates=True, restores=True), plain)
+    with pytest.raises(AssertionError):
+        assert_same_parameters(run("evaluated", evaluates=True), plain)
+
+
 def test_the_steps_that_are_evaluated(trained):
     trainer, callback, before = trained
     entries = evaluations(trainer)
