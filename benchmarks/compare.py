@@ -305,7 +305,10 @@ def perform(folder: Path, result: Path, *, keep_model: bool) -> None:
         learning, training = read_json(folder / "curve.json"), read_json(folder / "training.json")
         found = {"settings": settings, "curve": learning, "training": training, "evaluation": evaluation}
         result.parent.mkdir(parents=True, exist_ok=True)
-        write_json(result, small(found) if result.parent != folder else found)
+        if result.parent == folder:
+            write_json(result, found)
+        else:
+            write_json(result, small(found), indent=None)
         if not keep_model:
             shutil.rmtree(folder / "model")
 
@@ -348,9 +351,9 @@ def write_yaml(path: Path, options: dict[str, Any]) -> Path:
     return path
 
 
-def write_json(path: Path, content: Any) -> None:
+def write_json(path: Path, content: Any, *, indent: int | None = 1) -> None:
     with atomic_write(path) as file:
-        file.write_text(json.dumps(content, indent=1))
+        file.write_text(json.dumps(content, indent=indent) + "\n")
 
 
 def read_json(path: Path) -> Any:
