@@ -11,7 +11,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from canon_trl.tasks import arithmetic, countdown, hint, sums, verbosity
+from canon_trl.tasks import arithmetic, chains, countdown, hint, sums, verbosity
 
 if TYPE_CHECKING:
     import random
@@ -127,6 +127,24 @@ TASKS: dict[str, Task] = {
             draw_examples=hint.draw_examples,
             styles=tuple(hint.STYLES),
             style_of=hint.style_of,
+            answer_of=arithmetic.answer_of,
+        ),
+        Task(
+            name="chains",
+            description=(
+                "Eight operators as in arithmetic; the answer is 1 if the last value is at least 5, else 0, and the "
+                "reward is 1 for the right digit after the first '#'. The base model guesses in 3 tokens (85 of 100 "
+                "samples, right in half) or writes the running values in 11 (right in 8 of 10, and learnable). Only "
+                "responses that reason longer can become right, so the task shows how fast a method moves to long "
+                "reasoning. It can't show what happens if long responses are also padded or wrong more often, nor "
+                "exploration: the long style is sampled from the beginning."
+            ),
+            dataset=chains.dataset,
+            reward=arithmetic.accuracy,
+            symbols=arithmetic.SYMBOLS,
+            draw_examples=chains.draw_examples,
+            styles=tuple(chains.STYLES),
+            style_of=chains.style_of,
             answer_of=arithmetic.answer_of,
         ),
         Task(

@@ -94,12 +94,12 @@ def style_of(completion: str) -> str | None:
     return next((name for name, style in STYLES.items() if style.pattern.fullmatch(completion)), None)
 
 
-def draw_prompts(split: str, rng: random.Random) -> Iterator[str]:
+def draw_prompts(split: str, rng: random.Random, *, num_operators: int = NUM_OPERATORS) -> Iterator[str]:
     """Draw prompts of one split forever, uniformly and with replacement."""
     check_split(split)
     symbols = list(OPERATORS)
     while True:
-        operands = [str(rng.randint(1, 9)) for _ in range(NUM_OPERATORS + 1)]
+        operands = [str(rng.randint(1, 9)) for _ in range(num_operators + 1)]
         prompt = operands[0] + "".join(rng.choice(symbols) + operand for operand in operands[1:]) + "="
         if split_of(prompt) == split:
             yield prompt

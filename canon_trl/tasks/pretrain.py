@@ -3,7 +3,8 @@
 Supervised training from scratch on imperfect solutions in several styles gives a model that samples all styles and is
 sometimes right, so reinforcement learning can improve it. The same seed and number of threads on the same machine give
 the same bytes; with another number of threads, sums round differently. The arithmetic model was made with two threads,
-the others with one. The hint model was made with `--start arithmetic --steps 260 --learning_rate 2e-3 --round`.
+the others with one. `--start arithmetic --learning_rate 2e-3 --round` made the hint model with `--steps 260` and the
+chains model with `--steps 450`.
 """
 
 import argparse

@@ -10,7 +10,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from canon_trl.tasks import TASKS, arithmetic, countdown, hint, pretrain, prompts, sums, verbosity
+from canon_trl.tasks import TASKS, arithmetic, chains, countdown, hint, pretrain, prompts, sums, verbosity
 
 TASK = TASKS["arithmetic"]
 SHIPPED = {name: task for name, task in TASKS.items() if task.pretrained is None}
@@ -365,6 +365,36 @@ class TestHint:
         assert hint.style_of(text) is None
 
 
+class TestChains:
+    TASK = TASKS["chains"]
+
+    def test_rows_do_not_change_between_releases(self):
+        data = self.TASK.dataset("train", 2).to_dict()
+        assert data == {"prompt": ["7-7*1+5*9+8-7+5+8=", "5+9-3-5-2*2*6+8*9="], "answer": ["1", "0"]}
+
+    def test_half_of_the_answers_are_1(self):
+        data = self.TASK.dataset("test", 2000)
+        assert list(data["answer"]).count("1") / 2000 == pytest.approx(0.5, abs=0.05)
+        for prompt, answer in zip(data["prompt"], data["answer"], strict=True):
+            assert prompts.split_of(prompt) == "test"
+            assert int(answer) == (arithmetic.running_values(prompt)[-1] >= 5)
+
+    def test_the_long_style_is_rare_and_mostly_right(self):
+        examples = chains.draw_examples(random.Random(0), 6000)
+        right = {"guess": [], "steps": []}
+        for prompt, text in examples:
+            answer = chains.answer_to(arithmetic.running_values(prompt)[-1])
+            right[chains.style_of(text)].append(arithmetic.answer_of(text) == answer)
+        assert len(right["steps"]) / 6000 == pytest.approx(0.15, abs=0.02)
+        # right if no step is wrong, 0.955^8, or by chance in about half of the other cases
+        assert np.mean(right["steps"]) == pytest.approx((1 + 0.955**8) / 2, abs=0.05)
+        assert all(right["guess"])  # the model can't tell, so it learns to guess
+
+    @pytest.mark.parametrize("text", ["", "1", "#2", "#11", "5560083#1", "55600837#", "55600837#5"])
+    def test_other_texts_have_no_style(self, text):
+        assert chains.style_of(text) is None
+
+
 class TestSampledStatistics:
     """The numbers in the tasks' descriptions, from a small sample."""
 
@@ -400,6 +430,13 @@ class TestSampledStatistics:
         assert 0.4 < copies.mean() < 0.6 and (copies | works).mean() > 0.97
         assert 0.3 < rewards[copies].mean() < 0.5  # 48 hints: a standard error of 0.07
         assert 0.14 < rewards[works].mean() < 0.24
+
+    def test_in_chains_guesses_are_right_half_of_the_time_and_steps_more_often(self, sampled):
+        rewards, lengths, _ = sampled("chains").reshape(3, -1)
+        guesses, steps = lengths == 3, lengths == 11  # with an end token
+        assert 0.1 < steps.mean() < 0.2 and (guesses | steps).mean() > 0.97
+        assert 0.45 < rewards[guesses].mean() < 0.56
+        assert 0.7 < rewards[steps].mean() < 0.9
 
     def test_countdown_is_rarely_solved_once_and_mostly_in_many_samples(self, sampled):
         rewards, _, _ = sampled("countdown")
