@@ -563,6 +563,46 @@ MUTATIONS = [
         ),
     ),
     *mutations(
+        "evaluation/probing/resampling.py",
+        "test_probe_statistics.py",
+        ("* counts).sum(axis=1){{ - squares @ np.diag(products) => }}", "test_the_mean_over_pairs_is_free_of_noise"),
+    ),
+    *mutations(
+        "evaluation/probing/estimator_statistics.py",
+        "test_probe_statistics.py",
+        ("{{surprise.sum() / sizes.sum() => 0}} * sizes", "test_directions_are_those_of_exact_gradients"),
+        ("np.divide(total - given, count{{ - 1 => }},", "test_leave_one_out_by_hand"),
+        ("(power - squared_norm){{ / prompts_per_step => }}", "test_noise_shrinks_with_the_prompts_per_step"),
+        ("np.ones_like(sizes) if {{per_token => True}} else", "test_responses_of_equal_weight"),
+    ),
+    *mutations(
+        "evaluation/probing/metric_statistics.py",
+        "test_probe_statistics.py",
+        ("(gaps**2{{ - noise => }})", "test_chance_explains_nothing"),
+        ("sign_of(gap) * sign_of(ceiling_gap) {{< => >}} 0", "test_a_trap"),
+        ("comb({{place => place + 1}}, count - 1)", "test_the_best_of_a_subset"),
+    ),
+    *mutations(
+        "evaluation/probing/sketch.py",
+        "test_probe_sketch.py",
+        (
+            "projected = projected{{ + left[-1] => }}",
+            "test_a_large_sketch_has_the_inner_products_of_the_full_gradients",
+        ),
+        ("columns * (count / size) ** {{0.5 => 1}}", "test_a_projection_is_the_identity_on_average"),
+    ),
+    *mutations(
+        "evaluation/probing/gradients.py",
+        "test_probe_sketch.py",
+        ("output.logits[:, :-1].float(){{ / temperature => }}", "test_entropies_are_those_of_the_distribution"),
+    ),
+    *mutations(
+        "evaluation/probing/verdict.py",
+        "test_probe.py",
+        ("matters(each) and {{each.trap => False}} for each", "test_a_trap_speaks_against_inter_by_any_metric"),
+        ("norm.ppf(1 - error / 2{{ / max(comparisons, 1) => }})", "test_signs_of_several_estimates_are_corrected"),
+    ),
+    *mutations(
         "evaluation/comparisons.py",
         "test_comparison_report.py",
         ("(2 * comparisons), pairs{{ - 1 => }})", "TestPairedDifference::test_by_hand"),

@@ -140,6 +140,28 @@ def test_several_rewards_and_weights(model, tokenizer):
     assert "gdpo" in report.estimators and "psr" not in report.estimators
 
 
+def test_metrics_and_rewards_of_conversations_receive_messages(model):
+    tokenizer = AutoTokenizer.from_pretrained(TASK.model_path)
+    tokenizer.chat_template = "{% for message in messages %}{{ message['content'] }}{% endfor %}"
+    rows = [
+        {**row, "prompt": [{"role": "user", "content": row["prompt"]}]} for row in TASK.dataset("train", 12).to_list()
+    ]
+
+    def right(completions, answer, **kwargs):
+        return [float(one[0]["content"].endswith(f"#{digit}")) for one, digit in zip(completions, answer, strict=True)]
+
+    def letters(completions, prompts, **kwargs):
+        return [
+            float(len(one[0]["content"]) + len(prompt[0]["content"]))
+            for one, prompt in zip(completions, prompts, strict=True)
+        ]
+
+    options = replace(SMALL, metrics=[letters])
+    report = probe(model, tokenizer, Dataset.from_list(rows), right, options, progress=False)
+    assert 0.2 < report.prompts.accuracy.mean < 0.7
+    assert report.metrics["letters"].gap.mean == pytest.approx(report.metrics["length"].gap.mean, abs=0.1)
+
+
 class NoLinearLayers(nn.Module):
     def __init__(self):
         super().__init__()

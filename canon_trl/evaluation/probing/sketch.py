@@ -41,9 +41,10 @@ class GradientSketch:
         self._model = model
         self._layers = layers
         generator = torch.Generator().manual_seed(seed)
-        self._sides = {
-            name: tuple(projection(count, size, generator) for count in units(layer)) for name, layer in layers.items()
-        }
+        self._sides: dict[str, tuple[Tensor, Tensor]] = {}
+        for name, layer in layers.items():
+            inputs, outputs = units(layer)
+            self._sides[name] = projection(inputs, size, generator), projection(outputs, size, generator)
         self._parts: dict[str, Tensor] = {}
         self._rows = 0
         self._hooks: list[Any] = []
@@ -98,6 +99,7 @@ class GradientSketch:
                 output.requires_grad_(True)
             given = self._by_row(name, inputs[0].detach())
             left, right = (side.to(given.device) for side in self._sides[name])
+            self._sides[name] = left, right
             projected = given @ left[: given.shape[-1]]
             if len(left) > given.shape[-1]:
                 projected = projected + left[-1]
