@@ -608,6 +608,10 @@ MUTATIONS = [
         ("(2 * comparisons), pairs{{ - 1 => }})", "TestPairedDifference::test_by_hand"),
         ("std(ddof={{1 => 0}})", "TestPairedDifference::test_by_hand"),
         ("differences = {{ours - theirs => theirs - ours}}", "TestPairedDifference::test_by_hand"),
+        (
+            "np.ptp(differences) {{<= => <}} resolution + ROUNDING * scale",
+            "TestPairedDifference::test_differences_within_one_step_of_a_discrete_measure_give_no_interval",
+        ),
     ),
     *mutations(
         "evaluation/responses.py",
@@ -834,6 +838,17 @@ MUTATIONS = [
         ("is_adapter = {{bool(name) and adapter.is_file() => False}}", "test_an_adapter_is_served_as_its_base_model"),
         ("def __enter__(self) -> None:\n        {{self._check() => pass}}", "test_a_server_that_restarts"),
         ("if {{kind is None => False}}:", "test_a_server_that_restarts"),
+    ),
+    *mutations(
+        "tasks/noise.py",
+        "test_noise.py",
+        ("seen[response] += {{1 => 0}}", "test_equal_responses_to_a_prompt_are_judged_independently"),
+        ('f"{{{seed} => 0}} {prompt!r} {list(ids)}"', "test_flips_depend_on_the_response_and_not_on_its_place"),
+        (
+            "float({{1 - value => value}} if flips else value)",
+            "test_right_and_wrong_responses_are_flipped_with_the_same_probability",
+        ),
+        ("if value not in (0, 1, {{None => 0.5}})", "test_names_and_unscored_responses"),
     ),
 ]
 
