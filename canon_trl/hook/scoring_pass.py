@@ -28,7 +28,7 @@ def score_responses(
     """
     start = input_ids.shape[1] - width - 1  # the last token of a prompt predicts the first of its responses
     if start < 1:
-        return score(model, input_ids, attention_mask, width, batch_size, **options)
+        return score(model, input_ids, attention_mask, width, batch_size=batch_size, **options)
     given = torch.cat([input_ids[:, :start], attention_mask[:, :start]], dim=1)
     distinct, copies = given.unique_consecutive(dim=0, return_inverse=True)
     prompts = {"input_ids": distinct[:, :start], "attention_mask": distinct[:, start:]}
