@@ -1,4 +1,4 @@
-"""Run a scoring pass that no loss reads with less computation than TRL's."""
+"""Run a scoring pass that TRL's loss does not read, with less computation than TRL's."""
 
 import copy
 from collections.abc import Callable
