@@ -21,7 +21,8 @@ from canon_trl.cli.probe import main as probe
 ROOT = Path(__file__).parents[1]
 DOCUMENT, RESULTS = ROOT / "docs" / "probe.md", ROOT / "benchmarks" / "results" / "probe"
 PICTURE = ROOT / "docs" / "images" / "probe.png"
-TASKS = ("arithmetic", "verbosity", "countdown", "hint")
+CASES = {name: ["--task", name] for name in ("arithmetic", "verbosity", "countdown", "hint")}
+CASES["noise"] = [*CASES["arithmetic"], "--reward_flip", "0.35"]
 EXAMPLE = "hint"
 
 
@@ -48,14 +49,20 @@ def label_of(method: str) -> str:
 
 
 def verdicts() -> str:
-    def of_task(task: str) -> list[str]:
-        found = result(task)
+    def of_case(case: str) -> list[str]:
+        found = result(case)
         kinds = {each["about"]: each["kind"] for each in found["verdict"] if each["about"].startswith("metric")}
         without = [each["says"] for each in found["verdict"] if each["kind"] == "no signal"]
         names = without[0].partition(": ")[2].rstrip(".") if without else "none"
-        return [f"`{task}`", *(kinds[f"metric {name}"] for name in ("entropy", "length", "surprisal")), names]
+        gains = [
+            "{mean:.2f} ({low:.2f} to {high:.2f})".format(**found["estimators"][f"canon {kind}, surprisal"]["gain"])
+            for kind in ("inter", "intra")
+        ]
+        judged = [kinds[f"metric {name}"] for name in ("entropy", "length", "surprisal")]
+        return [f"`{' '.join(CASES[case])}`", *judged, *gains, names]
 
-    return table(["task", "entropy", "length", "surprisal", "estimators without a signal"], map(of_task, TASKS))
+    head = ["probe", "entropy", "length", "surprisal", "gain of Inter, surprisal", "gain of Intra, surprisal"]
+    return table([*head, "estimators without a signal"], map(of_case, CASES))
 
 
 def lengths(task: str) -> str:
@@ -114,13 +121,13 @@ def write_page() -> None:
 
 def run_probes() -> None:
     RESULTS.mkdir(parents=True, exist_ok=True)
-    for task in TASKS:
+    for case, flags in CASES.items():
         with TemporaryDirectory() as folder:
-            probe(["--task", task, "--probe_dir", folder])
+            probe([*flags, "--probe_dir", folder])
             found = json.loads((Path(folder) / "probe.json").read_text())
-            found["settings"]["model"] = f"{task}_model"  # not the path on this machine
-            (RESULTS / f"{task}.json").write_text(json.dumps(found, indent=1) + "\n")
-            if task == EXAMPLE:
+            found["settings"]["model"] = Path(found["settings"]["model"]).name  # not the path on this machine
+            (RESULTS / f"{case}.json").write_text(json.dumps(found, indent=1) + "\n")
+            if case == EXAMPLE:
                 shutil.copyfile(Path(folder) / "probe.png", PICTURE)
 
 

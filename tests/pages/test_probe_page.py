@@ -18,5 +18,5 @@ def test_the_page_has_the_stored_results(name):
 
 
 def test_the_stored_results_are_of_the_options_on_the_page():
-    settings = [writer.result(task)["settings"] for task in writer.TASKS]
+    settings = [writer.result(case)["settings"] for case in writer.CASES]
     assert {(each["num_prompts"], each["num_samples"], each["seed"]) for each in settings} == {(128, 16, 42)}
