@@ -79,12 +79,21 @@ def test_a_vote_replaces_a_label_for_estimators_of_right_and_wrong(tmp_path):
 def test_groups_under_dynamic_sampling(tmp_path):
     """Groups that agree have no spread and are replaced; the log is about all responses that were sampled."""
     options = {"dynamic_sampling": True, "per_device_train_batch_size": 16, "log_completions": True}
-    trainer, (rollout,) = train(tmp_path, **(WATCHED | options))
+    sampled = []
+
+    def extract(text):
+        sampled.append(boxed_or_number(text))
+        return sampled[-1]
+
+    trainer, (rollout,) = train(tmp_path, {"answer_extractor": extract}, **(WATCHED | options))
     entry = logged(trainer)[0]
     assert entry["dynamic_sampling/rounds"] > 1, "the case needs a second round"
     table = completions_table(trainer)
     assert rollout.rewards.flatten().tolist() == shares([boxed_or_number(text) for text in table["completion"]])
-    assert 0 < entry["policy_reward/one_answer_share"] < entry["policy_reward/majority_share"] <= 1
+    ids = torch.tensor([answer_id(answer) for answer in sampled]).view(-1, 4)
+    assert len(ids) > 4, "the rollout has four groups"
+    for name, number in agreement(ids).items():
+        assert entry[f"policy_reward/{name}"] == pytest.approx(float(number))
 
 
 def test_in_evaluation_a_group_may_be_of_one(tmp_path):

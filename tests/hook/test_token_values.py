@@ -100,6 +100,7 @@ def test_gtpo_leaves_out_the_tokens_of_tools(tmp_path):
     for row, length in enumerate(lengths):
         assert rollout.mask.flatten(0, 1)[row].tolist()[: length + 1] == [True] * (length - 1) + [False, True]
     assert (used[~rollout.mask.flatten(0, 1)] == 0).all()
+    assert (rollout.entropies[~rollout.mask] == 0).all()
 
 
 @pytest.mark.parametrize("options", [{}, {"num_iterations": 2}], ids=["recorded", "scored"])

@@ -45,6 +45,7 @@ def test_majority_vote_by_hand():
         [0.0, 1.0, 0.0, 0.0],
         [0.0, 0.0, 0.0, 0.0],
     ]
+    assert rewards(majority_vote_reward, torch.tensor([[NONE, 9, 9, NONE]])).tolist() == [[0.0, 1.0, 1.0, 0.0]]
 
 
 @BOTH

@@ -9,12 +9,20 @@ from pathlib import Path
 import pytest
 import torch
 from datasets import Dataset, load_dataset
-from observe import count_forwards, keep_outputs, keep_rollouts, on_outputs, scored_entropy
+from observe import (
+    completions_table,
+    count_forwards,
+    keep_outputs,
+    keep_rollouts,
+    on_outputs,
+    scored_entropy,
+)
 from test_canon_vllm import DATA, VLLM, make, varied
 from toy import OPTIONS, logged, parameters
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from canon_trl import AStarPOConfig, AStarPOTrainer
+from canon_trl.advantages import gtpo_advantage
 from canon_trl.sampling.samplers import TransformersSampler
 
 ROOT = Path(__file__).parents[2]
@@ -210,6 +218,50 @@ def test_policy_rewards(smollm2, tmp_path, correction, passes):
         want = torch.stack([-entropy, -surprisal * lengths, -entropy * lengths], dim=-1)
         torch.testing.assert_close(rollout.rewards_per_func.flatten(0, 1), want, atol=1e-3, rtol=0)
     assert all(not torch.equal(value, before[name]) for name, value in parameters(trainer).items())
+
+
+def test_agreement_needs_no_scoring_pass(smollm2, tmp_path):
+    trainer = make(
+        smollm2,
+        tmp_path,
+        reward=None,
+        trainer_options={"answer_extractor": lambda text: text.strip()[:1] or None},
+        policy_reward="self_consistency",
+        advantage_estimator="dr_grpo",
+        vllm_importance_sampling_correction=False,
+        dynamic_sampling=True,
+        dynamic_sampling_kwargs={"max_rounds": 2, "exhausted": "keep"},
+        log_completions=True,
+    )
+    calls, rollouts = count_forwards(trainer), keep_rollouts(trainer)
+    trainer.train()
+    assert calls == {"without_grad": 0, "with_grad": 1}
+    first = [completion[0]["content"].strip()[:1] for completion in completions_table(trainer)["completion"]]
+    groups = [first[start : start + 4] for start in range(0, len(first), 4)]
+    want = [group.count(letter) / 4 if letter else 0.0 for group in groups for letter in group]
+    assert rollouts[0].rewards.flatten().tolist() == want
+
+
+@pytest.mark.parametrize(("correction", "passes"), [(True, 1), (False, 1)], ids=["TRL scores", "on request"])
+def test_gtpo(smollm2, tmp_path, correction, passes):
+    """The entropies of all tokens come from one scoring pass of the trainer's model."""
+    trainer = make(
+        smollm2,
+        tmp_path,
+        reward=half_teach,
+        advantage_estimator="gtpo",
+        vllm_importance_sampling_correction=correction,
+    )
+    calls, rollouts, outputs, entropies = count_forwards(trainer), keep_rollouts(trainer), keep_outputs(trainer), []
+    on_outputs(trainer, lambda output: entropies.append(scored_entropy(trainer, output)[0]))
+    trainer.train()
+    (rollout,), (output,) = rollouts, outputs
+    assert calls == {"without_grad": passes, "with_grad": 1}
+    mean = rollout.entropies.sum(dim=-1) / rollout.mask.sum(dim=-1)
+    torch.testing.assert_close(mean.flatten(), entropies[0], atol=1e-4, rtol=0)
+    want = gtpo_advantage(rollout.rewards, rollout.entropies, rollout.mask)
+    assert torch.equal(output["advantages"], want.flatten(0, 1))
+    assert output["advantages"].abs().max() > 0
 
 
 def test_a_policy_reward_with_dynamic_sampling_is_rejected(tmp_path):
