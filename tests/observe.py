@@ -81,6 +81,11 @@ def completions_table(trainer, step=None):
     return pandas.read_parquet(Path(trainer.args.output_dir, "completions", name)).to_dict("list")
 
 
+def cache_of(inputs):
+    """Return the cache that a forward pass continues, under either name that releases of transformers give it."""
+    return inputs.get("past_key_values", inputs.get("cache"))
+
+
 def count_forwards(trainer):
     """Count the model's forward passes with and without gradient, except decoding steps.
 
@@ -91,7 +96,7 @@ def count_forwards(trainer):
 
     def count(module, args, kwargs, output):
         if kwargs.get("fused_lm_head") or kwargs.get("use_cache") is False:  # the latter before TRL 1.15
-            part = kwargs.get("past_key_values") is not None
+            part = cache_of(kwargs) is not None
             passes = Fraction(len(kwargs["input_ids"]), responses) if part else 1
             calls["with_grad" if torch.is_grad_enabled() else "without_grad"] += passes
 

@@ -80,7 +80,9 @@ def prompt_ids(
 
 def missing_inputs(model: PreTrainedModel) -> list[str]:
     """List the inputs of sampling that the forward pass of a model does not take."""
-    taken = inspect.signature(type(model).forward).parameters
+    taken = {*inspect.signature(type(model).forward).parameters}
+    if "cache" in taken:  # the name since transformers 5.24, whose models still accept the old one
+        taken.add("past_key_values")
     return [name for name in ("position_ids", "past_key_values", "logits_to_keep") if name not in taken]
 
 

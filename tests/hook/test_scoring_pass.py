@@ -4,7 +4,7 @@ from functools import partial
 
 import pytest
 import torch
-from observe import keep_outputs, keep_rollouts
+from observe import cache_of, keep_outputs, keep_rollouts
 from peft import LoraConfig
 from test_metrics import reading_estimator
 from toy import (
@@ -160,7 +160,7 @@ def continues_prompts(trainer):
     """Train, and tell whether any forward pass without sampling has continued a cache."""
     continued = []
     trainer.model.register_forward_pre_hook(
-        lambda module, args, inputs: continued.append(inputs.get("past_key_values")), with_kwargs=True
+        lambda module, args, inputs: continued.append(cache_of(inputs)), with_kwargs=True
     )
     trainer.train()
     return any(cache is not None for cache in continued)

@@ -9,7 +9,7 @@ import pandas
 import pytest
 import torch
 from datasets import Dataset
-from observe import keep_outputs
+from observe import cache_of, keep_outputs
 from toy import OPTIONS, TASK, base_model, byte_tokenizer, make_trainer
 from transformers import AutoTokenizer, GenerationConfig, Qwen3Config, Qwen3ForCausalLM
 
@@ -74,7 +74,7 @@ def prompts_read(monkeypatch):
 
     @functools.wraps(forward)
     def keep(self, *args, **kwargs):
-        if kwargs.get("past_key_values") is None:
+        if cache_of(kwargs) is None:
             rows = zip(kwargs["input_ids"], kwargs["attention_mask"], strict=True)
             read.extend(tuple(ids[mask.bool()].tolist()) for ids, mask in rows)
         return forward(self, *args, **kwargs)
