@@ -44,6 +44,7 @@ EXPLANATIONS: dict[str, str] = {
 
 # What else the tables do not say.
 REMARKS: dict[str, str] = {
+    "dr_grpo": "The baseline once more, so a step time other than 1.00 is the noise of the machine.",
     "rloo": "Its advantages are Dr.GRPO's times 8/7, which Adam cancels.",
     "stcr": "With the authors' base its weights differ from GRPO's by less than 0.001 at these lengths.",
     "tea": "The default scale, 10, is for thousands of tokens. Here it outweighs the advantages: with seed 1, "
