@@ -30,7 +30,11 @@ def shares(answers):
     return [group.count(answer) / 4 if answer else 0.0 for group in groups for answer in group]
 
 
-@pytest.mark.parametrize("extract", [None, answer_of, "canon_trl.tasks.arithmetic:answer_of"], ids=str)
+@pytest.mark.parametrize(
+    "extract",
+    [None, answer_of, "canon_trl.tasks.arithmetic:answer_of"],
+    ids=["default", "function", "import path"],
+)
 def test_responses_are_rewarded_for_the_share_with_their_answer(tmp_path, extract):
     given = {"answer_extractor": extract} if callable(extract) else {}
     options = WATCHED | {"answer_extractor": None if given else extract, "log_completions": True}

@@ -388,7 +388,9 @@ def test_a_combination_is_rejected_before_a_model_is_loaded(tmp_path, given, opt
         make_trainer(tmp_path, trainer_options=given, model="no/such-model", **options)
 
 
-@pytest.mark.parametrize("spec", [{"rent": {"weight": 0}}, brevity, "majority_vote"], ids=str)
+@pytest.mark.parametrize(
+    "spec", [{"rent": {"weight": 0}}, brevity, "majority_vote"], ids=["weight 0", "function", "name"]
+)
 def test_the_config_accepts_it_for_rewards_of_0_and_1(spec):
     """Without a weight, or if its rewards may be 0 and 1."""
     CANONConfig("out", policy_reward=spec, advantage_estimator="psr", **OPTIONS)
