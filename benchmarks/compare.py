@@ -371,7 +371,8 @@ def unfinished(comparison: Comparison) -> list[Run]:
         if (result := run.result()) is None:
             missing.append(run)
         elif changed := differences(result["settings"], comparison.settings_of(run)):
-            raise ValueError(f"{run.folder} was made with {changed}; delete it or name another output_dir")
+            place = "output_dir" if comparison.results_dir is None else "results_dir"
+            raise ValueError(f"{run.file} was made with {changed}; delete it or name another {place}")
     return missing
 
 
@@ -448,7 +449,8 @@ def prepare(folder: Path, settings: dict[str, Any]) -> None:
     """Write the settings of a run, and remove what was made with others."""
     known = folder / "settings.json"
     changed = {key for key, value in (read_json(known) or {}).items() if value != settings.get(key)}
-    if changed - {"evaluate"} or not (folder / "curve.json").exists():
+    trained = (folder / "curve.json").exists() and (folder / "model").exists()  # keep_models may have removed it
+    if changed - {"evaluate"} or not trained:
         shutil.rmtree(folder, ignore_errors=True)  # training does not resume midway
     elif changed:
         shutil.rmtree(folder / "evaluation", ignore_errors=True)

@@ -2,6 +2,7 @@
 
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -136,3 +137,26 @@ def test_results_to_commit_are_small_and_exact(tmp_path):
     small = compare.small(run)
     assert small["settings"] == run["settings"] and small["training"] == {"accuracy": [0.3333]}
     assert small["evaluation"] == kept | {"avg": 0.6667, "num_prompts": 10, "num_samples": 2}
+
+
+@pytest.mark.parametrize("results_dir", [True, False])
+def test_a_result_of_other_settings_is_named_by_its_file(tmp_path, results_dir):
+    study = load(tmp_path) if results_dir else replace(load(tmp_path), results_dir=None)
+    run = study.tuning_runs()[0]
+    finish(study, run, 0.5)
+    changed = replace(study, evaluate={"num_samples": 3})
+    with pytest.raises(ValueError, match=r"was made with evaluate.num_samples=2, not 3; delete it or name") as error:
+        compare.unfinished(changed)
+    assert str(error.value).startswith(f"{run.file} ")
+    assert str(error.value).endswith("results_dir" if results_dir else "output_dir")
+
+
+@pytest.mark.parametrize("kept", [True, False])
+def test_a_run_without_its_model_trains_again(tmp_path, kept):
+    folder, settings = tmp_path / "run", {"training": {}, "evaluate": {"num_samples": 2}}
+    compare.prepare(folder, settings)
+    compare.write_json(folder / "curve.json", [])
+    if kept:
+        (folder / "model").mkdir()
+    compare.prepare(folder, settings | {"evaluate": {"num_samples": 3}})
+    assert (folder / "curve.json").exists() == kept
