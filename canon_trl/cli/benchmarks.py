@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields, replace
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +10,8 @@ from trl import ModelConfig
 from canon_trl.cli.arguments import RecipeArguments, check, check_nothing_ignored, parse_unchecked
 from canon_trl.cli.running import name_model
 from canon_trl.cli.sampling import SamplingArguments
-from canon_trl.evaluation.answers import math_answer
-from canon_trl.imports import is_import_path, load_function
+from canon_trl.policy_rewards.answers import EXTRACTORS, find_extractor
 from canon_trl.tasks import TASKS
-
-EXTRACTORS = {"math_verify": math_answer}
 
 # Options for training data, which an evaluation does not read.
 TRAINING_OPTIONS = (
@@ -102,15 +98,7 @@ class Benchmark:
         name = self.options.answer_extractor
         if name is None:
             return TASKS[self.recipe.task].answer_of if self.recipe.task else None
-        if name == "math_verify" and find_spec("math_verify") is None:
-            raise ImportError(f"answer_extractor={name!r} needs math-verify; install canon-trl[math]")
-        if name in EXTRACTORS:
-            return EXTRACTORS[name]
-        if is_import_path(name):
-            return load_function(name, field="answer_extractor")
-        raise ValueError(
-            f"answer_extractor={name!r} must be one of {list(EXTRACTORS)} or an import path 'package.module:function'"
-        )
+        return find_extractor(name)
 
 
 def read_benchmarks(argv: list[str] | None) -> tuple[list[Benchmark], EvaluationArguments, ModelConfig]:

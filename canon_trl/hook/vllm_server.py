@@ -143,8 +143,10 @@ class SameServer:
 
     def _read(self) -> Any:
         """Return what identifies the server's process; `None` without vLLM's development endpoints."""
-        answer = self._client.session.get(f"{self._client.base_url}/server_info", params={"config_format": "json"})
-        return answer.json()["vllm_config"].get("instance_id") if answer.status_code == 200 else None
+        url, given = f"{self._client.base_url}/server_info", {"config_format": "json"}
+        answer = self._client.session.get(url, params=given, timeout=60)
+        config = answer.json().get("vllm_config") if answer.status_code == 200 else None
+        return config.get("instance_id") if isinstance(config, dict) else None
 
     def _check(self) -> None:
         if self._read() != self._instance:

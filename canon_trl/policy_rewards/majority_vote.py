@@ -26,7 +26,7 @@ def majority_vote_reward(answer_ids: Tensor, group_answer_ids: Tensor) -> Tensor
     training makes it more so: watch `policy_reward/one_answer_share`, and stop on a labelled validation set.
 
     Use it like `self_consistency`, where groups are large enough for a vote. Its rewards are 0 and 1, which every
-    estimator takes.
+    estimator takes (`pshw` with `low=0`).
 
     If several answers are equally frequent, all of them get 1; the authors' code (at 3e2cc93) takes the one that was
     sampled first. The code compares answers as mathematics. It lets 64 responses vote and trains on 32 of them; here
