@@ -161,23 +161,35 @@ def test_layers_are_chosen_by_name_by_block_and_by_adapter(qwen):
 class Routed(nn.Module):
     """A layer that gets single tokens, as an expert does."""
 
-    def __init__(self):
+    def __init__(self, count):
         super().__init__()
+        self.count = count
         self.expert = nn.Linear(4, 4)
         self.unused = nn.Linear(4, 4)
 
     def forward(self, values):
-        return self.expert(values.flatten(0, 1)[:3])
+        return self.expert(values.flatten(0, 1)[: self.count])
+
+
+def test_a_layer_that_gets_the_tokens_of_all_rows_at_once():
+    model, values = Routed(10), torch.rand(2, 5, 4)
+    with GradientSketch(model, {"expert": model.expert}, size=9) as sketch:
+        sketch.expect(2, 5)
+        model(values).sum().backward()
+        found = sketch.take().view(2, 4, 5)
+    inputs = torch.cat([values, torch.ones(2, 5, 1)], dim=-1).sum(dim=1)
+    assert torch.allclose(found, inputs.unsqueeze(1).expand(-1, 4, -1))
 
 
 def test_layers_that_cannot_be_sketched():
     with pytest.raises(ValueError, match=r"Embedding has no linear layer.*its layers are \['Embedding'\]"):
         find_layers(nn.Embedding(3, 3))
-    model = Routed()
-    with GradientSketch(model, {"expert": model.expert}, size=2) as sketch:
-        sketch.expect(2)
-        with pytest.raises(ValueError, match="'expert' cannot be sketched: it receives values of shape \\(3, 4\\)"):
-            model(torch.rand(2, 5, 4))
+    for count in (2, 3, 4):  # also multiples of the number of rows
+        model = Routed(count)
+        with GradientSketch(model, {"expert": model.expert}, size=2) as sketch:
+            sketch.expect(2, 5)
+            with pytest.raises(ValueError, match=rf"'expert' cannot be sketched: .* of shape \({count}, 4\)"):
+                model(torch.rand(2, 5, 4))
     with GradientSketch(model, {"unused": model.unused}, size=2) as sketch:
         with pytest.raises(ValueError, match="the gradient did not reach 1 of 1 layers, such as 'unused'"):
             sketch.take()

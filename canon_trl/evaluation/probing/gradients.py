@@ -112,7 +112,7 @@ def _token_numbers(
         text[row, head - len(prompt) : head + len(response)] = torch.tensor([*prompt, *response])
         given[row, head - len(prompt) : head + len(response)] = 1
     text, given = text.to(model.device), given.to(model.device)
-    sketch.expect(len(prompts))
+    sketch.expect(*text.shape)
     output = model(
         input_ids=text,
         attention_mask=given,

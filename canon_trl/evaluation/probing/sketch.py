@@ -46,7 +46,7 @@ class GradientSketch:
             inputs, outputs = units(layer)
             self._sides[name] = projection(inputs, size, generator), projection(outputs, size, generator)
         self._parts: dict[str, Tensor] = {}
-        self._rows = 0
+        self._rows = self._tokens = 0
         self._hooks: list[Any] = []
         self._trained: list[nn.Parameter] = []
 
@@ -72,9 +72,9 @@ class GradientSketch:
             parameter.requires_grad_(True)
         self._parts.clear()
 
-    def expect(self, rows: int) -> None:
-        """Announce the number of rows of the next forward pass."""
-        self._rows = rows
+    def expect(self, rows: int, tokens: int) -> None:
+        """Announce the numbers of rows and of tokens per row of the next forward pass."""
+        self._rows, self._tokens = rows, tokens
 
     def take(self) -> Tensor:
         """Return the sketches since the last call, `(N, width)` in float32 on the CPU.
@@ -114,7 +114,7 @@ class GradientSketch:
 
     def _by_row(self, name: str, values: Tensor) -> Tensor:
         """Return the values of a layer as `(N, T, units)` in float32."""
-        if values.dim() == 2 and len(values) % self._rows == 0 and len(values) > self._rows:
+        if values.dim() == 2 and len(values) == self._rows * self._tokens:
             values = values.view(self._rows, -1, values.shape[-1])  # a layer that flattens the tokens of all rows
         if values.dim() != 3 or len(values) != self._rows:
             raise ValueError(
