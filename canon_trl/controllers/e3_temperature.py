@@ -48,7 +48,8 @@ class E3Temperature:
         annealing_factor: g, the paper's eta; 0.9 in the released code.
 
     Raises:
-        ValueError: `annealing_ratio` is set without `total_steps`, or `init_steps` is 0 without `target_entropy`.
+        ValueError: `annealing_ratio` is set without `total_steps`, `init_steps` is 0 without `target_entropy`, or the
+            target is not below ln V.
     """
 
     steers: ClassVar[str] = "temperature"
@@ -68,6 +69,11 @@ class E3Temperature:
             raise ValueError(f"annealing_ratio={annealing_ratio!r} needs total_steps")
         if target_entropy is None and init_steps == 0:
             raise ValueError("init_steps=0 needs target_entropy, since no rollout measures it")
+        if target_entropy is not None and target_entropy >= math.log(vocab_size):
+            raise ValueError(
+                f"target_entropy={target_entropy!r} cannot be reached: the entropy of {vocab_size} tokens is at most "
+                f"{math.log(vocab_size):.4g}"
+            )
         self.scale = math.log(vocab_size) + math.log(math.log(vocab_size))
         self.init_steps = init_steps
         self.annealing_factor = annealing_factor

@@ -93,8 +93,12 @@ def test_a_run_too_short_to_anneal_keeps_its_target():
     [
         ({"annealing_ratio": 0.4}, r"annealing_ratio=0\.4 needs total_steps"),
         ({"init_steps": 0}, "init_steps=0 needs target_entropy"),
+        (
+            {"target_entropy": 4.7},
+            r"target_entropy=4\.7 cannot be reached: the entropy of 100 tokens is at most 4\.605",
+        ),
     ],
 )
-def test_options_that_need_another_option(options, words):
+def test_options_that_cannot_be_honoured(options, words):
     with pytest.raises(ValueError, match=words):
         E3Temperature(vocab_size=100, **options)
