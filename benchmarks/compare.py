@@ -31,7 +31,7 @@ Keys of a study, whose question is decided before its runs:
 
     contrasts         list of {task, method, minus, prediction}, the differences that the study was made for. Their
                       intervals are corrected for their number. All other differences are exploratory.
-    primary           the metric of the contrasts and of the tuning
+    primary           the metric of the contrasts and of the tuning; an accuracy if learning rates are tuned
     learning_rates    list; a method uses the one with the best mean of `primary` on a task over the tuning seeds
     tuning_seeds      list of seeds, none of them in `seeds`
 """
@@ -40,6 +40,7 @@ import argparse
 import fcntl
 import gc
 import json
+import math
 import os
 import re
 import shutil
@@ -56,7 +57,7 @@ from typing import Any
 
 import yaml
 from accelerate import PartialState
-from compare_report import metric, value_of, write_report
+from compare_report import ACCURACIES, is_accuracy, metric, value_of, write_report
 from study_report import Contrast, write_study
 
 from canon_trl.sampling.chunks import atomic_write
@@ -167,6 +168,13 @@ class Comparison:
             raise ValueError(
                 f"learning_rates={self.learning_rates} and tuning_seeds={self.tuning_seeds}: give both or none"
             )
+        for rate in self.learning_rates:
+            check_learning_rate(rate)
+        if self.learning_rates and not is_accuracy(str(self.primary)):
+            raise ValueError(
+                f"primary={self.primary!r} must be an accuracy, one of {[*ACCURACIES, 'pass@k with a number k']}: "
+                "each method uses the learning rate with the highest"
+            )
         if used := sorted(set(self.tuning_seeds) & set(self.seeds)):
             raise ValueError(f"tuning_seeds has {used}, which are also in seeds; tune on other seeds")
         groups = {"options": self.options} | {f"tasks.{name}": each for name, each in self.tasks.items()}
@@ -203,7 +211,10 @@ class Comparison:
         ]
 
     def tuning(self, task: str, method: str) -> dict[float, list[float | None]]:
-        """The primary metric by learning rate, one value per tuning seed; `None` for a run that is not finished."""
+        """The primary metric by learning rate, one value per tuning seed.
+
+        It is `None` for a run that is not finished or does not have the metric.
+        """
         found: dict[float, list[float | None]] = {}
         for rate in self.learning_rates:
             results = [self._run(task, method, seed, rate, part="tuning").result() for seed in self.tuning_seeds]
@@ -211,11 +222,26 @@ class Comparison:
         return found
 
     def best_rate(self, task: str, method: str) -> float | None:
-        """The learning rate with the best mean over the tuning seeds; `None` until all of them are finished."""
+        """The learning rate with the best mean over the tuning seeds; `None` while `missing_rate` says why."""
         means = {rate: values for rate, values in self.tuning(task, method).items() if None not in values}
         if len(means) < len(self.learning_rates) or not means:
             return None
         return max(means, key=lambda rate: sum(means[rate]))
+
+    def missing_rate(self, task: str, method: str) -> tuple[str, bool]:
+        """Why a method has no learning rate yet, and whether its tuning is finished all the same."""
+        runs = [run for run in self.tuning_runs() if (run.task, run.method) == (task, method)]
+        results = [run.result() for run in runs]
+        if missing := results.count(None):
+            return f"{missing} of {len(runs)} tuning runs are not finished", False
+        without = [run for run, result in zip(runs, results, strict=True) if value_of(self.primary, result) is None]
+        return f"{len(without)} of {len(runs)} tuning runs have no {self.primary}, such as {without[0].file}", True
+
+    def untuned(self) -> dict[str, bool]:
+        """Lines that say which methods have no learning rate yet and why, and whether their tuning is finished."""
+        pairs = [(task, name) for task in self.tasks for name in self.methods_of(task) if self.learning_rates]
+        missing = {pair: self.missing_rate(*pair) for pair in pairs if self.best_rate(*pair) is None}
+        return {f"{task} {name}: no learning rate, {why}": done for (task, name), (why, done) in missing.items()}
 
     def baselines(self) -> dict[str, str]:
         """The method that each method is compared with, unless that is itself."""
@@ -242,6 +268,19 @@ class Comparison:
             training["values"] = str(self.values_of(run.task))
             settings["values"] = self.values
         return settings
+
+
+def check_learning_rate(rate: Any) -> None:
+    """Reject what is not a positive number, such as 1e-4, which YAML reads as text."""
+    try:
+        number = float(rate)
+    except (TypeError, ValueError):
+        number = math.nan
+    if not 0 < number < math.inf or isinstance(rate, bool):
+        raise ValueError(f"learning_rates has {rate!r}; all must be positive numbers")
+    if isinstance(rate, str):
+        digits, exponent = f"{number:.15e}".split("e")
+        raise ValueError(f"learning_rates has {rate!r}; write {float(digits)}e{int(exponent):+d}")
 
 
 def folder_of(method: str) -> str:
@@ -511,6 +550,9 @@ def main(argv: list[str] | None = None) -> None:
         return
     comparison = Comparison.load(options.file)
     failed = execute_all(comparison, options.jobs, options.threads) if options.jobs else []
+    untuned = comparison.untuned()
+    for line in untuned:
+        print(line, flush=True)
     if results := collect(comparison):
         command = f"python benchmarks/compare.py {options.file}"
         folder = comparison.report_dir or comparison.output_dir / "report"
@@ -522,6 +564,8 @@ def main(argv: list[str] | None = None) -> None:
             )
     if failed:
         sys.exit(f"{len(failed)} runs failed")
+    if stuck := sum(untuned.values()):
+        sys.exit(f"tuning is finished, but no learning rate can be chosen for {stuck} of the methods above")
 
 
 if __name__ == "__main__":

@@ -30,6 +30,11 @@ METRICS: dict[str, tuple[Callable[[Result], float | None], str]] = {
     "tokens per right answer": (lambda run: run["evaluation"]["tokens_per_right_answer"], ".1f"),
     "seconds": (lambda run: run["curve"][-1]["seconds"] + run["seconds_before"] if run["curve"] else None, ".0f"),
 }
+ACCURACIES = ("accuracy", "training accuracy", "mean accuracy on the way")  # and pass@k
+
+
+def is_accuracy(name: str) -> bool:
+    return name in ACCURACIES or name.startswith("pass@")
 
 
 def metric(name: str) -> tuple[Callable[[Result], float | None], str]:

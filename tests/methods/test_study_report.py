@@ -65,6 +65,11 @@ def finish(comparison, run, accuracy):
         ({"contrasts": [{"task": "hint"}]}, "each needs exactly the keys"),
         ({"primary": None}, "primary is missing; contrasts and learning_rates need the name of a metric"),
         ({"primary": "speed"}, "metrics has 'speed'"),
+        ({"primary": "seconds"}, r"primary='seconds' must be an accuracy, one of \['accuracy', .*'pass@k"),
+        ({"learning_rates": ["1e-4"]}, r"learning_rates has '1e-4'; write 1\.0e-4$"),
+        ({"learning_rates": ["25e-6"]}, r"learning_rates has '25e-6'; write 2\.5e-5$"),
+        ({"learning_rates": ["high"]}, "learning_rates has 'high'; all must be positive numbers"),
+        ({"learning_rates": [0.0]}, r"learning_rates has 0\.0; all must be positive numbers"),
         ({"tuning_seeds": []}, "give both or none"),
         ({"tuning_seeds": [1, 9]}, r"tuning_seeds has \[1\], which are also in seeds; tune on other seeds"),
         ({"options": {"learning_rate": 1e-3}}, r"options has a learning_rate, but learning_rates=.* are tuned"),
@@ -128,6 +133,26 @@ def test_a_study_that_has_just_begun_has_a_report(tmp_path):
     assert (
         "| hint | intra - dr_grpo | higher |  | 0 | not enough runs |" in (tmp_path / "report/report.md").read_text()
     )
+
+
+def test_methods_without_a_learning_rate_are_named(tmp_path, capsys):
+    study = load(tmp_path, methods={"dr_grpo": {}, "intra": {"canon_mu": 0.0}}, tasks={"hint": {}}, contrasts=[CONTRAST])
+    file = str(tmp_path / "study.yaml")
+    compare.main([file, "--jobs", "0"])
+    assert "hint dr_grpo: no learning rate, 4 of 4 tuning runs are not finished\n" in capsys.readouterr().out
+    for run in study.tuning_runs():
+        finish(study, run, 0.5)
+        if run.method == "intra":  # a run that logs no batch
+            run.file.write_text(run.file.read_text().replace(str([0.5] * 10), "[]"))
+    for flags in (["--jobs", "0"], []):
+        for run in study.runs():
+            if run.method == "dr_grpo":
+                finish(study, run, 0.5)
+        with pytest.raises(SystemExit, match="no learning rate can be chosen for 1 of the methods above"):
+            compare.main([file, *flags])
+        output = capsys.readouterr().out
+        assert "hint intra: no learning rate, 4 of 4 tuning runs have no training accuracy, such as " in output
+        assert "dr_grpo: no" not in output
 
 
 def test_results_to_commit_are_small_and_exact(tmp_path):
