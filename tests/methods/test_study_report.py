@@ -136,7 +136,9 @@ def test_a_study_that_has_just_begun_has_a_report(tmp_path):
 
 
 def test_methods_without_a_learning_rate_are_named(tmp_path, capsys):
-    study = load(tmp_path, methods={"dr_grpo": {}, "intra": {"canon_mu": 0.0}}, tasks={"hint": {}}, contrasts=[CONTRAST])
+    study = load(
+        tmp_path, methods={"dr_grpo": {}, "intra": {"canon_mu": 0.0}}, tasks={"hint": {}}, contrasts=[CONTRAST]
+    )
     file = str(tmp_path / "study.yaml")
     compare.main([file, "--jobs", "0"])
     assert "hint dr_grpo: no learning rate, 4 of 4 tuning runs are not finished\n" in capsys.readouterr().out
