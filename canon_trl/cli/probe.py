@@ -89,7 +89,7 @@ def main(argv: list[str] | None = None) -> ProbeReport:
             f"a probe runs in one process, not in {state.num_processes}; start it with python -m canon_trl"
         )
     folder = Path(options.probe_dir or Path(training.output_dir) / "probe")
-    check_folder(folder, "a probe")
+    check_folder(folder, "a probe", field="probe_dir")
     functions = reward_functions(recipe, training.max_completion_length)
     functions, weights = add_noise(
         recipe, functions, training.reward_weights, seed=training.seed, accuracy=training.accuracy_reward

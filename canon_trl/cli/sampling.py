@@ -122,13 +122,13 @@ def check_options(sampling: SamplingArguments, model: ModelConfig, state: Partia
         )
 
 
-def check_folder(folder: Path, kind: str) -> None:
+def check_folder(folder: Path, kind: str, *, field: str = "output_dir") -> None:
     """Raise an error if another command wrote the folder: two would overwrite each other's card or mix their files."""
     for owner, patterns in OUTPUTS.items():
         found = sorted(path.name for pattern in patterns for path in folder.glob(pattern))
         if found and owner != kind:
             raise ValueError(
-                f"output_dir={str(folder)!r} contains {found[0]}, so it belongs to {owner}; name another output_dir"
+                f"{field}={str(folder)!r} contains {found[0]}, so it belongs to {owner}; name another {field}"
             )
 
 

@@ -110,5 +110,5 @@ def test_conversations_need_a_chat_template(tmp_path):
 
 def test_a_folder_of_a_training_run_is_rejected(tmp_path):
     (tmp_path / "trainer_state.json").touch()
-    with pytest.raises(ValueError, match=r"contains trainer_state\.json, so it belongs to a training run"):
+    with pytest.raises(ValueError, match=r"^probe_dir=.* contains trainer_state\.json, so .*; name another probe_dir"):
         run(tmp_path, "--probe_dir", str(tmp_path))
