@@ -202,8 +202,11 @@ def load_engine(name: str, options: ProbeArguments, training: CANONConfig, model
         "revision": model.model_revision,
         "seed": training.seed,
         "gpu_memory_utilization": training.vllm_gpu_memory_utilization,
+        "tensor_parallel_size": training.vllm_tensor_parallel_size,
         "logprobs_mode": "processed_logprobs",  # of the distribution that tokens are drawn from
     }
+    if training.vllm_max_model_length is not None:
+        own["max_model_len"] = training.vllm_max_model_length
     return LLM(model=name, **own | json.loads(options.vllm_kwargs))
 
 

@@ -1,7 +1,9 @@
 """`python -m canon_trl probe` takes the recipe of a training run."""
 
 import json
+import sys
 from importlib.util import find_spec
+from types import SimpleNamespace
 
 import pytest
 import yaml
@@ -91,6 +93,24 @@ def test_bad_input(tmp_path, flags, error):
 def test_without_vllm(tmp_path):
     with pytest.raises(ImportError, match="use_vllm=True needs vllm"):
         run(tmp_path, "--use_vllm", "true")
+
+
+@pytest.mark.parametrize(
+    ("flags", "expected"),
+    [
+        ([], {"tensor_parallel_size": 1}),
+        (["--vllm_max_model_length", "64"], {"tensor_parallel_size": 1, "max_model_len": 64}),
+        (["--vllm_tensor_parallel_size", "2"], {"tensor_parallel_size": 2}),
+        (["--vllm_max_model_length", "64", "--vllm_kwargs", '{"max_model_len": 32}'], {"max_model_len": 32}),
+    ],
+)
+def test_the_engine_has_the_options_of_the_run(tmp_path, monkeypatch, flags, expected):
+    monkeypatch.setitem(sys.modules, "vllm", SimpleNamespace(LLM=lambda **options: options, __spec__=object()))
+    engines = []
+    monkeypatch.setattr(probe, "samplers_of", lambda engine, *_: engines.append(engine))
+    run(tmp_path, "--use_vllm", "true", *flags)  # without a sampler of the engine, the model samples
+    assert expected.items() <= engines[0].items()
+    assert ("max_model_len" in engines[0]) == ("--vllm_max_model_length" in flags)
 
 
 def test_conversations_need_a_chat_template(tmp_path):
