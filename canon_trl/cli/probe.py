@@ -22,7 +22,7 @@ from transformers import AutoModelForCausalLM
 from trl import ModelConfig, get_peft_config, get_quantization_config
 
 from canon_trl.advantages import ESTIMATORS
-from canon_trl.cli.arguments import option_in, parse, split_config
+from canon_trl.cli.arguments import RecipeArguments, option_in, parse, split_config
 from canon_trl.cli.data import load_data
 from canon_trl.cli.rewards import add_noise, reward_functions
 from canon_trl.cli.running import model_options, name_model
@@ -109,10 +109,16 @@ def main(argv: list[str] | None = None) -> ProbeReport:
         sampling,
         sampler_at=engine and samplers_of(engine, tokenizer, sampling),
         output_dir=folder,
+        reward_settings=reward_settings(recipe),
     )
     print("\n".join(f"- {each.says}" for each in report.verdict))
     print(f"{', '.join(str(folder / f'probe.{kind}') for kind in ('json', 'md', 'png'))}")
     return report
+
+
+def reward_settings(recipe: RecipeArguments) -> dict[str, Any]:
+    """Return the options that change rewards but not the names of the reward functions."""
+    return {name: getattr(recipe, name) for name in ("reward_funcs", "reward_flip", "soft_overlong_cache")}
 
 
 def with_recipe(argv: list[str] | None) -> list[str]:

@@ -57,6 +57,12 @@ def test_the_recipe_of_a_training_run(tmp_path):
     assert (tmp_path / "here" / "probe.png").is_file()
 
 
+def test_a_probe_does_not_resume_with_another_share_of_flips(tmp_path):
+    run(tmp_path, "--reward_flip", "0.35")
+    with pytest.raises(ValueError, match=r"'reward_flip': 0\.35, .* not .*'reward_flip': 0\.2,"):
+        run(tmp_path, "--reward_flip", "0.2")
+
+
 def test_tasks_without_a_recipe_use_that_of_another():
     assert probe.with_recipe(["--task", "hint"])[1] in ("hint", "arithmetic")
     assert probe.with_recipe(["--task=verbosity"]) == ["--config", "verbosity", "--task=verbosity"]

@@ -122,6 +122,17 @@ def test_a_killed_probe_resumes(model, tokenizer, tmp_path):
         small_probe(model, tokenizer, replace(SMALL, temperature=0.5), output_dir=tmp_path / "killed")
 
 
+def test_a_probe_does_not_resume_with_other_rewards_or_another_chat_template(model, tmp_path):
+    tokenizer = AutoTokenizer.from_pretrained(TASK.model_path)
+    options = replace(SMALL, num_prompts=8)
+    small_probe(model, tokenizer, options, output_dir=tmp_path, reward_settings={"cache": 4})
+    with pytest.raises(ValueError, match=r"reward_settings=\{'cache': 4\}, not \{'cache': 8\}"):
+        small_probe(model, tokenizer, options, output_dir=tmp_path, reward_settings={"cache": 8})
+    tokenizer.chat_template = "{{ messages[0]['content'] }}"
+    with pytest.raises(ValueError, match="was started with chat_template=None, not '"):
+        small_probe(model, tokenizer, options, output_dir=tmp_path, reward_settings={"cache": 4})
+
+
 def test_a_progress_bar_counts_responses(model, tokenizer, capfd):
     options = replace(SMALL, num_prompts=10)
     probe(model, tokenizer, TASK.dataset("train", 10), TASK.reward, options)

@@ -62,6 +62,7 @@ class Collector:
         options: the options of the probe.
         folder: folder for the progress.
         fingerprint: identifies the model, so that progress of another model is not resumed.
+        reward_settings: options of the reward functions, so that progress with other options is not resumed.
         progress: whether to show progress bars.
     """
 
@@ -74,6 +75,7 @@ class Collector:
         folder: Path,
         fingerprint: str,
         *,
+        reward_settings: Mapping[str, Any] | None = None,
         progress: bool,
     ) -> None:
         self.dataset = dataset
@@ -86,10 +88,13 @@ class Collector:
         Scorer(reward_funcs, tokenizer, options.reward_weights)  # checks the weights
         self.reward_names = [get_callable_name(function) for function in reward_funcs]
         self.weights = torch.tensor(options.reward_weights or [1.0] * len(reward_funcs), dtype=torch.float64)
+        hash_of = datasets.fingerprint.Hasher.hash
         self._settings = {name: getattr(options, name) for name in SAMPLE_DEPENDS_ON} | {
             "model": fingerprint,
-            "prompts": datasets.fingerprint.Hasher.hash(list(dataset)),
+            "prompts": hash_of(list(dataset)),
+            "chat_template": tokenizer.chat_template and hash_of(tokenizer.chat_template),
             "reward_funcs": self.reward_names,
+            "reward_settings": dict(reward_settings) if reward_settings else None,
         }
         self._samples = ChunkLog(folder / "samples", self._settings)
 

@@ -1,7 +1,7 @@
 """Run a probe."""
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -47,6 +47,7 @@ def probe(
     *,
     sampler_at: Callable[[float], Sampler] | None = None,
     output_dir: Path | str | None = None,
+    reward_settings: Mapping[str, Any] | None = None,
     progress: bool = True,
 ) -> ProbeReport:
     """Sample a model once and report what the sample says about metrics and estimators, before any training.
@@ -72,6 +73,8 @@ def probe(
             Default: the model samples.
         output_dir: folder for `probe.json`, `probe.md`, `probe.png` and the progress, from which a killed probe
             resumes; `None` writes nothing.
+        reward_settings: options of the reward functions as JSON values. A probe does not resume progress with other
+            ones; by itself it compares only the names of the functions.
         progress: whether to show progress bars.
 
     Raises:
@@ -94,7 +97,16 @@ def probe(
 
     with TemporaryDirectory() as scratch:
         folder = Path(scratch) if output_dir is None else Path(output_dir) / ".probe"
-        collector = Collector(data, tokenizer, functions, options, folder, model_fingerprint(model), progress=progress)
+        collector = Collector(
+            data,
+            tokenizer,
+            functions,
+            options,
+            folder,
+            model_fingerprint(model),
+            reward_settings=reward_settings,
+            progress=progress,
+        )
         clock = [time.monotonic()]
         at = sampler_at or (lambda temperature: collector.make_sampler(model, temperature))
         collector.sample(at(options.temperature))
