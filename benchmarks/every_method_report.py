@@ -12,6 +12,7 @@ Result = dict[str, Any]
 Runs = dict[int, Result]  # by seed
 
 BASELINES = {1: "dr_grpo", 4: "dr_grpo_4_updates"}  # by updates per rollout
+REPEATED = ("advantage_estimator", "dr_grpo")  # trains as the baseline with one update does
 BY_UPDATES = {1: "Dr.GRPO", 4: "Dr.GRPO, 4 updates"}
 LAST = 5  # rollouts
 
@@ -44,7 +45,7 @@ EXPLANATIONS: dict[str, str] = {
 
 # What else the tables do not say.
 REMARKS: dict[str, str] = {
-    "dr_grpo": "The baseline once more, so a step time other than 1.00 is the noise of the machine.",
+    "dr_grpo": "The baseline once more, so a step time other than 1.00 is noise.",
     "rloo": "Its advantages are Dr.GRPO's times 8/7, which Adam cancels.",
     "stcr": "With the authors' base its weights differ from GRPO's by less than 0.001 at these lengths.",
     "tea": "The default scale, 10, is for thousands of tokens. Here it outweighs the advantages: with seed 1, "
@@ -52,7 +53,7 @@ REMARKS: dict[str, str] = {
     "ter": "It keeps the entropy above Dr.GRPO's, which costs accuracy in sampled responses.",
 }
 
-INTRODUCTION = """# Every method trains
+INTRODUCTION = """# What every method learns
 
 Each method of every stage trains the embedded model on `arithmetic`: {rollouts} rollouts of 8 prompts with 8
 responses, learning rate 4e-4, seeds {seeds}. The question is whether a method learns, so that a wrong sign or scale
@@ -71,8 +72,10 @@ Each run has a file with its options and numbers in `benchmarks/results/every_me
 - **Accuracy**, **entropy** (nats per token) and **length** (tokens) are means over the last {last} training rollouts.
   All methods start with the same rollouts of the untrained model: {accuracy}, {entropy} and {length}.
 - **Difference**: the accuracy minus that of Dr.GRPO with the same seeds and as many updates per rollout.
-- **Step time**: CPU time per rollout with its updates, divided by Dr.GRPO's. It includes what the method does to the
-  length of responses, and the noise of a busy machine. [Speed](speed.md) has the cost at equal lengths.
+- **Step time**: CPU time per rollout with its updates, divided by Dr.GRPO's with the same seed: the mean of the
+  baseline and of the row `dr_grpo`, which repeats it; with 4 updates, the baseline alone. All rows share these few
+  runs and their noise{noise}, so compare rows with each other rather than with 1. It
+  includes the method's effect on the length of responses. [Speed](speed.md) has the cost at equal lengths.
 - **Learns**: yes if the gain in accuracy is at least half of Dr.GRPO's; slowly if it is less but its interval is above
   0; otherwise no.
 - Numbers are means over the seeds ± half of the 95% interval (Student), which holds for each number alone.
@@ -90,11 +93,15 @@ def write_report(results: list[Result], *, stages: Sequence[str]) -> str:
     baselines = {updates: runs.get(("baseline", name), {}) for updates, name in BASELINES.items()}
     if not baselines[1]:
         raise ValueError("no run of Dr.GRPO has finished, so there is nothing to compare with")
-    lines = [introduction(baselines[1], results)]
+    repeated = runs.get(REPEATED, {})
+    lines = [introduction(baselines[1], repeated, results)]
+    seconds = {
+        updates: seconds_by_seed(baseline, repeated if updates == 1 else {}) for updates, baseline in baselines.items()
+    }
     for stage in ("baseline", *stages):
         found = {name: seeds for (of, name), seeds in runs.items() if of == stage}
         if found:
-            lines += section(stage, found, baselines)
+            lines += section(stage, found, baselines, seconds)
     return "\n".join(lines)
 
 
@@ -106,13 +113,31 @@ def by_method(results: list[Result]) -> dict[tuple[str, str], Runs]:
     return found
 
 
-def introduction(baseline: Runs, results: list[Result]) -> str:
+def seconds_by_seed(baseline: Runs, repeated: Runs) -> dict[int, float]:
+    """CPU seconds per rollout by seed, averaged over the baseline and its repetition."""
+    return {
+        seed: fmean(of[seed]["cpu_seconds_per_rollout"] for of in (baseline, repeated) if seed in of)
+        for seed in baseline
+    }
+
+
+def noise_of(baseline: Runs, repeated: Runs) -> str:
+    """The largest difference between the step times of a baseline and its repetition, in words."""
+    pairs = [
+        sorted(of[seed]["cpu_seconds_per_rollout"] for of in (baseline, repeated))
+        for seed in repeated.keys() & baseline
+    ]
+    return f" (two equal runs differ by up to {max(high / low for low, high in pairs) - 1:.0%})" if pairs else ""
+
+
+def introduction(baseline: Runs, repeated: Runs, results: list[Result]) -> str:
     one = next(iter(baseline.values()))
     seconds = sum(len(result["accuracy"]) * result["cpu_seconds_per_rollout"] for result in results)
     return INTRODUCTION.format(
         rollouts=len(one["accuracy"]),
         seeds=", ".join(str(seed) for seed in sorted(baseline)),
         last=LAST,
+        noise=noise_of(baseline, repeated),
         minutes=f"{seconds / 60:.0f}",
         accuracy=with_interval([run["accuracy"][0] for run in baseline.values()], ".3f"),
         entropy=with_interval([run["entropy"][0] for run in baseline.values()], ".3f"),
@@ -121,14 +146,16 @@ def introduction(baseline: Runs, results: list[Result]) -> str:
     )
 
 
-def section(stage: str, found: dict[str, Runs], baselines: dict[int, Runs]) -> list[str]:
+def section(
+    stage: str, found: dict[str, Runs], baselines: dict[int, Runs], seconds: dict[int, dict[int, float]]
+) -> list[str]:
     """The table of a stage, and below it why a method does not learn as Dr.GRPO does."""
     lines = [f"## {TITLES[stage]}", "", f"| {' | '.join(COLUMNS)} |", "|---" * len(COLUMNS) + "|"]
     notes = []
     for name, seeds in found.items():
         updates = next(iter(seeds.values()))["updates"]
         verdict = learns(seeds, baselines[updates])
-        lines.append(row(stage, name, seeds, baselines[updates], verdict))
+        lines.append(row(stage, name, seeds, baselines[updates], seconds[updates], verdict))
         if stage != "baseline" and verdict != "yes":
             notes += bullet(name, explanation(name, seeds))
         elif name in REMARKS and stage != "baseline":
@@ -179,7 +206,7 @@ def style_cell(runs: list[dict[str, list[float | None]]]) -> str:
     return " → ".join(moments)
 
 
-def row(stage: str, name: str, seeds: Runs, baseline: Runs, verdict: str) -> str:
+def row(stage: str, name: str, seeds: Runs, baseline: Runs, seconds: dict[int, float], verdict: str) -> str:
     is_baseline = stage == "baseline"
     one = next(iter(seeds.values()))
     shown = f"`{name}`" if not is_baseline else BY_UPDATES[one["updates"]]
@@ -193,7 +220,7 @@ def row(stage: str, name: str, seeds: Runs, baseline: Runs, verdict: str) -> str
         "" if is_baseline else with_interval([ends[seed] - others[seed] for seed in paired], "+z.3f"),
         with_interval([last(run["entropy"]) for run in seeds.values()], ".3f"),
         with_interval([last(run["length"]) for run in seeds.values()], ".1f"),
-        "" if is_baseline else with_interval([step_time(seeds[seed], baseline[seed]) for seed in paired], ".2f"),
+        "" if is_baseline else with_interval([step_time(seeds[seed], seconds[seed]) for seed in paired], ".2f"),
         "" if is_baseline else verdict,
     ]
     return f"| {' | '.join(cells)} |"
@@ -238,8 +265,8 @@ def learns(seeds: Runs, baseline: Runs) -> str:
     return "slowly" if low > 0 else "no"
 
 
-def step_time(run: Result, baseline: Result) -> float:
-    return run["cpu_seconds_per_rollout"] / baseline["cpu_seconds_per_rollout"]
+def step_time(run: Result, baseline: float) -> float:
+    return run["cpu_seconds_per_rollout"] / baseline
 
 
 def interval(values: Sequence[float]) -> tuple[float, float, float]:

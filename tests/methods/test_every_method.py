@@ -51,6 +51,13 @@ class TestPage:
         cells = line(page_of(*runs), "opo").strip("| ").split(" | ")
         assert cells == ["`opo`", "3", "0.800 ± 0.248", "+0.000 ± 0.248", "0.250", "12.0", "1.25", "yes"]
 
+    def test_step_times_are_relative_to_the_mean_of_both_runs_of_dr_grpo(self):
+        repeated = [result("dr_grpo", seed, curve(0.4, 0.8), seconds=3.0) for seed in (1, 2, 3)]
+        run = [result("opo", seed, curve(0.4, 0.8), seconds=2.5) for seed in (1, 2, 3)]
+        page = page_of(*repeated, *run)
+        assert line(page, "opo").endswith("| 1.00 | yes |") and line(page, "dr_grpo").endswith("| 1.20 | yes |")
+        assert "two equal runs differ by up to 50%" in page
+
     def test_the_last_five_rollouts_count(self):
         run = result("opo", 1, [0.1, 0.9, 0.2, 0.3, 0.4, 0.5, 0.6])
         assert report.accuracy_at_end(run) == pytest.approx(0.4)
