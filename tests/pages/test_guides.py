@@ -84,7 +84,7 @@ SETTINGS = {
     "all_stages": lambda folder: make_trainer(
         folder,
         max_steps=2,
-        policy_reward=["rent", f"{__name__}:surprising"],
+        policy_reward=["rent", "self_consistency", f"{__name__}:surprising"],
         token_advantage="entropy_shaped",
         loss_term="ter",
         controller="e3_temperature",
