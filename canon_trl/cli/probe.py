@@ -26,13 +26,13 @@ from canon_trl.cli.arguments import RecipeArguments, option_in, parse, split_con
 from canon_trl.cli.data import load_data
 from canon_trl.cli.rewards import add_noise, reward_functions
 from canon_trl.cli.running import model_options, name_model
-from canon_trl.cli.sampling import check_folder, leave_processes, load_tokenizer, start_processes
+from canon_trl.cli.sampling import LOGPROBS, check_folder, leave_processes, load_tokenizer, start_processes
 from canon_trl.config import CANONConfig
 from canon_trl.evaluation import ProbeOptions, ProbeReport, probe
 from canon_trl.evaluation.callback import stop_strings
 from canon_trl.metrics import METRICS, RANDOM
 from canon_trl.recipes import recipe_names
-from canon_trl.sampling.samplers import Sampler, VLLMSampler
+from canon_trl.sampling.samplers import Sampler, make_sampler
 
 EMBEDDED = "arithmetic"  # the recipe of the embedded task
 
@@ -209,7 +209,7 @@ def load_engine(name: str, options: ProbeArguments, training: CANONConfig, model
         "seed": training.seed,
         "gpu_memory_utilization": training.vllm_gpu_memory_utilization,
         "tensor_parallel_size": training.vllm_tensor_parallel_size,
-        "logprobs_mode": "processed_logprobs",  # of the distribution that tokens are drawn from
+        "logprobs_mode": LOGPROBS,
     }
     if training.vllm_max_model_length is not None:
         own["max_model_len"] = training.vllm_max_model_length
@@ -218,24 +218,9 @@ def load_engine(name: str, options: ProbeArguments, training: CANONConfig, model
 
 def samplers_of(engine: Any, tokenizer: Any, options: ProbeOptions) -> Callable[[float], Sampler]:
     """Return what makes a vLLM sampler of a temperature."""
-
-    def at(temperature: float) -> Sampler:
-        return VLLMSampler(
-            engine,
-            tokenizer,
-            num_samples=options.num_samples,
-            entropies=True,
-            chat_template_kwargs=options.chat_template_kwargs,
-            max_tokens=options.max_completion_length,
-            temperature=temperature,
-            top_p=options.top_p,
-            top_k=options.top_k or -1,  # "all tokens" is -1 in vLLM and 0 in transformers
-            min_p=options.min_p or 0.0,
-            repetition_penalty=options.repetition_penalty,
-            stop=options.stop_strings,
-        )
-
-    return at
+    return lambda temperature: make_sampler(
+        engine, tokenizer, options, use_vllm=True, entropies=True, temperature=temperature
+    )
 
 
 def run(argv: list[str]) -> None:

@@ -18,7 +18,7 @@ from trl import ModelConfig
 
 from canon_trl.cli.arguments import RecipeArguments
 from canon_trl.sampling.chunks import ChunkLog, Recorder, missing_chunks, sample_chunks
-from canon_trl.sampling.samplers import Sampler, TransformersSampler, VLLMSampler, check_distribution, prompt_ids
+from canon_trl.sampling.samplers import check_distribution, make_sampler, prompt_ids
 
 # Files that show which command wrote a folder. Values keep progress at the top level, evaluations one level below.
 OUTPUTS = {
@@ -197,7 +197,9 @@ def sample_missing(
                 desc=f"{task.name} chunks of rank 0",
                 disable=not state.is_main_process,
             )
-            sample = make_sampler(task.sampling, loaded, tokenizer, entropies=entropies)
+            sample = make_sampler(
+                loaded, tokenizer, task.sampling, use_vllm=task.sampling.use_vllm, entropies=entropies
+            )
             sizes = {"chunk_size": task.sampling.chunk_prompts, "seed": task.sampling.seed}
             sample_chunks(task.data, sample, task.record, task.log, chunks=share, **sizes)
     state.wait_for_everyone()
@@ -216,20 +218,3 @@ def load_model(sampling: SamplingArguments, model: ModelConfig, name: str, state
     if state.num_processes > 1:  # an engine on every rank
         options["distributed_executor_backend"] = "external_launcher"
     return LLM(model=name, **options | json.loads(sampling.vllm_kwargs))
-
-
-def make_sampler(sampling: SamplingArguments, loaded: Any, tokenizer: Any, *, entropies: bool) -> Sampler:
-    names = ("num_samples", "temperature", "top_p", "repetition_penalty", "chat_template_kwargs")
-    shared: dict[str, Any] = {name: getattr(sampling, name) for name in names} | {"entropies": entropies}
-    length, min_p, stops = sampling.max_completion_length, sampling.min_p, sampling.stop_strings
-    if not sampling.use_vllm:
-        own: dict[str, Any] = {
-            "max_new_tokens": length,
-            "top_k": sampling.top_k,
-            "min_p": min_p,
-            "stop_strings": stops,
-        }
-        return TransformersSampler(loaded, tokenizer, **shared, **own)
-    # "All tokens" is -1 in vLLM and 0 in transformers.
-    own = {"max_tokens": length, "top_k": sampling.top_k or -1, "min_p": min_p or 0.0, "stop": stops}
-    return VLLMSampler(loaded, tokenizer, **shared, **own)

@@ -251,3 +251,34 @@ class VLLMSampler:
 def _response(written: Any) -> Response:
     ids, logprob = list(written.token_ids), written.cumulative_logprob
     return Response(ids, written.finish_reason == "length", None if logprob is None else -logprob / len(ids))
+
+
+def make_sampler(
+    loaded: Any,
+    tokenizer: Any,
+    options: Any,
+    *,
+    use_vllm: bool,
+    entropies: bool,
+    temperature: float | None = None,
+) -> Sampler:
+    """Return a sampler with options that have their names in training.
+
+    Args:
+        loaded: a `transformers` model, or a vLLM engine if `use_vllm`.
+        tokenizer: tokenizer of the model.
+        options: an object with `num_samples`, `max_completion_length`, `temperature`, `top_p`, `top_k`, `min_p`,
+            `repetition_penalty`, `stop_strings` and `chat_template_kwargs`.
+        use_vllm, entropies: see [`VLLMSampler`].
+        temperature: instead of that in `options`.
+    """
+    names = ("num_samples", "top_p", "repetition_penalty", "chat_template_kwargs")
+    shared: dict[str, Any] = {name: getattr(options, name) for name in names} | {"entropies": entropies}
+    shared["temperature"] = options.temperature if temperature is None else temperature
+    length, top_k, min_p, stops = options.max_completion_length, options.top_k, options.min_p, options.stop_strings
+    if not use_vllm:
+        own: dict[str, Any] = {"max_new_tokens": length, "top_k": top_k, "min_p": min_p, "stop_strings": stops}
+        return TransformersSampler(loaded, tokenizer, **shared, **own)
+    # "All tokens" is -1 in vLLM and 0 in transformers.
+    own = {"max_tokens": length, "top_k": top_k or -1, "min_p": min_p or 0.0, "stop": stops}
+    return VLLMSampler(loaded, tokenizer, **shared, **own)

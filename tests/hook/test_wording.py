@@ -16,9 +16,9 @@ from transformers import AutoTokenizer, GenerationConfig, Qwen3Config, Qwen3ForC
 from canon_trl import CANONConfig, CANONTrainer
 from canon_trl.cli import evaluate
 from canon_trl.cli import values as estimate_values
-from canon_trl.cli.sampling import SamplingArguments, make_sampler
+from canon_trl.cli.sampling import SamplingArguments
 from canon_trl.evaluation import EvaluationCallback
-from canon_trl.sampling.samplers import Response, TransformersSampler
+from canon_trl.sampling.samplers import Response, TransformersSampler, make_sampler
 
 TEMPLATE = """{% for m in messages %}{{ m['content'] }}
 {% endfor %}{% if add_generation_prompt %}<bot>
@@ -282,8 +282,7 @@ def test_vllm_receives_the_same_prompts_and_stop_texts(chatter, monkeypatch):
     tokenizer, engine = AutoTokenizer.from_pretrained(chatter), Engine()
     own = {"min_p": 0.1, "repetition_penalty": 1.2, "stop_strings": ["###"], "chat_template_kwargs": NOT_THINKING}
     options = SamplingArguments(num_samples=1, **own)
-    options.use_vllm = True
-    sample = make_sampler(options, engine, tokenizer, entropies=True)
+    sample = make_sampler(engine, tokenizer, options, use_vllm=True, entropies=True)
     assert sample(DATA["prompt"][:], 0) == [[Response([1, 2], False, 1.5)]] * 3
     assert [tokenizer.decode(ids) for ids in engine.prompts] == [f"{text}\n<bot>\n<answer>" for text in QUESTIONS]
     for each in engine.parameters:

@@ -20,7 +20,7 @@ from canon_trl.evaluation.probing.sketch import GradientSketch
 from canon_trl.metrics import RANDOM, ResponseMetric, random_metric
 from canon_trl.rollout import weighted_reward
 from canon_trl.sampling.chunks import ChunkLog, atomic_write, chunk_records, collect_records, missing_chunks
-from canon_trl.sampling.samplers import Response, Sampler, TransformersSampler, prompt_ids
+from canon_trl.sampling.samplers import Response, Sampler, prompt_ids
 from canon_trl.sampling.scoring import Scorer
 
 SAMPLE_DEPENDS_ON = (
@@ -97,23 +97,6 @@ class Collector:
             "reward_settings": dict(reward_settings) if reward_settings else None,
         }
         self._samples = ChunkLog(folder / "samples", self._settings)
-
-    def make_sampler(self, model: Any, temperature: float) -> TransformersSampler:
-        """Return the sampler of a transformers model."""
-        names = (
-            "num_samples",
-            "top_p",
-            "top_k",
-            "min_p",
-            "repetition_penalty",
-            "stop_strings",
-            "chat_template_kwargs",
-        )
-        options: dict[str, Any] = {name: getattr(self._options, name) for name in names}
-        length = self._options.max_completion_length
-        return TransformersSampler(
-            model, self.tokenizer, max_new_tokens=length, temperature=temperature, entropies=True, **options
-        )
 
     def sample(self, sampler: Sampler) -> None:
         """Sample and reward the missing responses."""

@@ -32,7 +32,7 @@ from canon_trl.evaluation.probing.verdict import conclude
 from canon_trl.evaluation.temperature import SuggestedTemperature, suggest_temperature
 from canon_trl.metrics import METRICS, RANDOM, get_metrics, metric_name
 from canon_trl.sampling.prompt_checks import check_columns, check_prompts
-from canon_trl.sampling.samplers import Sampler, missing_inputs, prompt_ids
+from canon_trl.sampling.samplers import Sampler, make_sampler, missing_inputs, prompt_ids
 
 TEMPERATURE_PROMPTS = 4
 TEMPERATURE_STEPS = 4
@@ -108,7 +108,11 @@ def probe(
             progress=progress,
         )
         clock = [time.monotonic()]
-        at = sampler_at or (lambda temperature: collector.make_sampler(model, temperature))
+        at = sampler_at or (
+            lambda temperature: make_sampler(
+                model, tokenizer, options, use_vllm=False, entropies=True, temperature=temperature
+            )
+        )
         collector.sample(at(options.temperature))
         check_rewards(collector.rewards()[1])
         suggested, note = suggested_temperature(at, data, options)
