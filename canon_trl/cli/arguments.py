@@ -33,11 +33,13 @@ class RecipeArguments(ScriptArguments):
     task: str | None = field(
         default=None, metadata={"help": f"Embedded task, one of {list(TASKS)}; provides its model, data and reward."}
     )
-    task_train_prompts: int = field(
-        default=2048, metadata={"help": "Number of prompts from the embedded task to train on."}
+    task_train_prompts: int | None = field(
+        default=None,
+        metadata={"help": "Number of prompts from the embedded task to train on. Default: the task's, mostly 2048."},
     )
-    task_eval_prompts: int = field(
-        default=512, metadata={"help": "Number of held-out prompts from the embedded task."}
+    task_eval_prompts: int | None = field(
+        default=None,
+        metadata={"help": "Number of held-out prompts from the embedded task. Default: the task's, mostly 512."},
     )
     eval_dataset_name: str | None = field(
         default=None,
@@ -83,6 +85,15 @@ class RecipeArguments(ScriptArguments):
             "by a noisy verifier. The true reward is logged as `true_...` with weight 0. Default: 0."
         },
     )
+
+    def task_size(self, split: str) -> int:
+        """Number of prompts from the embedded task in the split "train" or "test"."""
+        task = TASKS[str(self.task)]
+        wanted, default = {
+            "train": (self.task_train_prompts, task.train_prompts),
+            "test": (self.task_eval_prompts, task.eval_prompts),
+        }[split]
+        return default if wanted is None else wanted
 
     @property
     def held_out(self) -> tuple[str | None, str | None]:

@@ -20,8 +20,7 @@ def load_data(
     """Return training and held-out prompts, with the columns `prompt` and, from a dataset, `solution`."""
     if recipe.task is not None:
         task = TASKS[recipe.task]
-        held_out = task.dataset("test", recipe.task_eval_prompts) if wants_eval else None
-        return task.dataset("train", recipe.task_train_prompts), held_out
+        return task.dataset("train", recipe.task_size("train")), load_held_out(recipe) if wants_eval else None
     if recipe.eval_dataset_name is not None and not wants_eval:
         raise ValueError(
             f"eval_dataset_name={recipe.eval_dataset_name!r} would be ignored, because the run uses no held-out "
@@ -37,7 +36,7 @@ def load_data(
 def load_held_out(recipe: RecipeArguments) -> Dataset | IterableDataset:
     """Return only the held-out prompts; a file is read as a whole."""
     if recipe.task is not None:
-        return TASKS[recipe.task].dataset("test", recipe.task_eval_prompts)
+        return TASKS[recipe.task].dataset("test", recipe.task_size("test"))
     name, config = recipe.held_out
     assert name is not None  # as `check` has made sure
     splits = read_splits(recipe, name, config, file_split=recipe.dataset_test_split)

@@ -94,8 +94,9 @@ def main(argv: list[str] | None = None) -> ProbeReport:
     functions, weights = add_noise(
         recipe, functions, training.reward_weights, seed=training.seed, accuracy=training.accuracy_reward
     )
-    drawn = min(recipe.task_train_prompts, options.num_prompts)  # an embedded task makes as many as are asked for
-    needed = replace(recipe, task_train_prompts=drawn, eval_dataset_name=None, eval_dataset_config=None)
+    needed = replace(recipe, eval_dataset_name=None, eval_dataset_config=None)
+    if needed.task is not None:  # draw no prompts that the probe does not use
+        needed.task_train_prompts = min(needed.task_size("train"), options.num_prompts)
     data, _ = load_data(needed, wants_eval=False)
     name = name_model(recipe, model)
     tokenizer = load_tokenizer(name, model)

@@ -1,6 +1,7 @@
 """Sums of two numbers after three examples, for a pretrained language model.
 
-A prompt is three lines such as `2+3=5` and then `12+7=`; the first whole number of a completion is the answer.
+A prompt is three lines such as `2+3=5` and then `12+7=`; the first whole number of a completion is the answer. The
+operands go up to 20 in the task `sums` and up to 50 in the task `large_sums`.
 """
 
 from __future__ import annotations
@@ -17,12 +18,10 @@ from canon_trl.tasks.prompts import check_split, distinct, text_of
 if TYPE_CHECKING:
     from datasets import Dataset
 
-LARGEST = 20
 EXAMPLES = "2+3=5\n7+4=11\n6+9=15\n"
-MAX_DATASET_SIZES = {"train": 301, "test": 99}  # all pairs of operands
 
 
-def draw_problems(split: str, seed: int) -> list[tuple[str, str]]:
+def draw_problems(split: str, seed: int, *, largest: int = 20) -> list[tuple[str, str]]:
     """Return all problems of a split in the order that the seed gives: prompts with their answers.
 
     A quarter of the pairs of operands is held out, the same whatever the seed.
@@ -30,17 +29,17 @@ def draw_problems(split: str, seed: int) -> list[tuple[str, str]]:
     check_split(split)
     pairs = [
         (left, right)
-        for left, right in product(range(1, LARGEST + 1), repeat=2)
+        for left, right in product(range(1, largest + 1), repeat=2)
         if (zlib.crc32(f"{left}+{right}".encode()) % 4 == 0) == (split == "test")
     ]
     random.Random(seed).shuffle(pairs)
     return [(f"{EXAMPLES}{left}+{right}=", str(left + right)) for left, right in pairs]
 
 
-def dataset(split: str, size: int, seed: int = 0) -> Dataset:
+def dataset(split: str, size: int, seed: int = 0, *, largest: int = 20) -> Dataset:
     """Build `size` distinct prompts of a split with their answers; a seed fixes the rows."""
-    check_split(split)
-    return distinct(draw_problems(split, seed), size, max_size=MAX_DATASET_SIZES[split])
+    problems = draw_problems(split, seed, largest=largest)
+    return distinct(problems, size, max_size=len(problems))
 
 
 def answer_of(completion: str) -> str | None:

@@ -466,6 +466,17 @@ class TestSums:
         conversation = [{"role": "assistant", "content": completion}]
         assert sums.accuracy([completion, conversation], ["16", "16"]) == [reward, reward]
 
+    def test_larger_numbers(self):
+        rows = TASKS["large_sums"].dataset("train", 1024)
+        questions = [prompt.split("\n")[-1].removesuffix("=") for prompt in rows["prompt"]]
+        operands = [int(each) for question in questions for each in question.split("+")]
+        assert min(operands) == 1 and max(operands) == 50
+
+    def test_every_task_has_its_default_number_of_prompts(self):
+        for task in TASKS.values():
+            assert len(task.dataset("test", task.eval_prompts)) == task.eval_prompts
+            assert len(task.dataset("train", task.train_prompts)) == task.train_prompts
+
     def test_the_base_model_is_named(self):
         assert self.TASK.model == "HuggingFaceTB/SmolLM2-135M-Instruct"
         assert TASK.model == str(TASK.model_path)
