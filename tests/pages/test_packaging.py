@@ -12,6 +12,7 @@ import pytest
 import yaml
 from accelerate.commands.config.config_args import ClusterConfig, load_config_from_file
 from accelerate.commands.launch import launch_command_parser
+from markdown_it import MarkdownIt
 from packaging.requirements import Requirement
 from trl import TrlParser
 from trl.scripts.vllm_serve import ScriptArguments as VLLMServeArguments
@@ -122,19 +123,47 @@ def test_the_requirement_of_trl_is_the_supported_releases():
 
 @pytest.mark.parametrize("path", ["pyproject.toml", "constraints.txt", ".pre-commit-config.yaml"])
 def test_no_package_index_is_named(path):
-    named = re.findall(
-        r"\w+://|--(?:extra-)?index-url|--find-links|\b[\w-]+\.(?:org|com|io|net)\b", (ROOT / path).read_text()
-    )
+    text = (ROOT / path).read_text().replace(PROJECT["urls"]["Repository"], "")
+    named = re.findall(r"\w+://|--(?:extra-)?index-url|--find-links|\b[\w-]+\.(?:org|com|io|net)\b", text)
     assert named == []
 
 
-def test_the_wheel_has_the_recipes_and_the_accelerate_configs(tmp_path):
-    build = [sys.executable, "-m", "hatchling", "build", "--target", "wheel", "--directory", str(tmp_path)]
+@pytest.fixture(scope="module")
+def installed(tmp_path_factory) -> Path:
+    """A folder with the unpacked wheel."""
+    folder = tmp_path_factory.mktemp("wheel")
+    build = [sys.executable, "-m", "hatchling", "build", "--target", "wheel", "--directory", str(folder)]
     subprocess.run(build, cwd=ROOT, check=True, capture_output=True)
-    (wheel,) = tmp_path.glob("*.whl")
+    (wheel,) = folder.glob("*.whl")
     with zipfile.ZipFile(wheel) as archive:
-        archive.extractall(tmp_path / "installed")
-    package = tmp_path / "installed" / "canon_trl"
+        archive.extractall(folder / "installed")
+    return folder / "installed"
+
+
+def test_the_description_of_the_wheel_has_absolute_links_to_existing_files(installed):
+    """The relative links of the README have no base on the page of a package index."""
+    (metadata,) = installed.glob("*.dist-info/METADATA")
+    header, _, description = metadata.read_text().partition("\n\n")
+    assert f"Project-URL: Repository, {PROJECT['urls']['Repository']}\n" in header
+    inline = [
+        child
+        for token in MarkdownIt("commonmark").enable("table").parse(description)
+        for child in [token, *(token.children or [])]
+    ]
+    links = {str(child.attrs.get("href") or child.attrs.get("src") or "") for child in inline} - {""}
+    assert {link for link in links if not re.match("https://|#", link)} == set()
+    own = re.compile(rf"{PROJECT['urls']['Repository']}/(blob|tree|raw)/v{re.escape(PROJECT['version'])}/([^#]+)")
+    found = [match.groups() for match in map(own.match, links) if match]
+    assert {view for view, _ in found} >= {"blob", "raw"}
+    for view, path in found:
+        assert (ROOT / path).is_dir() if view == "tree" else (ROOT / path).is_file(), path
+    assert {path for view, path in found if view == "raw"} == {
+        path for _, path in found if path.endswith((".png", ".svg"))
+    }
+
+
+def test_the_wheel_has_the_recipes_and_the_accelerate_configs(installed, tmp_path):
+    package = installed / "canon_trl"
     for folder, source in {"recipes": ROOT / "canon_trl", "accelerate_configs": ROOT}.items():
         copies = {path.name: path.read_text() for path in (package / folder).glob("*.yaml")}
         assert copies == {path.name: path.read_text() for path in (source / folder).glob("*.yaml")} != {}
