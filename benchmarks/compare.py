@@ -26,6 +26,9 @@ Keys of the file:
     results_dir   folder for one small JSON file per finished run, to be committed; these runs are not repeated.
                   Default: the results stay in output_dir
     runs_per_process  number of runs that a process does one after the other, which saves imports; default 1
+    predictions   {task: {method: {metric: higher, lower or none}}}, written before the runs: the difference to the
+                  method's baseline. The report shows it next to the result.
+    exploratory   whether the intervals of the report hold each for itself instead of jointly; default false
 
 Keys of a study, whose question is decided before its runs:
 
@@ -57,9 +60,10 @@ from typing import Any
 
 import yaml
 from accelerate import PartialState
-from compare_report import ACCURACIES, is_accuracy, metric, value_of, write_report
+from compare_report import ACCURACIES, PREDICTIONS, is_accuracy, metric, value_of, write_report
 from study_report import Contrast, write_study
 
+from canon_trl.options import did_you_mean
 from canon_trl.sampling.chunks import atomic_write
 
 SCRIPTS = {"train_canon": "canon", "train_astar_po": "astar_po"}  # the trainer of each
@@ -112,6 +116,8 @@ class Comparison:
     report_dir: Path | None = None
     results_dir: Path | None = None
     runs_per_process: int = 1
+    predictions: dict[str, dict[str, dict[str, str]]] = field(default_factory=dict)
+    exploratory: bool = False
     contrasts: list[Contrast] = field(default_factory=list)
     primary: str | None = None
     learning_rates: list[float] = field(default_factory=list)
@@ -155,7 +161,24 @@ class Comparison:
                 raise ValueError(f"methods.{name}.tasks has {unknown}; the tasks are {list(self.tasks)}")
         if self.runs_per_process < 1:
             raise ValueError(f"runs_per_process={self.runs_per_process!r} must be at least 1")
+        self._check_predictions()
         self._check_study()
+
+    def _check_predictions(self) -> None:
+        known = {task: {name for name in self.methods_of(task) if name in self.baselines()} for task in self.tasks}
+        for task, methods in self.predictions.items():
+            if task not in known:
+                raise ValueError(f"predictions has {task!r}{did_you_mean(task, known)}; the tasks are {[*known]}")
+            for method, predicted in methods.items():
+                if method not in known[task]:
+                    raise ValueError(
+                        f"predictions.{task} has {method!r}{did_you_mean(method, known[task])}; the methods with a "
+                        f"baseline are {sorted(known[task])}"
+                    )
+                if wrong := sorted(set(predicted) - set(self.metrics)):
+                    raise ValueError(f"predictions.{task}.{method} has {wrong}; the metrics are {self.metrics}")
+                if wrong := sorted(set(map(str, predicted.values())) - set(PREDICTIONS)):
+                    raise ValueError(f"predictions.{task}.{method} has {wrong}; choose from {[*PREDICTIONS]}")
 
     def _check_study(self) -> None:
         if self.primary is None and (self.contrasts or self.learning_rates):
@@ -560,7 +583,13 @@ def main(argv: list[str] | None = None) -> None:
             write_study(folder, comparison, results, command=command)
         else:
             write_report(
-                folder, results, metrics=comparison.metrics, baselines=comparison.baselines(), command=command
+                folder,
+                results,
+                metrics=comparison.metrics,
+                baselines=comparison.baselines(),
+                command=command,
+                predictions=comparison.predictions,
+                exploratory=comparison.exploratory,
             )
     if failed:
         sys.exit(f"{len(failed)} runs failed")

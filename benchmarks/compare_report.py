@@ -33,6 +33,10 @@ METRICS: dict[str, tuple[Callable[[Result], float | None], str]] = {
 ACCURACIES = ("accuracy", "training accuracy", "mean accuracy on the way")  # and pass@k
 
 
+# What can be predicted of a difference, as the sign of its mean; 0: too small to see.
+PREDICTIONS = {"higher": 1, "lower": -1, "none": 0}
+
+
 def is_accuracy(name: str) -> bool:
     return name in ACCURACIES or name.startswith("pass@")
 
@@ -134,6 +138,53 @@ def without_nan(numbers: dict[str, float]) -> dict[str, float | None]:
     return {name: None if math.isnan(number) else number for name, number in numbers.items()}
 
 
+def outcome(prediction: str, difference: dict[str, Any] | None) -> str:
+    """Whether a difference agrees with its prediction."""
+    if difference is None or difference["low"] is None:
+        return "not enough runs"
+    sign = PREDICTIONS[prediction]
+    if difference["is_noise"]:
+        return "not decided" if sign else "as predicted"
+    return "as predicted" if difference["mean"] * sign > 0 else "against the prediction"
+
+
+def add_outcomes(summary: dict[str, Any], predictions: dict[str, dict[str, dict[str, str]]]) -> None:
+    """Add to the methods of a summary what was predicted of their metrics, and the outcome."""
+    for task, methods in predictions.items():
+        for method, predicted in methods.items():
+            row = summary.get(task, {}).get("methods", {}).get(method, {})
+            for name, prediction in predicted.items():
+                if name in row:
+                    found = outcome(prediction, row[name].get("difference"))
+                    row[name] |= {"prediction": prediction, "outcome": found}
+
+
+def predictions_table(summary: dict[str, Any], metrics: list[str]) -> str:
+    """The predictions in Markdown, each next to its result; empty if there are none."""
+    lines = []
+    for task, found in summary.items():
+        for method, row in found["methods"].items():
+            for name in metrics:
+                if "prediction" in row[name]:
+                    shown = written(row[name].get("difference"), metric(name)[1])
+                    cells = [task, f"{method} - {row['baseline']}", name, row[name]["prediction"], shown]
+                    lines.append(f"| {' | '.join(cells)} | {row[name]['outcome']} |")
+    if not lines:
+        return ""
+    return "\n".join(
+        [
+            "## Predictions and results",
+            "",
+            "| task | difference of | in | predicted | result | outcome |",
+            "|---|---|---|---|---|---|",
+            *lines,
+            "",
+            "The predictions were written before the runs; none: no difference that these seeds can show.",
+            "",
+        ]
+    )
+
+
 def table(summary: dict[str, Any], metrics: list[str]) -> str:
     """The summary in Markdown, one table per task; differences that may be noise are in brackets."""
     lines = []
@@ -198,17 +249,26 @@ def written(difference: dict[str, Any] | None, form: str) -> str:
 
 
 def write_report(
-    folder: Path, results: list[Result], *, metrics: list[str], baselines: dict[str, str], command: str
+    folder: Path,
+    results: list[Result],
+    *,
+    metrics: list[str],
+    baselines: dict[str, str],
+    command: str,
+    predictions: dict[str, dict[str, dict[str, str]]] | None = None,
+    exploratory: bool = False,
 ) -> None:
     """Write the report, its numbers and its pictures into a folder."""
     folder.mkdir(parents=True, exist_ok=True)
-    summary = summarise(results, metrics, baselines)
+    summary = summarise(results, metrics, baselines, exploratory=exploratory)
+    add_outcomes(summary, predictions or {})
     (folder / "report.json").write_text(json.dumps(summary, indent=1, allow_nan=False) + "\n")
     versions = ", ".join(f"{package} {version(package)}" for package in ("canon-trl", "trl", "transformers", "torch"))
     text = [f"# Comparison of methods: {', '.join(summary)}", "", f"Made by `{command}` with {versions}.", ""]
     text += [f"{TASKS[task].description}\n" for task in summary if task in TASKS]
     pictures = {name: picture for name, picture in PICTURES.items() if name != TIMED or "seconds" in metrics}
-    text += [table(summary, metrics), *(f"![{what}]({name}.png)\n" for name, (_, what) in pictures.items())]
+    text += [predictions_table(summary, metrics), table(summary, metrics)]
+    text += [*(f"![{what}]({name}.png)\n" for name, (_, what) in pictures.items())]
     (folder / "report.md").write_text("\n".join(text))
     for name, (draw, _) in pictures.items():
         figure = Figure(figsize=(7 * len(summary), 4), layout="constrained")

@@ -170,7 +170,25 @@ class TestReport:
             return
         assert compare_report.table(summary, metrics) in (folder / "report.md").read_text()
         for found in summary.values():
+            if found["exploratory"]:
+                continue
             assert all(len(row["seeds"]) >= 5 for row in found["methods"].values())
+
+    def test_predictions_are_next_to_their_results(self, tmp_path):
+        results = [result("base", seed, 0.5, 10.0) for seed in (1, 2, 3)]
+        results += [result("other", seed, 0.6 + seed / 100, 10.0 + (-1) ** seed) for seed in (1, 2, 3)]
+        metrics = ["accuracy", "length (tokens)", "pass@8"]
+        predictions = {"arithmetic": {"other": {"accuracy": "lower", "length (tokens)": "none", "pass@8": "higher"}}}
+        given = {"metrics": metrics, "baselines": {"other": "base"}, "command": "COMMAND"}
+        compare_report.write_report(tmp_path, results, **given, predictions=predictions, exploratory=True)
+        text = (tmp_path / "report.md").read_text()
+        start = "| arithmetic | other - base |"
+        assert f"{start} accuracy | lower | **+0.120 (+0.095 to +0.145)** | against the prediction |" in text
+        assert f"{start} length (tokens) | none | [-0.3 (-3.2 to +2.5)] | as predicted |" in text
+        assert f"{start} pass@8 | higher | [+0.000] | not enough runs |" in text
+        assert compare_report.outcome("lower", {"mean": -1.0, "low": -2.0, "is_noise": False}) == "as predicted"
+        assert compare_report.outcome("lower", {"mean": -1.0, "low": -2.0, "is_noise": True}) == "not decided"
+        assert compare_report.outcome("none", {"mean": 1.0, "low": 0.5, "is_noise": False}) == "against the prediction"
 
     def test_runs_without_a_right_answer_do_not_hide_others(self, tmp_path):
         """Such a run has no tokens per right answer, and entropy 0 from the first evaluation on."""

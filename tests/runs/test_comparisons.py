@@ -29,7 +29,7 @@ def test_every_comparison_and_the_options_of_its_runs_parse(path, tmp_path):
     from canon_trl.cli.train import TRAINERS
 
     comparison = compare.Comparison.load(path)
-    assert len(comparison.seeds) >= 5, "fewer runs say little about spread"
+    assert len(comparison.seeds) >= 5 - 2 * comparison.exploratory, "fewer runs say little about spread"
     assert {run.seed for run in comparison.runs()} == set(comparison.seeds)
     for run in comparison.runs():
         if run.seed != comparison.seeds[0]:
@@ -241,6 +241,10 @@ class TestHarness:
             r"methods.astar has \['temperature', 'top_k'\], but all methods of a task share the values",
         ),
         ({"methods": {"dr_grpo": {"tasks": ["maths"]}}}, r"methods.dr_grpo.tasks has \['maths'\]"),
+        ({"predictions": {"hint": {}}}, "predictions has 'hint'; the tasks are"),
+        ({"predictions": {"arithmetic": {"dr_grpo": {}}}}, "has 'dr_grpo'; the methods with a baseline are"),
+        ({"predictions": {"arithmetic": {"astar, po": {"length": "lower"}}}}, r"has \['length'\]; the metrics are"),
+        ({"predictions": {"arithmetic": {"astar, po": {"accuracy": "up"}}}}, r"has \['up'\]; choose from"),
     ],
 )
 def test_invalid_comparisons_are_rejected(tmp_path, changes, message):
