@@ -348,7 +348,7 @@ def perform_all(jobs: list[dict[str, Any]]) -> bool:
 def perform(folder: Path, result: Path, *, keep_model: bool) -> None:
     """Do what is left of a run's training and evaluation, and write its result."""
     from canon_trl.cli import evaluate, train  # slow to import, and only needed here
-    from canon_trl.cli.running import accuracy_name
+    from canon_trl.evaluation.run_report import accuracy_name
 
     settings = read_json(folder / "settings.json")
     options = settings["training"] | {"output_dir": str(folder / "model"), "disable_tqdm": True}

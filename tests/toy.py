@@ -21,6 +21,7 @@ from transformers import (
 )
 
 from canon_trl import CANONConfig, CANONTrainer
+from canon_trl.evaluation import RunReport
 from canon_trl.tasks import TASKS
 
 TASK = TASKS["arithmetic"]
@@ -63,11 +64,16 @@ def make_trainer(
     config_class: type = CANONConfig,
     trainer_options: dict[str, Any] | None = None,
     model: Path = TASK.model_path,
+    reports: bool = False,
     **options: Any,
 ) -> Any:
+    """Make a trainer; without `reports` it draws no curves, which takes as long as a short run."""
     arguments = {"reward_funcs": TASK.reward, "train_dataset": prompts()} | (trainer_options or {})
     config = config_class(str(folder), **(OPTIONS | options))
-    return trainer_class(str(model), args=config, **arguments)
+    trainer = trainer_class(str(model), args=config, **arguments)
+    if not reports:
+        trainer.remove_callback(RunReport)
+    return trainer
 
 
 NO_MODEL = "a-model-that-does-not-exist"

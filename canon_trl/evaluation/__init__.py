@@ -10,17 +10,21 @@ from canon_trl.evaluation.estimates import Estimate, avg_at_k, bootstrap_mean, m
 from canon_trl.evaluation.probing.options import ProbeOptions
 from canon_trl.evaluation.probing.report import ProbeReport
 from canon_trl.evaluation.probing.run import probe
+from canon_trl.evaluation.progress import CompactProgress
+from canon_trl.evaluation.run_report import RunReport
 from canon_trl.evaluation.temperature import SuggestedTemperature, suggest_temperature
 from canon_trl.evaluation.training_curves import save_history
 
 __all__ = [
     "CapabilityBoundary",
+    "CompactProgress",
     "Difference",
     "EntropyLaw",
     "Estimate",
     "EvaluationCallback",
     "ProbeOptions",
     "ProbeReport",
+    "RunReport",
     "SuggestedTemperature",
     "avg_at_k",
     "bootstrap_mean",

@@ -40,6 +40,19 @@ class Publishing(TokenInputs, Resampling):
         """Return the options of the method for the model card; those that are `None` are hidden."""
         return own_options(self.args)
 
+    def save_history(self) -> None:
+        """Write the log so far to the output folder as `metrics.csv`, `metrics.json` and `curves.png`."""
+        if self.is_world_process_zero():
+            folder = Path(self.args.output_dir)
+            name = folder.resolve().name
+            title = name if self._name.lower() in name.lower() else f"{name} ({self._name})"
+            save_history(self.state.log_history, folder, accuracy_reward=self._accuracy_name(), title=title)
+
+    def _accuracy_name(self) -> str:
+        # A policy reward is not an accuracy; without another reward, nothing is logged under this name.
+        given = len(self.reward_func_names) - len(self._policy_rewards)
+        return self.reward_func_names[self._accuracy_index] if given else "accuracy"
+
     def create_model_card(
         self, model_name: str | None = None, dataset_name: str | None = None, tags: str | list[str] | None = None
     ) -> None:
@@ -60,12 +73,10 @@ class Publishing(TokenInputs, Resampling):
         on_hub = dataset_name if dataset_name is not None and is_on_hub(dataset_name) else None
         tags = [tags] if isinstance(tags, str) else tags or []
         super().create_model_card(model_name or folder.name, on_hub, [*tags, *combined])
-        given = len(self.reward_func_names) - len(self._policy_rewards)
-        # A policy reward is not an accuracy; without another reward, nothing is logged under this name.
-        accuracy = self.reward_func_names[self._accuracy_index] if given else "accuracy"
+        accuracy = self._accuracy_name()
         curves = bool(history) and (self.args.push_to_hub or not self.is_in_train)
         if curves:
-            save_history(history, folder, accuracy_reward=accuracy)
+            self.save_history()
         options = self.method_options() | combined
         options |= {"reward_funcs": self.reward_func_names}
         model = self.accelerator.unwrap_model(self.model)

@@ -15,6 +15,7 @@ from transformers.trainer_callback import ExportableState
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, TrainOutput, rotate_checkpoints
 
 from canon_trl.config.run_length import micro_batches
+from canon_trl.evaluation.run_report import RunReport
 from canon_trl.guards.collapse import Collapse
 from canon_trl.guards.constant_rewards import ConstantRewards
 from canon_trl.hook.checkpoints import (
@@ -69,6 +70,11 @@ class Resuming(Losses):
         self._has_trained = True
         try:
             return super().train(found, *args, **kwargs)
+        except BaseException:  # also Ctrl-C
+            for callback in self.callback_handler.callbacks:
+                if isinstance(callback, RunReport):
+                    callback.save()
+            raise
         finally:
             self._batch_source.release()
 

@@ -22,6 +22,8 @@ from canon_trl.config.sampler import (
 )
 from canon_trl.config.specs import find_all
 from canon_trl.controllers import STAGE as CONTROLLER
+from canon_trl.evaluation.progress import replace_progress
+from canon_trl.evaluation.run_report import RunReport
 from canon_trl.guards.collapse import Collapse
 from canon_trl.guards.constant_rewards import ConstantRewards
 from canon_trl.guards.failures import guarded_reward
@@ -180,6 +182,8 @@ class PluggableGRPOTrainer(Publishing, Resuming, Logs, NotFinite, WholeGroups, R
         self._prepare_sampling(dynamic_sampling)
         self._prepare_loss(dynamic_sampling)
         self._prepare_checkpoints()
+        replace_progress(self.callback_handler.callbacks)
+        self.add_callback(RunReport(self))
         self._given_optimizer = trl_kwargs.get("optimizers", (None, None))[0]
         self._resume_with_changes = resume_with_changes
 

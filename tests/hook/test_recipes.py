@@ -10,9 +10,9 @@ from canon_trl.cli import train
 from canon_trl.cli.arguments import parse
 from canon_trl.cli.benchmarks import read_benchmarks
 from canon_trl.cli.rewards import add_noise, reward_functions
-from canon_trl.cli.running import accuracy_name
 from canon_trl.cli.train import AStarPOArguments, TrainArguments
 from canon_trl.cli.values import ValueArguments
+from canon_trl.evaluation.run_report import accuracy_name
 from canon_trl.recipes import read_recipe, recipe_names
 
 EVALUATIONS = [name for name in recipe_names() if "evaluate" in name]
