@@ -121,7 +121,8 @@ def _panels(table: pandas.DataFrame, accuracy_reward: str) -> list[Panel]:
     first = Panel(title, accuracy, share=share, required=True)
     if values.empty:
         first = Panel("mean reward", {"train": "reward"}, required=True)
-    metrics = [match for column in table if (match := OWN_METRIC.fullmatch(column))]
+    halves = "canon/metric_higher" in table  # shown by their own panel
+    metrics = [] if halves else [match for column in table if (match := OWN_METRIC.fullmatch(column))]
     return [first, *PANELS, *(Panel(f"{each[1]} (mean metric)", {"train": each[0]}) for each in metrics)]
 
 

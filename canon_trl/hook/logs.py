@@ -17,6 +17,8 @@ from canon_trl.rollout import Rollout
 class Logs(GRPOTrainer):
     """Fills TRL's metrics and its completions table."""
 
+    _declared_metrics: tuple[str, ...] = ()  # those of the estimator and of the trainer, without the random one
+
     def rollout_statistics(self, rollout: Rollout, advantages: Tensor) -> dict[str, Tensor | float]:
         """Return numbers to log for every rollout, averaged between log entries; override it to add more.
 
@@ -30,10 +32,12 @@ class Logs(GRPOTrainer):
         centred = dr_grpo_advantage(rollout.rewards)
         spread, scored = has_spread(rollout.rewards, rollout.valid), rollout.valid.any(dim=1)
         relative = advantages.abs().sum() / centred.abs().sum()
-        return {
+        numbers: dict[str, Tensor | float] = {
             "advantage/relative_to_dr_grpo": relative.masked_fill(~spread.any(), torch.nan),
             "groups/frac_no_spread": 1 - spread.sum() / scored.sum(),  # among the groups with a scored response
-        } | self._entropies_by_correctness(rollout)
+        }
+        means = {f"metric/{name}/mean": rollout.metrics[name].mean() for name in self._declared_metrics}
+        return numbers | means | self._entropies_by_correctness(rollout)
 
     def _entropies_by_correctness(self, rollout: Rollout) -> dict[str, Tensor | float]:
         """The entropies of right and wrong responses, if they are known and something measures the accuracy."""

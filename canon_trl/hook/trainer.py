@@ -192,6 +192,7 @@ class PluggableGRPOTrainer(Publishing, Resuming, Logs, NotFinite, WholeGroups, R
     ) -> None:
         """Find the response metrics, and which token values they, the estimator and the policy rewards read."""
         declared = get_metrics(self._estimator.required_metrics) | dict(given)
+        self._declared_metrics = tuple(name for name, metric in declared.items() if metric is not None)
         self._response_metrics = {**collapse_metrics(policy_rewards), **declared}
         metrics = [metric for metric in declared.values() if metric is not None]
         read = set(self._estimator.reads).union(*(token_inputs(metric) for metric in metrics))

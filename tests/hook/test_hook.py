@@ -53,6 +53,7 @@ def test_log_and_completions_table(tmp_path):
     assert entry["canon/higher_wins"] == pytest.approx(wins)
     assert entry["canon/metric_higher"] == pytest.approx(metric[higher].mean().item(), rel=1e-6)
     assert entry["canon/metric_lower"] == pytest.approx(metric[~higher].mean().item(), rel=1e-6)
+    assert entry["metric/length/mean"] == pytest.approx(metric.mean().item(), rel=1e-6)
     relative = want.abs().sum() / dr_grpo_advantage(rewards).abs().sum()
     assert entry["advantage/relative_to_dr_grpo"] == pytest.approx(relative.item(), rel=1e-6)
     no_spread = (rewards.max(1).values == rewards.min(1).values).float().mean().item()

@@ -320,3 +320,27 @@ def test_recorded_tokens_must_match_the_completions(tmp_path):
     trainer.model.generate = rewritten
     with pytest.raises(RuntimeError, match="cannot be attributed; set entropy_source='forward'"):
         trainer.train()
+
+
+def share_of_signs(completions, **kwargs):
+    return [text.count("=") / max(len(text), 1) for text in completions]
+
+
+@requires_metrics("length", share_of_signs, "random")
+def own_estimator(rewards, metrics):
+    return dr_grpo_advantage(rewards) * (1 + metrics["share_of_signs"])
+
+
+def test_the_metrics_of_a_users_estimator_are_logged(tmp_path):
+    given = {"advantage_estimator": own_estimator, "eval_dataset": prompts(8)}
+    trainer = make_trainer(tmp_path, trainer_options=given, max_steps=1, eval_strategy="steps", eval_steps=1)
+    rollouts = keep_rollouts(trainer)
+    trainer.train()
+    entry = logged(trainer)[0]
+    assert {name for name in entry if name.startswith("metric/")} == {
+        "metric/length/mean",
+        "metric/share_of_signs/mean",
+    }
+    for name in ("length", "share_of_signs"):
+        assert entry[f"metric/{name}/mean"] == pytest.approx(rollouts[0].metrics[name].mean().item(), rel=1e-6)
+    assert any("eval_metric/share_of_signs/mean" in evaluated for evaluated in trainer.state.log_history)

@@ -143,6 +143,11 @@ def test_the_picture_leaves_out_constants():
     }
 
 
+def test_the_halves_of_a_metric_replace_its_mean():
+    log = [entry | {"canon/metric_higher": 2.0 * entry["step"], "canon/metric_lower": 0.0} for entry in LOG]
+    assert [*drawn(log)][-1] == "mean metric of the halves"
+
+
 def test_a_reward_that_is_not_a_share_is_not_called_accuracy():
     log = [entry | {"rewards/right/mean": 10.0 * entry["step"]} for entry in LOG]
     assert next(iter(drawn(log).items())) == ("right (mean reward)", (["train", "held out"], False))

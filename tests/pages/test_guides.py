@@ -150,6 +150,7 @@ def test_every_documented_key_of_trl_is_logged_or_in_its_code(logged, key):
         ("CANON", "canon/", {"canon", "kl_cov_dynamic", "clip_cov", "all_stages"}),
         ("Constant rewards", "rewards/", set(SETTINGS)),
         ("Advantages and groups", "", set(SETTINGS) - {"astar_po"}),
+        ("Response metrics", "metric/", {"canon", "kl_cov_dynamic", "clip_cov", "all_stages"}),
         (
             "Entropies of right and wrong responses",
             "entropy/",
