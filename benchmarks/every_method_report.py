@@ -1,4 +1,4 @@
-"""The page of `every_method.py`: what each method learned, from the results of its runs."""
+"""Write the page of `every_method.py`: what each method learned, from the results of its runs."""
 
 import math
 from collections.abc import Sequence
@@ -30,25 +30,25 @@ TITLES = {
 # Why a method gains less than half of what Dr.GRPO gains.
 EXPLANATIONS: dict[str, str] = {
     "rent": "It rewards certainty, and the reward rises in every run. The policy is most certain in the "
-    "written-out style (`verbose`), which is at first also right most often, so accuracy rises to 0.6 within 8 "
-    "rollouts. When nearly all responses have this style, GRPO divides the remaining differences of some "
+    "written-out style (`verbose`), which is also right most often at first, so accuracy rises to 0.6 within 8 "
+    "rollouts. Once nearly all responses have this style, GRPO divides the remaining differences of a few "
     "hundredths of a nat by their deviation, and the policy becomes certain of wrong steps.",
     "em_rl_sequence": "It rewards likely responses, and the reward rises in every run. A bare answer (`direct`) "
     "has few tokens and is likely, right or wrong: two seeds settle on it. One settles on `running`, and gains "
-    "until the styles that it no longer writes go wrong.",
+    "until the styles that it no longer uses go wrong.",
     "em_rl_token": "It charges every token for its entropy, and the reward rises in every run. A bare answer "
-    "(`direct`) has three tokens, so it is the cheapest in the end, right or wrong.",
-    "e3_temperature": "It raises the temperature as training sharpens the policy, so that entropy stays at its "
-    "first value and the training responses stay as random. The policy does learn: at temperature 1 it is right "
+    "(`direct`) has three tokens, so in the end it is the cheapest, right or wrong.",
+    "e3_temperature": "It raises the temperature as training sharpens the policy, so that entropy keeps its "
+    "first value and the training responses stay equally random. The policy does learn: at temperature 1 it is right "
     "on {held_out} of 512 held-out prompts.",
 }
 
 # What else the tables do not say.
 REMARKS: dict[str, str] = {
-    "dr_grpo": "The baseline once more, so a step time other than 1.00 is noise.",
+    "dr_grpo": "This repeats the baseline, so a step time other than 1.00 is noise.",
     "rloo": "Its advantages are Dr.GRPO's times 8/7, which Adam cancels.",
     "stcr": "With the authors' base its weights differ from GRPO's by less than 0.001 at these lengths.",
-    "tea": "The default scale, 10, is for thousands of tokens. Here it outweighs the advantages: with seed 1, "
+    "tea": "The default scale, 10, suits thousands of tokens. Here it outweighs the advantages: with seed 1, "
     "entropy rises to 2.3 nats and no response is right.",
     "ter": "It keeps the entropy above Dr.GRPO's, which costs accuracy in sampled responses.",
 }
@@ -56,9 +56,9 @@ REMARKS: dict[str, str] = {
 INTRODUCTION = """# What every method learns
 
 Each method of every stage trains the embedded model on `arithmetic`: {rollouts} rollouts of 8 prompts with 8
-responses, learning rate 4e-4, seeds {seeds}. The question is whether a method learns, so that a wrong sign or scale
-cannot hide. **It is not which method is better**: nothing is tuned, the task is easy, and three seeds cannot separate
-methods that are close. [Comparisons](comparisons.md) use more seeds and longer runs.
+responses, learning rate 4e-4, seeds {seeds}. The page shows whether a method learns, so that a wrong sign or scale
+cannot hide. **It does not show which method is better**: we tuned nothing, the task is easy, and three seeds cannot
+separate similar methods. [Comparisons](comparisons.md) use more seeds and longer runs.
 
 <!-- not run: {minutes} minutes of training on one core -->
 ```bash
@@ -66,24 +66,24 @@ OMP_NUM_THREADS=1 python benchmarks/every_method.py    # the missing runs, then 
 python benchmarks/every_method.py --jobs 0             # only this page
 ```
 
-Each run has a file with its options and numbers in `benchmarks/results/every_method`, made with
+`benchmarks/results/every_method` has a file per run with its options and numbers, made with
 {versions}.
 
 - **Accuracy**, **entropy** (nats per token) and **length** (tokens) are means over the last {last} training rollouts.
   All methods start with the same rollouts of the untrained model: {accuracy}, {entropy} and {length}.
-- **Difference**: the accuracy minus that of Dr.GRPO with the same seeds and as many updates per rollout.
+- **Difference**: the accuracy minus Dr.GRPO's, with the same seeds and number of updates per rollout.
 - **Step time**: CPU time per rollout with its updates, divided by Dr.GRPO's with the same seed: the mean of the
-  baseline and of the row `dr_grpo`, which repeats it; with 4 updates, the baseline alone. All rows share these few
-  runs and their noise{noise}, so compare rows with each other rather than with 1. It
+  baseline and the row `dr_grpo`, which repeats it; with 4 updates, only the baseline. All rows share these few
+  runs and their noise{noise}, so compare rows with each other rather than with 1. The time
   includes the method's effect on the length of responses. [Speed](speed.md) has the cost at equal lengths.
 - **Learns**: yes if the gain in accuracy is at least half of Dr.GRPO's; slowly if it is less but its interval is above
   0; otherwise no.
-- Numbers are means over the seeds ± half of the 95% interval (Student), which holds for each number alone.
+- Numbers are means over seeds ± half of the 95% interval (Student), which holds for each number separately.
 
 A method acts on Dr.GRPO's advantages unless it replaces them. Policy rewards replace the label, which is only logged.
-Methods that change nothing until the policy has moved away from the rollout train with 4 updates per rollout, each on
+Methods that act only once the policy has moved away from the rollout train with 4 updates per rollout, each on
 a quarter of its responses and at half the learning rate. Options are defaults except for those shown. A*-PO needs
-values and is compared with Dr.GRPO in [comparisons](comparisons.md).
+values; [comparisons](comparisons.md) compare it with Dr.GRPO.
 """
 
 
@@ -184,8 +184,8 @@ def style_table(found: dict[str, Runs]) -> list[str]:
     styles = [*next(iter(next(iter(found.values())).values()))["styles"]]
     lines = [
         "",
-        "The reward itself in the first and in the last rollout, and the share of each style of solution in the first",
-        f"and in the last {LAST} rollouts, with its accuracy in brackets; means over seeds:",
+        "The reward in the first and the last rollout, and the share of each style of solution in the first",
+        f"and the last {LAST} rollouts, with its accuracy in brackets; means over seeds:",
         "",
     ]
     lines += [f"| method | reward | {' | '.join(styles)} |", "|---" * (2 + len(styles)) + "|"]
