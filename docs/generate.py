@@ -1,4 +1,4 @@
-"""Generate the parts of the pages that describe methods, papers and imports.
+"""Generate the parts of the pages that describe methods, papers, imports and comparisons.
 
     python docs/generate.py            writes the parts that are out of date
     python docs/generate.py --check    lists them, and fails if there are any
@@ -6,13 +6,14 @@
 A generated part is between `<!-- generated: NAME -->` and `<!-- end -->`; the rest of a page is written by hand. In
 the docstring of a configuration, the names of a stage are between `A name: ` and `; ` in the text of its field.
 
-The sources are the dicts of the stages, the signatures and docstrings of their functions, and the `PAPER` at the top
-of each method's file. The script needs only torch.
+The sources are the dicts of the stages, the signatures and docstrings of their functions, the `PAPER` at the top of
+each method's file, and the reports in `docs/comparisons`. The script needs only torch.
 """
 
 import argparse
 import ast
 import inspect
+import json
 import os
 import re
 import sys
@@ -20,6 +21,7 @@ import textwrap
 from collections.abc import Callable, Iterator
 from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 from canon_trl.method import Method, Stage
 from canon_trl.options import bounded, hints, options_of, plain_function
@@ -27,6 +29,7 @@ from canon_trl.paper import Paper
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "canon_trl"
+REPORTS = ROOT / "docs" / "comparisons"
 
 # In the order in which data passes through them.
 FOLDERS = ("policy_rewards", "advantages", "token_advantages", "policy_losses", "loss_terms", "controllers")
@@ -74,6 +77,66 @@ def table(head: list[str], rows: list[list[str]]) -> str:
 
 
 # --- The generated parts ---
+
+
+def headline() -> str:
+    """The README's first sentence, with the number of published methods."""
+    published = sum(method.paper is not None for stage in stages().values() for method in stage.methods.values())
+    return (
+        f"**Custom advantage estimators for TRL's `GRPOTrainer`: {published} published methods, or your own in ten "
+        "lines.**"
+    )
+
+
+def measured() -> str:
+    """What the README says about CANON: the contrasts of the study, or `arithmetic` while the study has no report."""
+    study = REPORTS / "study" / "report.json"
+    return contrasts(json.loads(study.read_text())) if study.exists() else without_study()
+
+
+def contrasts(report: dict[str, Any]) -> str:
+    """The contrasts that a study named before its runs, with their differences."""
+    rows = [
+        [each["task"], f"{each['method']} - {each['minus']}", each["prediction"], shown(each), each["outcome"]]
+        for each in report["contrasts"]
+    ]
+    outcome, seeds = report.get("primary", "accuracy"), seeds_of(report["contrasts"])
+    return (
+        f"A [study](docs/comparisons.md) predicted {len(rows)} differences in {outcome} before its runs: {seeds}, "
+        "each method with its own tuned learning rate. The 95% intervals hold jointly.\n\n"
+        + table(["task", "difference", "predicted", "measured", "outcome"], rows)
+    )
+
+
+def without_study() -> str:
+    """Final accuracies of CANON-Inter and its baseline on `arithmetic`."""
+    found = json.loads((REPORTS / "arithmetic" / "report.json").read_text())["arithmetic"]["methods"]
+    inter, baseline = found["inter, entropy"], found["dr_grpo"]
+    verdict = "not significant" if inter["accuracy"]["difference"]["is_noise"] else "significant"
+    return (
+        f"On `arithmetic` with {seeds_of([inter])}, CANON-Inter by entropy ends at {spread(inter)} and Dr.GRPO at "
+        f"{spread(baseline)} (mean ± standard deviation); the difference is {verdict}."
+    )
+
+
+def spread(method: dict[str, Any]) -> str:
+    return f"{method['accuracy']['mean']:.3f} ± {method['accuracy']['sd']:.3f}"
+
+
+def shown(contrast: dict[str, Any]) -> str:
+    """The difference of a contrast with its interval."""
+    difference = contrast["difference"]
+    if difference is None or difference["low"] is None:
+        return ""
+    return f"{difference['mean']:+.3f} ({difference['low']:+.3f} to {difference['high']:+.3f})"
+
+
+def seeds_of(parts: list[dict[str, Any]]) -> str:
+    """The seeds of parts of a report, as "seeds 1 to 10" if none is missing in between."""
+    seeds = sorted({seed for part in parts for seed in part["seeds"]})
+    if len(seeds) > 1 and seeds == [*range(seeds[0], seeds[-1] + 1)]:
+        return f"seeds {seeds[0]} to {seeds[-1]}"
+    return f"seeds {', '.join(map(str, seeds))}"
 
 
 def methods() -> str:
@@ -200,6 +263,8 @@ def depth(part: str, below: dict[str, set[str]]) -> int:
 
 
 PARTS: dict[str, Callable[[], str]] = {
+    "headline": headline,
+    "measured": measured,
     "methods": methods,
     "papers": papers,
     "citations": citations,

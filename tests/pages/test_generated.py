@@ -1,5 +1,6 @@
 """The generated parts of the pages are up to date with the code, and a new method needs four edits."""
 
+import json
 import os
 import re
 import shutil
@@ -27,6 +28,43 @@ def test_every_method_has_its_section_and_its_row_in_the_readme():
         for name in stage.methods:
             assert f"\n## `{name}`\n" in page
             assert f"| `{name}` |" in readme
+
+
+def test_the_readme_counts_the_methods_with_a_paper():
+    found = [method for stage in generate.stages().values() for method in stage.methods.values()]
+    assert f": {len(found) - 2} published methods," in generate.headline()
+    assert [method.name for method in found if method.paper is None] == ["mix", "adaptive_clip"]
+
+
+def test_the_readme_shows_the_contrasts_of_a_study(tmp_path, monkeypatch):
+    monkeypatch.setattr(generate, "REPORTS", tmp_path)
+    for task, methods in {"arithmetic": {"dr_grpo": (0.9, None), "inter, entropy": (0.95, False)}}.items():
+        found = {
+            name: {
+                "seeds": [1, 3],
+                "accuracy": {"mean": mean, "sd": 0.01}
+                | ({} if noise is None else {"difference": {"is_noise": noise}}),
+            }
+            for name, (mean, noise) in methods.items()
+        }
+        write_report(tmp_path / task, {task: {"methods": found}})
+    assert "with seeds 1, 3, CANON-Inter by entropy ends at 0.950 ± 0.010" in generate.measured()
+    assert "the difference is significant" in generate.measured()
+
+    shared = {"method": "intra", "minus": "dr_grpo", "prediction": "higher"}
+    difference = {"mean": 0.0312, "low": 0.01, "high": 0.052, "pairs": 3, "is_noise": False}
+    decided = shared | {"task": "hint", "seeds": [1, 2, 3], "difference": difference, "outcome": "as predicted"}
+    unfinished = shared | {"task": "noise", "seeds": [], "difference": None, "outcome": "not enough runs"}
+    write_report(tmp_path / "study", {"primary": "training accuracy", "contrasts": [decided, unfinished]})
+    text = generate.measured()
+    assert "predicted 2 differences in training accuracy" in text and "its runs: seeds 1 to 3, each" in text
+    assert "| hint | intra - dr_grpo | higher | +0.031 (+0.010 to +0.052) | as predicted |" in text
+    assert "| noise | intra - dr_grpo | higher |  | not enough runs |" in text
+
+
+def write_report(folder: Path, report: dict) -> None:
+    folder.mkdir()
+    (folder / "report.json").write_text(json.dumps(report))
 
 
 def test_every_method_says_when_to_use_it():
