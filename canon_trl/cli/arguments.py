@@ -44,8 +44,8 @@ class RecipeArguments(ScriptArguments):
     eval_dataset_name: str | None = field(
         default=None,
         metadata={
-            "help": "Dataset or file with the held-out prompts and the same columns; a dataset is read at "
-            "dataset_test_split, a file as a whole. Default: that split of dataset_name."
+            "help": "Dataset or file of held-out prompts, with the same columns; the split of a dataset is "
+            "dataset_test_split. Default: that split of dataset_name."
         },
     )
     eval_dataset_config: str | None = field(default=None, metadata={"help": "Configuration of eval_dataset_name."})
@@ -65,7 +65,7 @@ class RecipeArguments(ScriptArguments):
         },
     )
     system_prompt: str | None = field(
-        default=None, metadata={"help": "System message for every prompt that does not begin with one."}
+        default=None, metadata={"help": "System message for every prompt that does not start with one."}
     )
     reward_funcs: list[str] | None = field(
         default=None,
@@ -81,8 +81,8 @@ class RecipeArguments(ScriptArguments):
     reward_flip: float = field(
         default=0.0,
         metadata={
-            "help": "Probability below 0.5 that the accuracy reward of a response is flipped from 0 to 1 or back, as "
-            "by a noisy verifier. The true reward is logged as `true_...` with weight 0. Default: 0."
+            "help": "Probability below 0.5 of flipping the accuracy reward of a response from 0 to 1 or back, like "
+            "a noisy verifier. The true reward is logged as `true_...` with weight 0. Default: 0."
         },
     )
 

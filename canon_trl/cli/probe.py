@@ -65,7 +65,7 @@ class ProbeArguments:
     )
     sketch_size: int = field(default=24, metadata={"help": "Random directions per side of a layer."})
     batch_tokens: int = field(default=8192, metadata={"help": "Maximum tokens in a forward and backward pass."})
-    chunk_prompts: int = field(default=16, metadata={"help": "Prompts between two savings of the progress."})
+    chunk_prompts: int = field(default=16, metadata={"help": "Number of prompts between saves of the progress."})
     threshold: float = field(default=1.0, metadata={"help": "Minimum weighted reward of a right response."})
     target_entropy: float = field(
         default=0.3, metadata={"help": "Entropy per token for the suggested temperature, in nats; 0 suggests none."}
@@ -135,7 +135,7 @@ def check(options: ProbeArguments, training: CANONConfig) -> None:
     if options.trainer != "canon":
         raise ValueError(f"trainer={options.trainer!r}: a probe compares advantage estimators, which only 'canon' has")
     if training.policy_reward:
-        raise ValueError(f"policy_reward={training.policy_reward!r}: a probe needs rewards of reward functions")
+        raise ValueError(f"policy_reward={training.policy_reward!r}: a probe needs rewards from reward functions")
     if training.use_vllm and find_spec("vllm") is None:
         raise ImportError("use_vllm=True needs vllm; install canon-trl[vllm], or set use_vllm to False for the probe")
     if options.vllm_kwargs != "{}" and not training.use_vllm:

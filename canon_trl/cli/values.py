@@ -156,8 +156,8 @@ def with_rewards(data: Dataset, rewards: list[list[float | None]], *, name: str)
             "function returns None if it cannot parse the reference answer; check answer_column and answer_template"
         )
     print(
-        f"{name}: {len(unknown)} of {len(data)} prompts are left out: none of their responses was scored, the first "
-        f"is prompt {unknown[0]}"
+        f"{name}: dropping {len(unknown)} of {len(data)} prompts without a scored response; the first is prompt "
+        f"{unknown[0]}"
     )
     return data.select(sorted({*range(len(data))} - {*unknown}))
 

@@ -86,7 +86,7 @@ class CANONConfig(StagesConfig):
 
         loss_type: The loss, see [`~trl.GRPOConfig`]. CANON is defined with `"dr_grpo"`.
         scale_rewards: TRL's scaling of advantages, which the estimator replaces: `"none"` and TRL's default `"group"`
-            have no effect; `"batch"` chooses `advantage_estimator="grpo_batch"` if no other one is chosen.
+            have no effect; `"batch"` chooses `advantage_estimator="grpo_batch"` unless you choose another one.
         epsilon_high: Upper clip of the ratio. Default: 0.28 if the loss clips the ratio per token as PPO does
             (`loss_type` `"grpo"`, `"bnpo"`, `"dapo"` or `"dr_grpo"`, `importance_sampling_level="token"`); 5.0, which
             TRL recommends, with `loss_type="cispo"`, which caps the ratios; otherwise TRL's `None`.

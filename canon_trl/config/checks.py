@@ -85,7 +85,7 @@ def check_can_leave_out(args: GRPOConfig, instead: str) -> None:
     if args.entropy_coef or args.use_adaptive_entropy:
         raise ValueError(
             f"entropy_coef={args.entropy_coef} and use_adaptive_entropy={args.use_adaptive_entropy}: TRL's entropy "
-            f"bonus is a mean per micro-batch, which cannot leave places out; {instead}"
+            f"bonus is a mean per micro-batch, which cannot skip positions; {instead}"
         )
     if args.deepspeed_plugin is not None and scales_gradients(args):
         raise ValueError(

@@ -172,7 +172,7 @@ def check_policy_loss(policy_loss: OnTRL, args: GRPOConfig) -> None:
     if args.top_entropy_quantile < 1:
         raise ValueError(
             f"top_entropy_quantile={args.top_entropy_quantile!r} does not work with policy_loss={policy_loss.name!r}: "
-            "it removes most of the tokens that the method selects from the loss; it must be 1.0"
+            "it removes from the loss most of the tokens that the method selects; it must be 1.0"
         )
     if not policy_loss.clips:
         check_ignored(args, CLIP, f"policy_loss={policy_loss.name!r} clips no ratio")

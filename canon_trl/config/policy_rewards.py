@@ -69,5 +69,5 @@ def check_two_values(rewards: Sequence[PolicyReward], estimator: Method, stages:
         if names and reward_range.startswith("{"):
             raise ValueError(
                 f"policy_reward={names[0]!r} can be any number, but {method} is defined for rewards in {reward_range} "
-                "alone; give the policy reward weight 0, or choose another method"
+                "only; give the policy reward weight 0, or choose another method"
             )

@@ -84,7 +84,7 @@ class RunConfig(GRPOConfig):
             them, instead of raising an error.
         rollout_sampler: How transformers samples responses. `"generate"` calls its `generate`. `"shared_prefix"`
             processes each prompt once for all its responses and drops finished responses from the batch, which is
-            faster; the responses have the same distribution. `"auto"` does so where model and options allow it.
+            faster; the responses have the same distribution. `"auto"` does so if model and options allow it.
     """
 
     restore_callback_states_from_checkpoint: bool = True

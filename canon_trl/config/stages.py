@@ -46,9 +46,9 @@ class StagesConfig(RunConfig):
 
         policy_reward: A name: `"rent"`, `"em_rl_sequence"`, `"em_rl_token"`, `"self_consistency"`, `"majority_vote"`;
             `{name: options}` with the reward's `weight` among the options; an import path `"package.module:function"`;
-            or a list or mapping of several. These rewards come from the policy itself and are added to those of the
-            reward functions. Default: none.
-        answer_extractor: What finds the answer in a response, for policy rewards that compare answers:
+            or a list or mapping of several. These rewards come from the policy itself and add to those of the reward
+            functions. Default: none.
+        answer_extractor: How to find the answer in a response, for policy rewards that compare answers:
             `"boxed_or_number"` (the content of the last `\boxed{}`, else the last number), `"math_verify"`, or an
             import path `"package.module:function"` of a function from text to text or `None`. Default:
             `"boxed_or_number"`.
@@ -60,7 +60,7 @@ class StagesConfig(RunConfig):
             `"stcr"`, `"psr"`, `"nsr"`, `"w_reinforce"`, `"mix"`; `{name: options}`; or an import path
             `"package.module:function"` of a function that reads a [`~canon_trl.rollout.Rollout`] and returns
             advantages `(P, G)`, or `(P, G, T)`, one per token. `{"mix": {"canon": 0.5, "opo": 0.5}}` is a weighted
-            sum. If no other one is chosen, TRL's `scale_rewards="batch"` chooses `"grpo_batch"`, and
+            sum. Unless you choose another one, TRL's `scale_rewards="batch"` chooses `"grpo_batch"`, and
             `multi_objective_aggregation="normalize_then_sum"` chooses `"gdpo"`.
         advantage_estimator_kwargs: Options of the estimator, such as `{"eps": 1e-4}` for `"grpo"`. CANON's options
             are the `canon_*` fields.
@@ -71,10 +71,9 @@ class StagesConfig(RunConfig):
 
         token_advantage: A name: `"entropy_shaped"`, `"dmmpt"`, `"clip_b"`, `"zero_variance"`; `{name: options}`; an
             import path `"package.module:function"` of a function that reads [`~canon_trl.tokens.Tokens`]; or a list or
-            mapping of several in the order in which they act. It changes the advantage of each token before the loss.
+            mapping of several, in the order in which they act. Changes the advantage of each token before the loss.
             Default: none.
-        loss_term: A name: `"ter"`, `"tea"`, `"dads"`; or as for `token_advantage`. It is added to the loss. Default:
-            none.
+        loss_term: A name: `"ter"`, `"tea"`, `"dads"`; or as for `token_advantage`. Adds to the loss. Default: none.
         policy_loss: A name: `"clip_cov"`, `"kl_cov"`, `"dppo"`, `"up"`, `"disco"`; or an import path of a function
             that reads [`~canon_trl.tokens.Tokens`] and returns the whole loss. Default: TRL's loss.
         policy_loss_kwargs: Options of the policy loss, such as `{"ratio": 2e-4, "scope": "batch"}` for `"clip_cov"`.
@@ -83,13 +82,13 @@ class StagesConfig(RunConfig):
 
         controller: A name: `"e3_temperature"`, `"adaptive_clip"`; `{name: options}`; an import path
             `"package.module:function"` of a function or class that makes a [`~canon_trl.controllers.Controller`]; or a
-            list or mapping of several. Each steers one setting of the run by numbers measured over all ranks. Default:
-            none.
+            list or mapping of several. Each changes one setting during the run, based on numbers measured across
+            ranks. Default: none.
 
         > Parameters that choose the groups to train on
 
-        dynamic_sampling: Whether to replace groups that have equal rewards, or an accuracy outside a band, by groups
-            of fresh prompts.
+        dynamic_sampling: Whether to replace groups that have equal rewards, or an accuracy outside a band, with
+            groups of fresh prompts.
         dynamic_sampling_kwargs: Options of dynamic sampling: `max_rounds`, `lower`, `upper` and `exhausted`, see
             [`~canon_trl.sampling.DynamicSampling`].
 
@@ -201,7 +200,7 @@ class StagesConfig(RunConfig):
         described = estimator_of_trl(self)
         if described is not None and self.advantage_estimator in ("grpo", default):
             if self.advantage_estimator != "grpo":
-                logger.warning("options of TRL choose advantage_estimator=%r, not %r", described, default)
+                logger.warning("TRL's options choose advantage_estimator=%r instead of %r", described, default)
             self.advantage_estimator = described
 
     def _check_estimator(self) -> None:

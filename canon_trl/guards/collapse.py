@@ -39,8 +39,8 @@ class Collapse:
             if (share < low or share > high) and name not in self._warned:
                 self._warned.add(name)
                 logger.warning(
-                    "the mean %s of the responses was %.3g in the first rollout and is %.3g now: a policy that is "
-                    "rewarded for its own certainty can become certain of anything. Compare the accuracy on labelled "
+                    "the mean %s of the responses was %.3g in the first rollout and is %.3g now: a policy rewarded "
+                    "for its own certainty can become certain of any answer. Compare the accuracy on labelled "
                     "prompts, and go back to an earlier checkpoint if it has fallen",
                     name,
                     self.first[name],
@@ -61,7 +61,7 @@ class Collapse:
                 self._warned.add(name)
                 logger.warning(
                     "%.0f%% of the responses give the same answer, whatever the prompt, and %.0f%% did in the first "
-                    "rollout: a policy that is rewarded for agreeing with itself can agree on anything. Compare the "
+                    "rollout: a policy rewarded for agreeing with itself can agree on any answer. Compare the "
                     "accuracy on labelled prompts, and go back to an earlier checkpoint if it has fallen",
                     100 * shares[name],
                     100 * first,

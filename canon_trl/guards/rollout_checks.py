@@ -78,8 +78,8 @@ def check_numbers(
             )
         assert accuracy is not None
         raise ValueError(
-            f"the schedule of mu reads the accuracy, but reward {accuracy_reward!r} gave {accuracy[index].item()}; "
-            "name a reward function in [0, 1] as accuracy_reward"
+            f"the mu schedule reads the accuracy, but reward {accuracy_reward!r} gave {accuracy[index].item()}; "
+            "set accuracy_reward to a reward function with values in [0, 1]"
         )
 
 

@@ -35,7 +35,7 @@ def time_limit(seconds: float | None, name: str) -> Iterator[None]:
         return
     main_thread = threading.get_ident()
     if threading.current_thread() is not threading.main_thread():
-        raise ValueError(f"reward_time_limit={seconds} needs training in the main thread, which receives the signals")
+        raise ValueError(f"reward_time_limit={seconds} needs training in the main thread, which gets the signals")
     deadline, over, interrupted = time.monotonic() + seconds, threading.Event(), False
 
     def interrupt(*_: Any) -> None:

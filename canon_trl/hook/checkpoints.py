@@ -153,7 +153,7 @@ def find_together(
     if len(set(names_found)) > 1:
         raise ValueError(
             f"the ranks find different checkpoints to resume from, by rank: {names_found}; "
-            f"output_dir={str(folder)!r} must be a folder that all of them share"
+            f"output_dir={str(folder)!r} must be a folder that all ranks share"
         )
     return found
 

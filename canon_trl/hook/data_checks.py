@@ -96,7 +96,9 @@ def check_size(dataset: Dataset | IterableDataset, seen: int, needed: int, args:
 def check_model_name(name: Any, field: str) -> None:
     """Reject the path of a folder that does not exist; the Hub would only report a malformed name."""
     if isinstance(name, str) and not Path(name).exists() and not is_on_hub(name):
-        raise ValueError(f"{field}={name!r}: there is no such folder, and a model on the Hub is named as 'owner/name'")
+        raise ValueError(
+            f"{field}={name!r}: there is no such folder, and a model on the Hub has the form 'owner/name'"
+        )
 
 
 def check_chat_templates(

@@ -161,8 +161,8 @@ def check_recorded(rewards: Sequence[PolicyReward], *, records: bool) -> None:
     """
     if not records and (read := token_inputs_of(rewards)):
         raise ValueError(
-            f"dynamic_sampling=True with a policy_reward that reads {read}: groups are chosen by their rewards before "
-            "the scoring pass, so these values must be recorded during generation, which is impossible with vLLM, "
+            f"dynamic_sampling=True with a policy_reward that reads {read}: it chooses groups by their rewards before "
+            "the scoring pass, so generation must record these values, which is impossible with vLLM, "
             "tools, environments, a rollout_func or entropy_source='forward'"
         )
 
@@ -176,6 +176,6 @@ def check_without_reward_funcs(args: GRPOConfig, *, needs_accuracy: bool) -> Non
         )
     if needs_accuracy:
         raise ValueError(
-            "the schedule of mu reads the accuracy, which no reward function measures; add one, with weight 0 if it "
+            "the mu schedule reads the accuracy, which no reward function measures; add one, with weight 0 if it "
             "should change nothing else"
         )

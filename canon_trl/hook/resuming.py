@@ -1,4 +1,4 @@
-"""Save the rollout in flight and the order of the prompts in checkpoints, and resume from them."""
+"""Save an unfinished rollout and the order of the prompts in checkpoints, and resume from them."""
 
 import logging
 import math
@@ -177,7 +177,7 @@ class Resuming(Losses):
             self._loss_to_log = None
 
     def _rollout_state(self) -> dict[str, Any]:
-        """Return the rollout in flight as tensors, numbers and text, so that loading it runs no code from the file."""
+        """Return the unfinished rollout as tensors, numbers and text, so that loading it runs no code."""
         self._collect_statistics()
         texts: dict[str, list] = {}
         columns: dict[str, dict[str, list]] = {}
@@ -220,8 +220,8 @@ class Resuming(Losses):
         self._loss_to_log = None
         if state is None or missing:
             logger.warning(
-                "%s is missing for the ranks %s, as in a checkpoint of another trainer or of fewer processes: the "
-                "rollout in flight is sampled again",
+                "%s is missing for the ranks %s, as in a checkpoint of another trainer or of fewer processes: "
+                "sampling the unfinished rollout again",
                 ROLLOUT_STATE,
                 missing,
             )
@@ -229,14 +229,14 @@ class Resuming(Losses):
         layout = self._layout()
         if {name: state["sampling"].get(name) for name in layout} != layout:
             logger.warning(
-                "the checkpoint was written with %s and is resumed with %s: the rollout in flight is sampled again",
+                "the checkpoint was written with %s and is resumed with %s: sampling the unfinished rollout again",
                 state["sampling"],
                 layout,
             )
             return
         absent = self._required_inputs - set((state["in_flight"] or [self._required_inputs])[0])
         if absent:
-            logger.warning("the rollout in flight has no %s, which this run reads: sampling it again", sorted(absent))
+            logger.warning("the unfinished rollout has no %s, which this run reads: sampling it again", sorted(absent))
             return
         self._rollout_width = state["width"]
         self._step, self._steps_not_restored = state["step"], 0

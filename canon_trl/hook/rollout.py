@@ -112,7 +112,7 @@ class Rollouts(Resampling):
             if len(values) != rows:
                 del self._pending_extra_logs[column]
                 message = f"a reward function called log_extra({column!r}, ...) with {len(values)} values for {rows} "
-                warnings.warn(message + "completions; the completions table leaves them out", stacklevel=2)
+                warnings.warn(message + "completions; the completions table omits them", stacklevel=2)
 
     def _make_rollout(self, output: dict[str, Any], phase: RolloutPhase) -> Rollout:
         rewards_per_func = phase.rewards_per_func

@@ -31,13 +31,13 @@ def rollout_file(checkpoint: str | Path, rank: int) -> Path:
 
 
 def load_rollout(checkpoint: str, rank: int, failures: SharedFailures) -> tuple[dict[str, Any] | None, list[int]]:
-    """Load this rank's part of the rollout in flight, and list the ranks without one. Every rank must call this.
+    """Load this rank's part of an unfinished rollout, and list the ranks without one. Every rank must call this.
 
     Raises:
         Exception: on every rank, if one cannot read its file: it is damaged, or has an object that may run code.
     """
     path, state = rollout_file(checkpoint, rank), None
-    advice = "resume from an earlier checkpoint, or remove the file to sample the rollout in flight again"
+    advice = "resume from an earlier checkpoint, or remove the file to sample the unfinished rollout again"
     with failures.shared(f"{path} cannot be read; {advice}"):
         state = torch.load(path, map_location="cpu", weights_only=True) if path.exists() else None
     missing = [rank for rank, found in enumerate(gather_object([state is not None])) if not found]

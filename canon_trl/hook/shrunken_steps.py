@@ -160,6 +160,6 @@ def returns_one_number(method: Method) -> bool:
 def shrink_error(term: str) -> ValueError:
     """Return the error for a term that cannot leave responses out."""
     return ValueError(
-        f"{term} is one number per micro-batch, from which no response can be left out when an optimiser step takes "
+        f"{term} is one number per micro-batch, which cannot leave out a response when an optimiser step spans "
         f"several rollouts; {ALTERNATIVES}"
     )

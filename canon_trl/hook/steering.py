@@ -131,7 +131,9 @@ class Steering(Counting):
         (state,) = broadcast_object_list([state])
         if state is None:
             if self._measures:
-                logger.warning("the checkpoint has no state of controllers or of their measurements: they start over")
+                logger.warning(
+                    "the checkpoint has no state for the controllers or their measurements: they start over"
+                )
             return
         self._measured.numbers = dict(state["measured"])
         for name, controller in self._controllers.items():
@@ -140,6 +142,6 @@ class Steering(Counting):
                 self._knobs[name].value = state["knobs"][name]
 
     def _restore_rollout_entropy(self, state: Mapping[str, Any]) -> None:
-        """Restore this rank's part, together with the rollout in flight."""
+        """Restore this rank's part, together with the unfinished rollout."""
         totals = self._rollout_entropy.totals
         totals.copy_(torch.tensor(state["rollout_entropy"], dtype=totals.dtype))

@@ -77,6 +77,6 @@ def find_cell(model: nn.Module, name: str, temperature: float) -> CellType:
                 return cell
     raise RuntimeError(
         f"the {name}, a {type(module).__name__}, stores the temperature {temperature} of its scores where a "
-        f"controller cannot reach it (TRL {trl.__version__}); train without a controller of the temperature, or with "
-        "the release of TRL that canon_trl is tested with"
+        f"controller cannot reach it (TRL {trl.__version__}); train without a temperature controller, or with "
+        "a release of TRL that canon_trl supports"
     )

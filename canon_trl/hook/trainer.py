@@ -66,7 +66,7 @@ from canon_trl.trl_release import FUSED_HEAD
 class PluggableGRPOTrainer(Publishing, Resuming, Logs, NotFinite, WholeGroups, Rollouts):
     """[`~trl.GRPOTrainer`] with the step from rewards to advantages replaced by a function.
 
-    It also saves the rollout in flight with every checkpoint, so that a resumed run continues as if it had never
+    It also saves an unfinished rollout with every checkpoint, so that a resumed run continues as if it had never
     stopped; TRL discards that rollout.
 
     Args:

@@ -49,7 +49,7 @@ def check_server(model: Any, args: GRPOConfig, trl_kwargs: Mapping[str, Any]) ->
     ids = getattr(tokenizer, "tokenizer", tokenizer)(PROBE, add_special_tokens=False)["input_ids"]
     if ids != answer["tokens"]:
         raise ValueError(
-            f"{field} serves {served['id']!r} with another vocabulary than the trainer's: {PROBE!r} is "
+            f"{field} serves {served['id']!r} with a vocabulary that differs from the trainer's: {PROBE!r} is "
             f"{answer['tokens']} there and {ids} here; serve the trained model with its own tokenizer"
         )
 

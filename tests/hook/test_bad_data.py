@@ -182,7 +182,7 @@ def test_a_model_without_a_tokenizer_is_left_to_trl():
 
 @pytest.mark.parametrize("name", ["/no/such/folder", "./outputs/canon", "outputs/canon/checkpoint-80", "../model"])
 def test_a_folder_that_does_not_exist(name):
-    with pytest.raises(ValueError, match=f"model='{name}': there is no such folder, and a model on the Hub is named"):
+    with pytest.raises(ValueError, match=f"model='{name}': there is no such folder, and a model on the Hub has"):
         CANONTrainer(name, TASK.reward, config(), prompts(8))
     with pytest.raises(ValueError, match=f"reward_funcs='{name}': there is no such folder"):
         CANONTrainer(NO_MODEL, [TASK.reward, name], config(), prompts(8))

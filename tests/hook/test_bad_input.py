@@ -161,7 +161,7 @@ def with_bonus(rollout, *, bonus):
             {"dynamic_sampling": True, "dynamic_sampling_kwargs": {"lower": 0.9, "upper": 0.2}},
             "dynamic_sampling_kwargs: lower=0.9 must be at most upper=0.2",
         ),
-        ({"dynamic_sampling": True, "entropy_coef": 0.1}, "entropy_coef=0.1 and .*cannot leave places out"),
+        ({"dynamic_sampling": True, "entropy_coef": 0.1}, "entropy_coef=0.1 and .*cannot skip positions"),
         ({"advantage_estimator": "psr", "advantage_estimator_kwargs": {"w": 1}}, r"no option 'w'; it takes \[\]"),
         (
             {"advantage_estimator": "a_grae", "advantage_estimator_kwargs": {"form": "code"}},
@@ -391,7 +391,7 @@ def above_one(completions, **kwargs):
 def test_accuracy_schedules_need_a_reward_in_the_unit_interval(tmp_path):
     trainer_options = {"reward_funcs": above_one}
     trainer = make_trainer(tmp_path, trainer_options=trainer_options, canon_mu_schedule="inter_to_intra")
-    with pytest.raises(ValueError, match=r"reward 'above_one' gave .*; name a reward function in"):
+    with pytest.raises(ValueError, match=r"reward 'above_one' gave .*; set accuracy_reward to"):
         trainer.train()
     make_trainer(tmp_path, trainer_options=trainer_options, canon_mu=0.5).train()  # nothing reads the accuracy
 

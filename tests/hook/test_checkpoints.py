@@ -147,7 +147,7 @@ def test_a_checkpoint_of_trls_own_trainer_is_resumed(tmp_path, caplog):
     options = {"advantage_estimator": "dr_grpo"}
     with caplog.at_level(logging.WARNING, logger="canon_trl"):
         resumed = train(tmp_path, resume=True, max_steps=4, **options)
-    assert "as in a checkpoint of another trainer or of fewer processes: the rollout in flight is sam" in caplog.text
+    assert "as in a checkpoint of another trainer or of fewer processes: sampling the unfinished" in caplog.text
     assert [entry["step"] for entry in logged(resumed)] == [1, 2, 3, 4]
 
 

@@ -69,7 +69,7 @@ def test_the_estimator_follows_trls_scaling_if_none_is_chosen(given, caplog):
         want = "grpo_batch" if given == "batch" else otherwise
         assert (made.advantage_estimator, made.make_estimator().name) == (want, want)
         assert made.advantage_estimator_kwargs == options.get("advantage_estimator_kwargs", {})
-    warned = "options of TRL choose advantage_estimator='grpo_batch', not 'canon'" in caplog.text
+    warned = "TRL's options choose advantage_estimator='grpo_batch' instead of 'canon'" in caplog.text
     assert warned == (given == "batch")
 
 

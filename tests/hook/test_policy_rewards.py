@@ -354,7 +354,7 @@ def test_an_invalid_choice_is_rejected_before_a_model_is_loaded(spec, message):
         (
             {"policy_reward": "rent", "rollout_func": rollout_with_tool},
             {"dynamic_sampling": True},
-            r"dynamic_sampling=True with a policy_reward that reads \['entropies'\]: groups are chosen by their",
+            r"dynamic_sampling=True with a policy_reward that reads \['entropies'\]: it chooses groups by their",
         ),
         (
             {"policy_reward": "rent"},
@@ -369,7 +369,7 @@ def test_an_invalid_choice_is_rejected_before_a_model_is_loaded(spec, message):
         (
             ALONE | {"policy_reward": "rent"},
             {"canon_mu_schedule": "inter_to_intra"},
-            "the schedule of mu reads the accuracy, which no reward function measures",
+            "the mu schedule reads the accuracy, which no reward function measures",
         ),
         (
             ALONE | {"policy_reward": "rent"},

@@ -79,7 +79,7 @@ def test_layers_are_words_or_a_number():
     ("flags", "error"),
     [
         (["--trainer", "astar_po"], "trainer='astar_po': a probe compares advantage estimators"),
-        (["--policy_reward", "rent"], "policy_reward='rent': a probe needs rewards of reward functions"),
+        (["--policy_reward", "rent"], "policy_reward='rent': a probe needs rewards from reward functions"),
         (["--vllm_kwargs", "{}x"], "vllm_kwargs='{}x' would be ignored: use_vllm is False"),
         (["--num_samples", "1"], "num_samples=1 must be at least 2"),
         (["--num_prompts", "1"], "num_prompts=1 must be at least 2"),

@@ -105,7 +105,7 @@ def test_values_leave_out_prompts_that_cannot_be_judged(tmp_path, capsys):
     estimate_values.main([*flags, "--num_samples", "4", "--max_completion_length", "12", "--include_test", "false"])
     values = datasets.load_dataset(str(tmp_path / "values"))["train"]
     assert values["prompt"][:] == [[{"role": "user", "content": rows[i]["prompt"]}] for i in (0, 1, 3, 4)]
-    assert "train: 2 of 6 prompts are left out: none of their responses was scored, the first is prompt 2" in (
+    assert "train: dropping 2 of 6 prompts without a scored response; the first is prompt 2" in (
         capsys.readouterr().out
     )
 

@@ -238,7 +238,7 @@ ON_HUB = [*ON_FILE, "--dataset_name", "someone/data"]
         (
             ["--model_name_or_path", "outputs/canon/checkpoint-80"],
             ValueError,
-            "model_name_or_path='outputs/canon/checkpoint-80': there is no such folder, and a model on the Hub is nam",
+            "model_name_or_path='outputs/canon/checkpoint-80': there is no such folder, and a model on the Hub has",
         ),
         (["--reward_funcs", "model:./judge"], ValueError, "reward_funcs='./judge': there is no such folder"),
         (

@@ -113,7 +113,7 @@ def test_the_table_is_saved_only_when_it_is_logged(tmp_path):
 def test_another_batch_size_is_resumed_with_a_warning(tmp_path, caplog):
     train(tmp_path, steps=3, num_iterations=2)
     train(tmp_path, steps=3, num_iterations=3, resume_with_changes=True, resume=str(tmp_path / "checkpoint-1"))
-    assert "the rollout in flight is sampled again" in caplog.text
+    assert "sampling the unfinished rollout again" in caplog.text
 
 
 def test_counting_continues_when_a_rollout_is_sampled_again(tmp_path):
@@ -130,7 +130,7 @@ def test_a_checkpoint_of_another_trainer_is_resumed_with_a_warning(tmp_path, cap
     train(tmp_path, steps=3, num_iterations=2)
     (tmp_path / "checkpoint-1" / "rollout_state_0.pt").unlink()
     train(tmp_path, steps=3, num_iterations=2, resume=str(tmp_path / "checkpoint-1"))
-    assert "the rollout in flight is sampled again" in caplog.text
+    assert "sampling the unfinished rollout again" in caplog.text
 
 
 def test_only_the_model_is_saved_on_request(tmp_path):

@@ -177,7 +177,7 @@ def test_an_entropy_bonus_is_rejected_with_shrink(tmp_path, bonus, message):
             dynamic_sampling=DynamicSampling(exhausted=exhausted),
         )
 
-    with pytest.raises(ValueError, match=rf"{message}: .* cannot leave places out; set dynamic_sampling_kwargs"):
+    with pytest.raises(ValueError, match=rf"{message}: .* cannot skip positions; set dynamic_sampling_kwargs"):
         make("shrink")
     make("keep")
 
@@ -298,7 +298,7 @@ def test_evaluation_leaves_no_group_out(tmp_path):
 
 def test_what_zero_variance_does_not_combine_with(tmp_path):
     small = OPTIONS | {"token_advantage": "zero_variance"}
-    with pytest.raises(ValueError, match=r"cannot leave places out; choose no token_advantage='zero_variance'"):
+    with pytest.raises(ValueError, match=r"cannot skip positions; choose no token_advantage='zero_variance'"):
         CANONConfig(str(tmp_path), **small, entropy_coef=0.1)
     several = {"gradient_accumulation_steps": 2, "steps_per_generation": 1, "loss_type": "grpo"}
     message = "loss_term/ter is one number per micro-batch, .*, or choose no token_advantage that leaves out responses"

@@ -97,7 +97,7 @@ def test_another_model():
 
 def test_another_vocabulary():
     with serving(health={}, models=models(MODEL), tokenize={"tokens": [7, 8]}) as (url, _):
-        with pytest.raises(ValueError, match=rf"{url}' serves .* with another vocabulary .*is \[7, 8\] there and \["):
+        with pytest.raises(ValueError, match=rf"{url}' serves .* with a vocabulary that .*is \[7, 8\] there and \["):
             make(vllm_server_base_url=url)
 
 

@@ -160,7 +160,7 @@ def test_a_server_with_another_vocabulary_is_rejected(server, tmp_path):
     vocabulary = tokenizer["model"]["vocab"]
     vocabulary["1"], vocabulary["2"] = vocabulary["2"], vocabulary["1"]
     (same_name / "tokenizer.json").write_text(json.dumps(tokenizer))
-    with pytest.raises(ValueError, match="with another vocabulary than the trainer's"):
+    with pytest.raises(ValueError, match="with a vocabulary that differs from the trainer's"):
         make(server, tmp_path, model=same_name)
 
 
