@@ -17,7 +17,7 @@ PAPER = Paper(
 
 
 def grpo_batch_advantage(rewards: Tensor, *, eps: Positive = 1e-4) -> Tensor:
-    """GRPO with the standard deviation of the whole batch: groups of little spread get no larger advantages.
+    """GRPO scaled by the deviation of the whole batch, so that groups with little spread get no larger advantages.
 
         A_i = (r_i - mean(r)) / (std_batch(r) + eps)
 

@@ -21,7 +21,7 @@ PAPER = Paper(
 
 
 def stcr_advantage(rewards: Tensor, lengths: Tensor, *, base: Annotated[float, "[1, 1e6]"] = 1.00001) -> Tensor:
-    """GRPO that pushes a wrong response away harder, the longer it is compared with the group's right ones.
+    """GRPO that pushes a wrong response away harder the longer it is than the group's right ones.
 
         x_i = max(0, L_i - mean length of the right responses)
         w_i = 2 - base^(-x_i)                          for a wrong response, 1 for a right one

@@ -1,4 +1,4 @@
-"""Controllers: classes that change one setting between rollouts or optimiser steps, from measurements on all ranks.
+"""Controllers: classes that change one setting between rollouts or optimiser steps, from measurements across ranks.
 
 [`Controller`] is their interface, and [`Run`] holds what their constructors can read about the run. Each is a class in
 a separate file; [`CONTROLLERS`] lists them by the names that the config uses.

@@ -8,7 +8,7 @@ from canon_trl.options import NotNegative, Positive
 
 
 class AdaptiveClip:
-    """Hold the entropy near a target by the upper clip alone: wider below the target, narrower above it (Sec. 3.1.1).
+    """Hold the entropy near a target with the upper clip: wider below the target, narrower above it (Sec. 3.1.1).
 
         epsilon_high <- start + k,    k <- clip(k + step * sign(H* - H), 0, most)
 

@@ -17,7 +17,7 @@ PAPER = Paper(
 
 
 class E3Temperature:
-    """Hold the entropy of sampling at its value at the start of training, by the temperature alone (Eq. 4 and 5).
+    """Hold the entropy of sampling at its initial value by adjusting only the temperature (Eq. 4 and 5).
 
         T <- T * (1 + T * ln(H* / H) / (ln V + ln ln V))
 

@@ -43,7 +43,7 @@ def dads(
     mask: Tensor,
     beta: float,
 ) -> Tensor:
-    """Hold right answers to hard prompts to the reference model less than all other responses.
+    """Tie right answers to hard prompts less closely to the reference model than other responses.
 
         f    = share of the group's responses that are right
         k_i  = 1 - exp(-e * f)      for a response with A_i > 0 in a group with 0 < f < 1, else 1; e = 2.718...

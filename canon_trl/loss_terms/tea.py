@@ -65,7 +65,7 @@ def tea(
     scale: NotNegative = 10.0,
     most: NotNegative = 5.0,
 ) -> Tensor:
-    """Raise the entropy at the tokens whose update would lower it most, those of large covariance.
+    """Raise the entropy at the tokens whose update would lower it most: those with a large covariance.
 
         cov_t  = (A_t - mean(A)) * (lp_t - mean(lp))           means over all trained tokens
         coef_t = min(scale * softmax_t(cov), most)             softmax over the response; no gradient

@@ -175,7 +175,7 @@ def kl_cov(
     coef: Annotated[float, "[0, inf)"] = 1.0,
     scope: Scope = "micro_batch",
 ) -> Tensor:
-    """Penalise the tokens with the largest covariance by coef * |lp - old|, while no ratio is clipped.
+    """Penalise the tokens with the largest covariance by coef * |lp - old|, and clip no ratio.
 
         loss_t = -A_t * exp(lp_t - old_t) + coef * |lp_t - old_t|
 

@@ -77,7 +77,7 @@ def dppo(
     high: Bound = 0.2,
     cap: Cap = 20.0,
 ) -> Tensor:
-    """Clip no ratio, but drop a token whose probability has moved too far in the direction of its advantage.
+    """Drop a token whose probability has moved too far in the direction of its advantage; clip no ratio.
 
         p = exp(lp), q = exp(old), ratio = p / q
         tv    dropped where p - q > high, for A > 0

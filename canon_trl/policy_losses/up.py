@@ -14,7 +14,7 @@ PAPER = Paper(
 
 
 def up_weights(log_probs: Tensor, old_log_probs: Tensor, advantages: Tensor) -> Tensor:
-    """Return the factor on each advantage that makes UP of PPO's loss: exp(old - lp) where A > 0, else 1.
+    """Return the factor on each advantage that turns PPO's loss into UP: exp(old - lp) where A > 0, else 1.
 
     Args:
         log_probs, old_log_probs: `(B, T)`, current and at sampling time.
@@ -30,7 +30,7 @@ def up_weights(log_probs: Tensor, old_log_probs: Tensor, advantages: Tensor) -> 
 
 
 def up(log_probs: Tensor, old_log_probs: Tensor, advantages: Tensor) -> Tensor:
-    """Reinforce tokens of positive advantage without ratio and clip; keep PPO's loss for the others (Eq. 14).
+    """Reinforce tokens with positive advantages without ratio and clip; keep PPO's loss for the others (Eq. 14).
 
         loss_t = -A_t * exp(lp_t - [lp_t])                                  for A_t > 0; no gradient through [ ]
         loss_t = -min(ratio_t * A_t, max(ratio_t, 1 - epsilon) * A_t)       for other A_t, ratio = exp(lp - old)

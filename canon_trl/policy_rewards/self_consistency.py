@@ -1,4 +1,4 @@
-"""Self-consistency, the reward that EM-RL is compared with (https://huggingface.co/papers/2505.15134)."""
+"""Self-consistency, the baseline of EM-RL (https://huggingface.co/papers/2505.15134)."""
 
 from torch import Tensor
 
@@ -9,7 +9,7 @@ PAPER = EM_RL
 
 
 def self_consistency_reward(answer_ids: Tensor, group_answer_ids: Tensor) -> Tensor:
-    """Reward a response for the share of the responses to its prompt that give the same answer, without any label.
+    """Reward a response for the share of responses to its prompt that give the same answer, without any label.
 
         r_i = n(a_i) / G    n(a): number of responses in the group of G with the answer a
 

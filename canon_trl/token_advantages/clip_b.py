@@ -28,7 +28,7 @@ def clip_b_mask(
     *,
     mu: NotNegative = 2.5,
 ) -> Tensor:
-    """Drop the tokens of negative advantage whose update would lower the entropy most.
+    """Drop the tokens with a negative advantage whose update would lower the entropy most.
 
         S_t       = p_t * (H_t + ln p_t)
         dropped_t = A_t < 0 and S_t - mean(S) < -mu * std(S)

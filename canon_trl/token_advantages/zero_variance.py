@@ -15,7 +15,7 @@ PAPER = Paper(
 
 
 def zero_variance(rewards: Tensor) -> Tensor:
-    """Leave groups with equal rewards out of the loss and out of its divisors.
+    """Leave groups with equal rewards out of the loss and its divisors.
 
         loss = sum over the tokens of groups with spread / number of these tokens     (loss_type: dapo, for example)
 
