@@ -129,7 +129,7 @@ def with_bonus(rollout, *, bonus):
         ),
         (
             {"policy_loss": "clip_cov", "top_entropy_quantile": 0.2},
-            "top_entropy_quantile=0.2 does not work with policy_loss='clip_cov': it removes most of the tokens",
+            "top_entropy_quantile=0.2 does not work with policy_loss='clip_cov': it removes from the loss most",
         ),
         ({"policy_loss": "kl_cov", "top_entropy_quantile": 0.9}, "top_entropy_quantile=0.9 does not work with"),
         *(
