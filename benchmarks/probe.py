@@ -95,6 +95,83 @@ def signals() -> str:
     return table(["method", "signal before training", "accuracy after training"], rows)
 
 
+def studied() -> list[dict[str, Any]]:
+    """Return what the probe predicts of every method of the study that it knows, and what the study found.
+
+    A gain predicts if its interval excludes 1, a change of length if its interval excludes 0.
+    """
+    study = json.loads((ROOT / "docs" / "comparisons" / "study" / "report.json").read_text())["tasks"]
+    rows = []
+    for task, report in study.items():
+        probed = result(task)
+        for method, found in report["methods"].items():
+            label, difference = label_of(method), found.get("training accuracy", {}).get("difference")
+            if label not in probed["estimators"] or difference is None:
+                continue
+            predicted = probed["estimators"][label]
+            before, after = probed["prompts"]["length"], found["length (tokens)"]
+            rows.append(
+                {
+                    "task": task,
+                    "method": label,
+                    "gain": predicted["gain"],
+                    "gain predicts": direction(predicted["gain"], 1),
+                    "difference": difference,
+                    "found": 0 if difference["is_noise"] else direction(difference, 0),
+                    "length": predicted["length"],
+                    "length predicts": direction(predicted["length"], 0),
+                    "before": before,
+                    "after": after["mean"],
+                    "lengthened": 1 if after["mean"] > before else -1,
+                }
+            )
+    return rows
+
+
+def direction(interval: dict[str, float], neutral: float) -> int:
+    """Return 1 if an interval is above a number, -1 if it is below, and 0 if it contains it."""
+    return (interval["low"] > neutral) - (interval["high"] < neutral)
+
+
+def study() -> str:
+    def interval(given: dict[str, float], form: str = "+.3f") -> str:
+        return f"{given['mean']:{form}} ({given['low']:{form}} to {given['high']:{form}})"
+
+    def held(predicted: int, found: int) -> str:
+        if not predicted:
+            return "no prediction"
+        return "undecided" if not found else "yes" if predicted == found else "**no**"
+
+    rows = studied()
+    table_of_gains = table(
+        ["task", "method", "gain", "accuracy, minus Dr.GRPO's", "held", "length change", "length", "held"],
+        [
+            [
+                row["task"],
+                row["method"],
+                interval(row["gain"], ".2f"),
+                interval(row["difference"]),
+                held(row["gain predicts"], row["found"]),
+                interval(row["length"], "+.2f"),
+                f"{row['before']:.1f} to {row['after']:.1f}",
+                held(row["length predicts"], row["lengthened"]),
+            ]
+            for row in rows
+        ],
+    )
+
+    def counted(predicts: str, found: str) -> str:
+        outcomes = [held(row[predicts], row[found]) for row in rows]
+        made = len(outcomes) - outcomes.count("no prediction")
+        wrong, open_ = outcomes.count("**no**"), outcomes.count("undecided")
+        return f"{outcomes.count('yes')} of {made} held, {wrong} failed" + (f", {open_} undecided" if open_ else "")
+
+    return (
+        f"{table_of_gains}\n\nGains: {counted('gain predicts', 'found')}. Direction of length: "
+        f"{counted('length predicts', 'lengthened')}."
+    )
+
+
 def example() -> str:
     return "\n".join(f"- {each['says']}" for each in result(EXAMPLE)["verdict"])
 
@@ -105,6 +182,7 @@ SECTIONS: dict[str, Callable[[], str]] = {
     "lengths on verbosity": lambda: lengths("verbosity"),
     "lengths on arithmetic": lambda: lengths("arithmetic"),
     "signals on countdown": signals,
+    "study": study,
 }
 
 
