@@ -119,8 +119,8 @@ def grpo_s_estimator(
     geometric mean, which its Appendix C also offers. Groups that are all right or all wrong get 0, since only the
     differences of their entropies would be left; `train_groups_without_spread` trains on them.
 
-    Use it, with care, where uncertain right answers should be reinforced more than certain ones and entropy may grow.
-    Where certainty already goes with being right, it works against the reward.
+    Use it with care, to reinforce uncertain right answers more than certain ones, if entropy may grow. If certain
+    answers are mostly right, it works against the reward.
     """
     return grpo_s_advantage(
         rollout.rewards,
@@ -162,8 +162,7 @@ def gtpo_advantage(
 
     Every rank receives the entropies and the mask of all tokens, 8 bytes per token of the widest response.
 
-    Use it like `grpo_s`, at the level of tokens. It needs the entropies of all tokens, so it costs memory at long
-    responses.
+    Use it like `grpo_s`, at the token level. It needs the entropies of all tokens, so long responses cost memory.
 
     Args:
         rewards: `(P, G)`, 1 for right and 0 for wrong; NaN marks a response that no reward function could score.

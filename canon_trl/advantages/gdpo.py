@@ -32,10 +32,10 @@ def gdpo_advantage(rewards_per_func: Tensor, weights: Tensor, *, eps: Positive =
     std is the sample standard deviation with divisor n - 1. A function that did not score a response, or scored only
     one response of its group, adds nothing to s. The values equal those of TRL with
     `multi_objective_aggregation="normalize_then_sum"`. As there, a response of a group with equal rewards has s = 0,
-    which the mean over the batch may turn into an advantage other than 0.
+    which the mean over the batch may turn into a nonzero advantage.
 
-    Use it with several reward functions of different scales, each of which should count by its weight. With one reward
-    function it is GRPO, standardised twice.
+    Use it with several reward functions on different scales, to count each by its weight. With one reward function it
+    is GRPO, standardised twice.
 
     Args:
         rewards_per_func: `(P, G, F)`; NaN where a function did not score a response.

@@ -21,11 +21,11 @@ def grpo_batch_advantage(rewards: Tensor, *, eps: Positive = 1e-4) -> Tensor:
 
         A_i = (r_i - mean(r)) / (std_batch(r) + eps)
 
-    The mean is that of the group; std_batch covers all scored responses of the batch, with divisor n - 1. The values
+    The mean is over the group; std_batch is over all scored responses of the batch, with divisor n - 1. The values
     equal those of TRL with `scale_rewards="batch"`.
 
-    Use it where groups with little spread should not get large advantages, as graded rewards give them. With rewards
-    of 0 and 1 it differs little from Dr.GRPO times a constant.
+    Use it with graded rewards, where GRPO gives groups with little spread large advantages. With rewards of 0 and 1 it
+    differs little from Dr.GRPO times a constant.
 
     Args:
         rewards: `(P, G)`; NaN marks a response that no reward function could score.

@@ -27,8 +27,8 @@ def maxrl_advantage(rewards: Tensor) -> Tensor:
     baseline, the last term would require a group without a right answer to push all its answers away; here and in the
     authors' code, such a group gets 0.)
 
-    Use it where many prompts are rarely solved and you want these to count. Avoid it where rewards are noisy: one
-    lucky answer in 16 gets an advantage of 15.
+    Use it if many prompts are rarely solved and should count. Avoid it with noisy rewards: one lucky answer in 16 gets
+    an advantage of 15.
 
     Args:
         rewards: `(P, G)`, at least 0; NaN marks a response that no reward function could score.

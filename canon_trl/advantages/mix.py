@@ -19,9 +19,9 @@ def mix(rollout: Rollout, *, parts: Parts) -> Tensor:
 
         A_i = sum_m w_m * A_i^m
 
-    It has no paper. A weight is any number. Options of an estimator go next to its weight:
-    `{"mix": {"grpo": 0.5, "a_grae": {"weight": 0.5, "form": "released"}}}`. Your own estimators are named by import
-    path. The mix accepts the rewards that all of its estimators accept.
+    It has no paper. A weight is any number. An estimator's options go next to its weight:
+    `{"mix": {"grpo": 0.5, "a_grae": {"weight": 0.5, "form": "released"}}}`. Name your own estimators by import path.
+    The mix accepts the rewards that all of its estimators accept.
 
     Use it to try a method in small doses, or to interpolate between two.
 

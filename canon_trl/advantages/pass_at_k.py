@@ -81,8 +81,8 @@ def pass_at_k_estimator(rewards: Tensor, *, k: Draws) -> Tensor:
     [`pass_at_k_advantage`] has the details. k must be less than `num_generations`: with k = G there is only one set
     and nothing to compare. If evaluation samples fewer than k responses per prompt, its advantages are 0.
 
-    Use it where some answer among k is what counts: for exploration, or with a verifier at inference time. Avoid it
-    where most prompts are already solved most of the time; these then stop teaching.
+    Use it if one right answer among k is enough: for exploration, or with a verifier at inference time. Avoid it if
+    most prompts are already solved most of the time; these then stop teaching.
     """
     return torch.zeros_like(rewards) if rewards.shape[-1] < k else pass_at_k_advantage(rewards, k=k)
 

@@ -29,13 +29,13 @@ def stcr_advantage(rewards: Tensor, lengths: Tensor, *, base: Annotated[float, "
 
     w is in [1, 2): with the base of the authors' code, 1,000 more tokens give 1.00995 and 70,000 more give 1.5.
 
-    The formula is that of the authors' code, where a response is right if trunc(r) = 1. Here it is right if r >= 1, up
-    to rounding, which is the same for rewards from 0 to 2 and also suits -1 and 1. If no reward reaches 1, this is
-    GRPO. In the code, w multiplies every advantage of a wrong response; here it multiplies only negative ones, because
-    with graded rewards a wrong response above the mean would gain from its length.
+    The formula follows the authors' code, where a response is right if trunc(r) = 1. Here it is right if r >= 1, up to
+    rounding, which is the same for rewards from 0 to 2 and also suits -1 and 1. If no reward reaches 1, this is GRPO.
+    In the code, w multiplies every advantage of a wrong response; here it multiplies only negative ones, because with
+    graded rewards a wrong response above the mean would gain from its length.
 
-    Use it where wrong answers ramble, as with responses of many thousand tokens. With short responses the weight is 1
-    to three digits.
+    Use it if wrong answers ramble, as in responses of many thousand tokens. With short responses the weight is 1 to
+    three digits.
 
     Args:
         rewards: `(P, G)`; NaN marks a response that no reward function could score.

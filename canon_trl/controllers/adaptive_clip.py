@@ -19,12 +19,12 @@ class AdaptiveClip:
     MAI-Thinking-1 clips ratios to [1 - epsilon, 1 / (1 - epsilon) + k] with epsilon 0.6, step 0.25 and k at most 2.5
     towards 0.3 nats. In its setting the interval is symmetric in log p at first: `epsilon: 0.6`, `epsilon_high: 1.5`.
     It also caps all ratios at 50 (`delta: 50.0`), and makes 5 updates per rollout. For a narrow clip such as 0.28,
-    choose `step` and `most` accordingly smaller.
+    choose smaller `step` and `most`.
 
     Departure: the report estimates H from the sampled tokens, with importance weights. Here it is the exact entropy of
     the distributions that the step was computed with. The report is not on arXiv; the formula is as quoted from it and
-    as MILES implements it. 2602.09782 moves clips for the entropy's sake too, but its bounds depend on the probability
-    of each token and follow a schedule.
+    as MILES implements it. 2602.09782 also moves clips to control entropy, but its bounds depend on each token's
+    probability and follow a schedule.
 
     Use it with several updates per rollout, if you know the entropy that you want.
 

@@ -30,11 +30,11 @@ class E3Temperature:
 
         H* = H0 * (g + (1 - g) * (1 + cos(pi * (q - q0) / (n - q0))) / 2),   q0 = n - floor(annealing_ratio * n)
 
-    As in the released code, each update uses the H* of the update before it, and T has no bounds; vLLM rejects one
-    above 2. After update n, H* stays constant; the released cosine would rise again. An entropy that is not a positive
-    number changes nothing and is not counted.
+    As in the released code, each update uses the previous update's H*, and T has no bounds; vLLM rejects a T above 2.
+    After update n, H* stays constant; the released cosine would rise again. An entropy that is not a positive number
+    changes nothing and does not count.
 
-    Use it to keep sampling diverse without touching the loss. It can't help where the policy itself has collapsed: a
+    Use it to keep sampling diverse without touching the loss. It can't help once the policy itself has collapsed: a
     high temperature then adds noise.
 
     Args:

@@ -50,15 +50,15 @@ def dads(
         KL_t = exp(ref_t - lp_t) - (ref_t - lp_t) - 1
         loss = ... + beta * k_i * KL_t
 
-    A right answer to a prompt that one response in eight solves has k = 0.29; where nearly all solve it, k = 0.93.
-    TRL's loss already contains beta * KL_t, so the term is beta * (k_i - 1) * KL_t, which is never positive; `beta` is
-    TRL's option, 0.001 in the authors' script. TRL's `use_bias_correction_kl`, on by default, must be off.
+    A right answer to a prompt that one response in eight solves has k = 0.29; if nearly all solve it, k = 0.93. TRL's
+    loss already contains beta * KL_t, so the term is beta * (k_i - 1) * KL_t, which is never positive; `beta` is TRL's
+    option, 0.001 in the authors' script. TRL's `use_bias_correction_kl`, on by default, must be off.
 
-    The formula is that of the authors' code, which takes a response for right where trunc(r) = 1; here where r >= 1,
-    up to rounding. The code averages KL_t over each response and then over the responses, as `loss_type: grpo` does;
-    here it is aggregated like the loss.
+    The formula follows the authors' code, where a response is right if trunc(r) = 1; here it is right if r >= 1, up to
+    rounding. The code averages KL_t over each response and then over the responses, as `loss_type: grpo` does; here it
+    is aggregated like the loss.
 
-    Use it with `beta` above 0, where the KL term holds rare right answers back. Without a KL term it is rejected.
+    Use it with `beta` above 0, if the KL term holds rare right answers back. Without a KL term, the config rejects it.
 
     Args:
         log_probs, ref_log_probs: `(B, T)`, of the policy (with gradient) and of the reference.

@@ -71,16 +71,16 @@ def tea(
         coef_t = min(scale * softmax_t(cov), most)             softmax over the response; no gradient
         loss  += -coef_t * H_t                                 aggregated like the loss
 
-    The coefficients of a response sum to `scale` before the cap, so those of a long response are small; where all
+    The coefficients of a response sum to `scale` before the cap, so those of a long response are small; if all
     advantages are equal, each is scale / length.
 
-    The formula is that of the function in the authors' code, whose training loop never reaches it with the default
-    loss; where the term enters the loss is as in the paper. In the code a gradient also flows through lp in coef_t;
-    here none does. The means there are over a micro-batch of one rank, here over all ranks. The authors' script uses
-    the token mean, ratios clipped at 1 on both sides and a KL weight of 0.001.
+    The formula follows a function in the authors' code, which its training loop never reaches with the default loss;
+    the term enters the loss as in the paper. In the code a gradient also flows through lp in coef_t; here none does.
+    The means there are over a micro-batch of one rank, here over all ranks. The authors' script uses the token mean,
+    ratios clipped at 1 on both sides and a KL weight of 0.001.
 
-    Use it against a fall of entropy at the few tokens that cause it. A bonus on all tokens, TRL's `entropy_coef`, is
-    simpler.
+    Use it to counter a fall of entropy at the few tokens that cause it. A bonus on all tokens, TRL's `entropy_coef`,
+    is simpler.
 
     Args:
         log_probs, advantages, mask, mean, scale, most: see [`tea_coefficients`].

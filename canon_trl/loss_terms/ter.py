@@ -42,8 +42,8 @@ def ter(
     If an optimiser step has several micro-batches, each takes mean_t over its own tokens on all ranks, and the trainer
     averages the terms, so a token counts for more in a micro-batch with fewer tokens.
 
-    Use it to hold the entropy near a value that you know, from either side. Without such a value, `e3_temperature`
-    measures one.
+    Use it to hold the entropy near a known value, from either side. Without such a value, `e3_temperature` measures
+    one.
 
     Args:
         entropies: `(B, T)`, in nats, of the current policy, with gradient.

@@ -179,7 +179,7 @@ def kl_cov(
 
         loss_t = -A_t * exp(lp_t - old_t) + coef * |lp_t - old_t|
 
-    With one update per rollout lp equals old, the penalty has no gradient and the plain policy gradient remains.
+    With one update per rollout, lp equals old, so the penalty has no gradient: this is the plain policy gradient.
 
     Args:
         fraction: see [`kl_cov_mask`].

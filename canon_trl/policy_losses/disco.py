@@ -44,14 +44,14 @@ def disco_loss(
         loss = -sum(J) / P + [beta * max(K - delta, 0)] * K       no gradient through [ ]
 
     The sum covers the groups with both a right and a wrong answer; P counts all groups. The second term of J weights
-    the wrong answers with the largest scores, and more strongly the smaller tau is. Nothing is clipped, and unlike in
-    GRPO no advantage makes prompts of medium difficulty count for more.
-    The last term has the gradient of beta / 2 * max(K - delta, 0)^2. At the first update on a rollout K is 0, so only
-    J acts. If an optimiser step has several micro-batches, K and [ ] are computed for each one, over the tokens of all
-    ranks, and the trainer averages the losses, as the released code does.
+    the wrong answers with the largest scores, and more strongly the smaller tau is. It clips nothing, and unlike in
+    GRPO no advantage gives prompts of medium difficulty more weight. The last term has the gradient of beta / 2 *
+    max(K - delta, 0)^2. At the first update on a rollout K is 0, so only J acts. If an optimiser step has several
+    micro-batches, K and [ ] are computed for each one, over the tokens of all ranks, and the trainer averages the
+    losses, as the released code does.
 
-    Use it where rewards are 0 and 1 and prompts are very easy or very hard, which GRPO's advantages neglect. It needs
-    rewards of both kinds in a group.
+    Use it if rewards are 0 and 1 and prompts are very easy or very hard, which GRPO's advantages neglect. It needs
+    both rewards in a group.
 
     Args:
         log_probs, old_log_probs: `(B, T)` with B = P * G, the rows of prompt 0 first; current log-probabilities, with

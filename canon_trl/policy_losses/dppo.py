@@ -87,18 +87,18 @@ def dppo(
               k = q * (old - lp) + (1 - q) * ln((1 - q + 1e-8) / (1 - p + 1e-8))
         loss_t = -A_t * [min(ratio_t, cap)] * lp_t      of the others; no gradient through [ ]
 
-    The ratio is noisy for unlikely tokens, which PPO's clip therefore holds back, and it lets likely ones move far.
-    Both divergences compare the sampled token with all other tokens taken together, the paper's binary forms; its
-    forms over the likeliest tokens are not here. A dropped token has no loss, but the divisor counts it.
+    The ratio is noisy for unlikely tokens, so PPO's clip holds them back, and it lets likely ones move far. Both
+    divergences compare the sampled token with all other tokens taken together, the paper's binary forms; its forms
+    over the likeliest tokens are not implemented. A dropped token has no loss, but the divisor counts it.
 
-    q is the probability that the sampler reported, as in the paper, where there is one (with vLLM), else TRL's own.
-    TRL multiplies the loss by the ratio of the two, truncated, which makes the whole ratio p / q. Without vLLM,
-    nothing is dropped at the first update on a rollout.
+    q is the probability that the sampler reported, as in the paper, if there is one (with vLLM), else TRL's own. TRL
+    multiplies the loss by the truncated ratio of the two, which makes the whole ratio p / q. Without vLLM, the first
+    update on a rollout drops nothing.
 
-    The formula is that of verl, to which the authors' repository links; its own code has the same masks and a cap of
-    10. The paper's large runs (Appendix E) have bounds of 0.2 for "tv" and 0.05 for "kl", and a cap of 5; verl's
-    example has 0.15 for "tv", 0.05 for "kl", and a cap of 10,000. With infinite bounds and cap, this is the plain
-    policy gradient, weighted by the ratio.
+    The formula follows verl, to which the authors' repository links; its own code has the same masks and a cap of 10.
+    The paper's large runs (Appendix E) have bounds of 0.2 for "tv" and 0.05 for "kl", and a cap of 5; verl's example
+    has 0.15 for "tv", 0.05 for "kl", and a cap of 10,000. With infinite bounds and cap, this is the plain policy
+    gradient, weighted by the ratio.
 
     Use it with several updates per rollout and large vocabularies, where PPO's clip stops unlikely tokens early. With
     one update per rollout and no vLLM it changes nothing.

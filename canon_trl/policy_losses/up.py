@@ -35,17 +35,17 @@ def up(log_probs: Tensor, old_log_probs: Tensor, advantages: Tensor) -> Tensor:
         loss_t = -A_t * exp(lp_t - [lp_t])                                  for A_t > 0; no gradient through [ ]
         loss_t = -min(ratio_t * A_t, max(ratio_t, 1 - epsilon) * A_t)       for other A_t, ratio = exp(lp - old)
 
-    PPO's clip takes the gradient from a right but unlikely token as soon as its ratio exceeds the bound, although it
+    PPO's clip removes the gradient of a right but unlikely token as soon as its ratio exceeds the bound, although it
     has the most probability to gain. Here such a token always has the gradient of REINFORCE, A_t * grad(lp_t), however
-    stale the rollout is. `epsilon` holds back the tokens that are pushed down; no ratio is clipped from above, so
-    `epsilon_high` is not read.
+    stale the rollout is. `epsilon` restrains the tokens that are pushed down; no ratio is clipped from above, so
+    `epsilon_high` is unused.
 
     We read the formula in pull requests to TRL (6579) and verl (7022), not in the paper itself. The latter (Eq. 15)
-    also caps the ratio of tokens that are pushed down (dual clip); here `delta` is rejected. UP-GSPO, with a ratio per
-    response, is not here. The paper's UP-DAPO divides by all tokens, `loss_type: dapo`. With vLLM, TRL's correction
-    for the sampler still multiplies the loss.
+    also caps the ratio of tokens that are pushed down (dual clip); here the config rejects `delta`. UP-GSPO, with a
+    ratio per response, is not implemented. The paper's UP-DAPO divides by all tokens, `loss_type: dapo`. With vLLM,
+    TRL's correction for the sampler still multiplies the loss.
 
-    Use it with several updates per rollout, where rare right answers should grow fast. Nothing limits their growth, so
+    Use it with several updates per rollout, if rare right answers should grow fast. Nothing limits their growth, so
     keep the number of updates small.
 
     Args:

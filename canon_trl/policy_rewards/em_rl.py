@@ -25,15 +25,14 @@ def em_rl_sequence_reward(log_probs: Tensor, mask: Tensor, *, form: Form = "pape
         r_i = sum_t(log p_it) = log p(y_i)    over the tokens that the model wrote
 
     Its mean is minus the entropy of whole responses. It prefers likely responses, even if single steps are uncertain.
-    It is a sum, so every token costs something and shorter responses earn more. The authors' code (at 8428ba9) takes
-    the mean over the tokens instead, `form="released"`. Watch the length and stop on a labelled validation set, as the
-    paper does. It helps where the untrained model is already often right.
+    It is a sum, so every token costs and shorter responses earn more. The authors' code (at 8428ba9) takes the mean
+    over the tokens instead, `form="released"`. Watch the length and stop on a labelled validation set, as the paper
+    does. It helps where the untrained model is already often right.
 
     The paper trains with RLOO (`advantage_estimator: rloo`), 4 responses per prompt, 512 prompts per rollout, a
     learning rate of 1e-6 and a KL penalty of 0.001 to the reference. The code makes 4 updates per rollout.
 
-    Use it where there are no labels and answers are short. For long reasoning prefer `rent`, which doesn't prefer
-    short responses.
+    Use it without labels and with short answers. For long reasoning use `rent`, which doesn't favour short responses.
 
     Args:
         log_probs: `(B, T)`, of the sampled tokens under the policy that sampled them, at the sampling temperature.
@@ -57,10 +56,9 @@ def em_rl_token_reward(entropies: Tensor, mask: Tensor, *, form: Form = "paper")
     Its mean is minus the sum of the entropies of the steps. Each token costs its entropy, so shorter responses earn
     more. The authors' code (at 8428ba9) takes the mean over the tokens instead, `form="released"`, which is RENT's
     reward (`rent`). Watch the length and stop on a labelled validation set, as the paper does. The paper's setting is
-    that of `em_rl_sequence`.
+    the same as for `em_rl_sequence`.
 
-    Use it where there are no labels and answers are short. For long reasoning prefer `rent`, which doesn't prefer
-    short responses.
+    Use it without labels and with short answers. For long reasoning use `rent`, which doesn't favour short responses.
 
     Args:
         entropies: `(B, T)`, in nats, of the policy that sampled the responses, at the sampling temperature. They are

@@ -22,15 +22,15 @@ def majority_vote_reward(answer_ids: Tensor, group_answer_ids: Tensor) -> Tensor
         r_i = 1 if a_i is the most frequent answer of the group, else 0
 
     It needs no entropies, so it costs no scoring pass. The config's `answer_extractor` finds the answers in the text;
-    two answers are the same if their text is. A response without an answer has no vote. Where the majority is wrong,
-    training makes it more so: watch `policy_reward/one_answer_share`, and stop on a labelled validation set.
+    two answers match if their texts do. A response without an answer has no vote. If the majority is wrong, training
+    makes it larger: watch `policy_reward/one_answer_share`, and stop on a labelled validation set.
 
-    Use it like `self_consistency`, where groups are large enough for a vote. Its rewards are 0 and 1, which every
-    estimator takes (`pshw` with `low=0`).
+    Use it like `self_consistency`, if groups are large enough for a vote. Its rewards are 0 and 1, which every
+    estimator accepts (`pshw` with `low=0`).
 
     If several answers are equally frequent, all of them get 1; the authors' code (at 3e2cc93) takes the one that was
     sampled first. The code compares answers as mathematics. It lets 64 responses vote and trains on 32 of them; here
-    those that vote are those that are trained on. Its scripts use GRPO with a learning rate of 5e-7.
+    training uses all that vote. Its scripts use GRPO with a learning rate of 5e-7.
 
     Args:
         answer_ids: `(B,)`, a number for each response's answer, the same for the same answer; -1 without one.

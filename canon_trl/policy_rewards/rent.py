@@ -25,7 +25,7 @@ def rent_reward(entropies: Tensor, mask: Tensor, *, empty: Annotated[float, "(-i
     wrong answers, so watch the length and stop on a labelled validation set. The paper trains with GRPO, 5 responses
     per prompt, a learning rate of 1e-6 and a KL penalty of 0.001 to the reference.
 
-    Use it where there are no labels, and for a few dozen steps.
+    Use it without labels, for a few dozen steps.
 
     Args:
         entropies: `(B, T)`, in nats, of the policy that sampled the responses, at the sampling temperature. They are

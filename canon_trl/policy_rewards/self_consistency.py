@@ -14,14 +14,14 @@ def self_consistency_reward(answer_ids: Tensor, group_answer_ids: Tensor) -> Ten
         r_i = n(a_i) / G    n(a): number of responses in the group of G with the answer a
 
     It needs no entropies, so it costs no scoring pass. The config's `answer_extractor` finds the answers in the text;
-    two answers are the same if their text is. Agreement alone is rewarded, so the policy may learn to give one answer
-    to every prompt: watch `policy_reward/one_answer_share`, and stop on a labelled validation set.
+    two answers match if their texts do. It rewards only agreement, so the policy may learn to give one answer to every
+    prompt: watch `policy_reward/one_answer_share`, and stop on a labelled validation set.
 
-    Use it where there are no labels, answers are short and exact, and the most frequent one is usually right.
+    Use it without labels, if answers are short and exact and the most frequent one is usually right.
 
-    The authors' code (at 8428ba9) compares answers as mathematics, and gives 1 / G to a response without an answer,
-    as if it agreed with itself; here it gets 0. Its setting is that of `em_rl_sequence`: RLOO, 4 responses per prompt,
-    a learning rate of 1e-6 and a KL penalty of 0.001 to the reference.
+    The authors' code (at 8428ba9) compares answers as mathematics, and gives 1 / G to a response without an answer, as
+    if it agreed with itself; here it gets 0. Its setting is as for `em_rl_sequence`: RLOO, 4 responses per prompt, a
+    learning rate of 1e-6 and a KL penalty of 0.001 to the reference.
 
     Args:
         answer_ids: `(B,)`, a number for each response's answer, the same for the same answer; -1 without one.

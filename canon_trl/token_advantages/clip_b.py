@@ -37,12 +37,13 @@ def clip_b_mask(
     a negative S, an unlikely one in an uncertain position, makes the policy more certain. The mean and the population
     deviation are over the trained tokens.
 
-    The formula is that of the authors' code. There a dropped token also leaves the divisor of the loss; here it has no
+    The formula follows the authors' code. There a dropped token also leaves the divisor of the loss; here it has no
     loss and no gradient, but the divisor counts it. The code computes S for a whole batch before its first update,
     from the rollout's log-probabilities; here it is computed at every update, from the current policy, over the tokens
-    of a micro-batch on all ranks. Clip_V, the paper's other form, needs a sum over the vocabulary and is not here.
+    of a micro-batch on all ranks. Clip_V, the paper's other form, needs a sum over the vocabulary and is not
+    implemented.
 
-    Use it to slow the fall of entropy without a bonus in the loss. Where responses are certain throughout, it finds
+    Use it to slow the fall of entropy without a bonus in the loss. If responses are certain throughout, it finds
     little to drop.
 
     Args:

@@ -32,13 +32,13 @@ def dmmpt_mask(
         dropped_it = r_i is right and p_it >= tau and mean_t(H_it) < sigma
 
     Training on such tokens only sharpens the distribution further. The mean entropy is that of the response. Above
-    `sigma` every token is trained on, because dropping them always makes the entropy grow without end.
+    `sigma` every token is trained on, because always dropping them makes the entropy grow without end.
 
     A dropped token has no loss and no gradient; the divisor of the loss still counts it, as in Eq. 10. The entropy
     in that equation has no minus sign, and the paper publishes no code. Its experiments use one update per rollout,
     the token mean, ratios clipped alike on both sides and no KL term.
 
-    Use it in long runs whose entropy has already fallen. Where the entropy of responses stays above `sigma`, it drops
+    Use it in long runs whose entropy has already fallen. While the entropy of responses stays above `sigma`, it drops
     nothing.
 
     Args:

@@ -27,13 +27,13 @@ def entropy_shaped(
 
         A'_t = A_t + min(alpha * H_t, |A_t| / kappa)
 
-    At uncertain tokens, right answers are reinforced more and wrong answers are punished less. An advantage of 0 stays
-    0, so a prompt group without spread still has no gradient; and since kappa > 1, no advantage changes sign.
+    At uncertain tokens, it reinforces right answers more and punishes wrong answers less. An advantage of 0 stays 0,
+    so a prompt group without spread still has no gradient; since kappa > 1, no advantage changes sign.
 
     The paper publishes no code. Its experiments use rewards of 1 and -1, clip-higher and the token mean.
 
-    Use it where right answers are found at uncertain tokens and entropy falls too fast. It does nothing in groups
-    without spread.
+    Use it if uncertain tokens lead to right answers and entropy falls too fast. It does nothing in groups without
+    spread.
 
     Args:
         advantages: `(B, T)`, or `(B,)` for one advantage per response.

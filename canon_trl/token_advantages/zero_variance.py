@@ -19,18 +19,18 @@ def zero_variance(rewards: Tensor) -> Tensor:
 
         loss = sum over the tokens of groups with spread / number of these tokens     (loss_type: dapo, for example)
 
-    Such a group has advantage 0 and no gradient, but TRL's divisors count its responses and tokens, so that the step
+    Such a group has advantage 0 and no gradient, but TRL's divisors count its responses and tokens, so the step
     shrinks as more prompts are solved by all responses or by none. Here a batch trains like a smaller batch of the
-    other groups. Unlike dynamic sampling, nothing is sampled in their place. The KL term and all loss terms leave the
-    groups out, too. Without a group with spread the step is empty.
+    other groups. Unlike dynamic sampling, it samples no replacements. The KL term and all loss terms also omit these
+    groups. If no group has spread, the step is empty.
 
     The paper (Sec. 3.2) describes the method in words and publishes no code for it. SkyRL's option
-    `zero_variance_filter` masks the tokens of these groups, so that divisors that count responses still count them;
-    it takes rewards within 1e-6 for equal, here within rounding; and it keeps a group with a single scored response,
+    `zero_variance_filter` masks the tokens of these groups, so that divisors that count responses still count them; it
+    treats rewards within 1e-6 as equal, here within rounding; and it keeps a group with a single scored response,
     whose advantage is 0 here.
 
-    Use it where many groups have equal rewards and sampling others is too expensive. It keeps the step from shrinking,
-    so mind the learning rate.
+    Use it if many groups have equal rewards and sampling others is too expensive. It keeps the step from shrinking, so
+    check the learning rate.
 
     Args:
         rewards: `(P, G)`; NaN marks a response that no reward function could score.
