@@ -1,4 +1,4 @@
-"""`python -m canon_trl COMMAND`."""
+"""`python -m canon_trl COMMAND`, the same as `canon-trl COMMAND`."""
 
 from canon_trl.cli import main
 

@@ -1,31 +1,57 @@
-"""The command line: `python -m canon_trl COMMAND`, on several processes `accelerate launch -m canon_trl COMMAND`."""
+"""The command line: `canon-trl COMMAND` or `python -m canon_trl COMMAND`.
+
+On several processes it is `accelerate launch -m canon_trl COMMAND`. This file imports no heavy library, so that
+`--help` and a misspelt command end at once.
+"""
 
 import logging
+import os
 import sys
 from importlib import import_module
 
+from canon_trl.cli.errors import INTERRUPTED, ends_in_one_line, resume_hint
 from canon_trl.options import did_you_mean
 
-# Each is a module of this folder: `main(argv)` does the work, and `run(argv)` ends the process afterwards.
+# Each is a module of this folder, with _ instead of -: `main(argv)` does the work, and `run(argv)` ends the process
+# afterwards.
 COMMANDS = {
     "train": "train a model with CANON, another method, or A*-PO",
     "values": "sample a model's rewards for every prompt: stage 1 of A*-PO",
     "evaluate": "sample responses to benchmarks: pass@k, majority votes, lengths, entropy",
     "probe": "sample once before training: does a metric matter, which way will length move, is there a trap",
 }
-USAGE = "usage: python -m canon_trl COMMAND [--config RECIPE] [--OPTION VALUE ...]"
+USAGE = "usage: canon-trl COMMAND [--config RECIPE] [--OPTION VALUE ...]"
 
 
 def main(argv: list[str] | None = None) -> None:
     """Run a command, whose name is the first argument."""
-    command, *rest = (sys.argv[1:] if argv is None else argv) or ["--help"]
+    debug, given = split_debug(sys.argv[1:] if argv is None else argv)
+    command, *rest = given or ["--help"]
     if command in ("-h", "--help"):
         width = max(map(len, COMMANDS))
         listed = "\n".join(f"  {name:{width}}  {about}" for name, about in COMMANDS.items())
-        print(f"{USAGE}\n\n{listed}\n\n`COMMAND --help` lists the options of a command.")
-    elif command not in COMMANDS:
-        print(f"error: unknown command {command!r}{did_you_mean(command, COMMANDS)}; {USAGE}", file=sys.stderr)
-        sys.exit(2)
-    else:
+        print(
+            f"{USAGE}\n\n{listed}\n\n`canon-trl COMMAND --help` lists the options of a command; `--debug` shows the "
+            "traceback of an error.\n`python -m canon_trl` is the same; on several processes: accelerate launch -m "
+            "canon_trl COMMAND ..."
+        )
+        return
+    with ends_in_one_line(debug=debug):
+        if command not in COMMANDS:
+            raise ValueError(f"unknown command {command!r}{did_you_mean(command, COMMANDS)}; {USAGE}")
         logging.basicConfig(level=logging.WARNING)
-        import_module(f"{__name__}.{command}").run(rest)
+        try:
+            import_module(f"{__name__}.{command.replace('-', '_')}").run(rest)
+        except KeyboardInterrupt as stopped:
+            if os.environ.get("RANK", "0") == "0":
+                print(f"\n{resume_hint(stopped, command, rest)}", file=sys.stderr)
+            sys.exit(INTERRUPTED)
+
+
+def split_debug(flags: list[str]) -> tuple[bool, list[str]]:
+    """Return whether `--debug` is among the flags, and the others; with a value, it is an option of transformers."""
+    for place, flag in enumerate(flags):
+        following = flags[place + 1 : place + 2]
+        if flag == "--debug" and (place == 0 or not following or following[0].startswith("-")):
+            return True, flags[:place] + flags[place + 1 :]
+    return False, flags

@@ -8,8 +8,9 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from trl import ModelConfig, ScriptArguments, TrlParser
+from trl import ModelConfig, ScriptArguments
 
+from canon_trl.cli.parser import Parser
 from canon_trl.cli.rewards import NEED_MATH_VERIFY, REWARDS
 from canon_trl.hook.data_checks import check_model_name
 from canon_trl.publishing.model_card import is_on_hub
@@ -121,7 +122,7 @@ def parse(argv: list[str] | None, *config_classes: type, command: str, embedded:
 def parse_unchecked(argv: list[str] | None, *config_classes: type, command: str, embedded: str) -> tuple:
     """Like [`parse`], for a command whose data is named elsewhere."""
     classes = (RecipeArguments, *config_classes, ModelConfig)
-    parser = TrlParser(classes, prog=f"python -m canon_trl {command}")
+    parser = Parser(classes, command=command)
     name, flags = split_config(argv)
     named = {flag.split("=")[0].replace("-", "_") for flag in flags if flag.startswith("-")}
     if name is None and not named & {"__dataset_name", "__task", "__help", "_h"}:
@@ -134,6 +135,7 @@ def parse_unchecked(argv: list[str] | None, *config_classes: type, command: str,
             raise ValueError(f"env={environment!r} must map names of environment variables to values")
         os.environ.update({variable: str(value) for variable, value in environment.items()})
         parser.set_defaults_with_config(**options)
+    parser.check_names(flags)
     return parser.parse_args_and_config(flags)
 
 

@@ -7,6 +7,7 @@ from trl import GRPOConfig, GRPOTrainer, ModelConfig
 
 from canon_trl.cli.arguments import RecipeArguments
 from canon_trl.evaluation.run_report import was_evaluated
+from canon_trl.guards.interrupts import finished_before_interrupt
 from canon_trl.tasks import TASKS
 
 
@@ -38,7 +39,8 @@ class SavedAtOnce(TrainerCallback):
 
 
 def save(trainer: GRPOTrainer) -> None:
-    trainer.save_model(trainer.args.output_dir, _internal_call=True)  # pushing to the Hub comes later
+    with finished_before_interrupt():
+        trainer.save_model(trainer.args.output_dir, _internal_call=True)  # pushing to the Hub comes later
 
 
 def train_and_save(trainer: GRPOTrainer, recipe: RecipeArguments) -> None:

@@ -17,6 +17,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from trl import ModelConfig
 
 from canon_trl.cli.arguments import RecipeArguments
+from canon_trl.cli.errors import begin_work
 from canon_trl.sampling.chunks import ChunkLog, Recorder, missing_chunks, sample_chunks
 from canon_trl.sampling.samplers import check_distribution, make_sampler, prompt_ids
 
@@ -191,6 +192,7 @@ def sample_missing(
     state.wait_for_everyone()
     if any(missing):
         loaded = load_model(tasks[0].sampling, model, name, state)
+        begin_work()
         for task, chunks in zip(tasks, missing, strict=True):
             share = tqdm(
                 chunks[state.process_index :: state.num_processes],

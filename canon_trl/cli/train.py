@@ -19,6 +19,7 @@ from trl import get_peft_config, get_quantization_config
 
 from canon_trl.cli.arguments import RecipeArguments, option_in, parse
 from canon_trl.cli.data import load_data
+from canon_trl.cli.interrupts import explains_interrupt
 from canon_trl.cli.rewards import add_noise, reward_functions
 from canon_trl.cli.running import model_options, name_model, train_and_save
 from canon_trl.config import AStarPOConfig, CANONConfig
@@ -82,7 +83,8 @@ def main(argv: list[str] | None = None) -> CANONTrainer | AStarPOTrainer:
         peft_config=get_peft_config(model),
         quantization_config=get_quantization_config(model),
     )
-    train_and_save(trainer, recipe)
+    with explains_interrupt(trainer, argv):
+        train_and_save(trainer, recipe)
     return trainer
 
 

@@ -18,6 +18,7 @@ from canon_trl.config.run_length import micro_batches
 from canon_trl.evaluation.run_report import RunReport
 from canon_trl.guards.collapse import Collapse
 from canon_trl.guards.constant_rewards import ConstantRewards
+from canon_trl.guards.interrupts import finished_before_interrupt
 from canon_trl.hook.checkpoints import (
     ROLLOUT_STATE,
     RUN_OPTIONS,
@@ -119,6 +120,7 @@ class Resuming(Losses):
             prompts=len(self.train_dataset) if isinstance(self.train_dataset, Sized) else None,
         )
 
+    @finished_before_interrupt()
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         run_folder = self._get_output_dir(trial=trial)
         checkpoint = Path(run_folder, f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}")
