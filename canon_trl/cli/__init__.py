@@ -19,6 +19,8 @@ COMMANDS = {
     "values": "sample a model's rewards for every prompt: stage 1 of A*-PO",
     "evaluate": "sample responses to benchmarks: pass@k, majority votes, lengths, entropy",
     "probe": "sample once before training: does a metric matter, which way will length move, is there a trap",
+    "recipes": "list, show and copy the recipes and accelerate configs",
+    "env": "print versions and devices for a bug report",
 }
 USAGE = "usage: canon-trl COMMAND [--config RECIPE] [--OPTION VALUE ...]"
 

@@ -55,12 +55,13 @@ class ChunkLog:
         folder: folder for the files; created if it is missing.
         settings: the settings that the records depend on; stored in the same folder.
         rank: rank of this process.
+        field: the option that names the folder, for errors.
 
     Raises:
         ValueError: the records in the folder were made with other settings.
     """
 
-    def __init__(self, folder: Path, settings: dict[str, Any], *, rank: int = 0) -> None:
+    def __init__(self, folder: Path, settings: dict[str, Any], *, rank: int = 0, field: str = "output_dir") -> None:
         self._folder = folder
         self._file = folder / f"chunks-{rank:05d}.jsonl"
         folder.mkdir(parents=True, exist_ok=True)
@@ -70,7 +71,7 @@ class ChunkLog:
             found = json.loads(settings_file.read_text())
             if changed := sorted(name for name in wanted | found if wanted.get(name) != found.get(name)):
                 differences = ", ".join(f"{name}={found.get(name)!r}, not {wanted.get(name)!r}" for name in changed)
-                raise ValueError(f"{folder} was started with {differences}; choose another output_dir or delete it")
+                raise ValueError(f"{folder} was started with {differences}; choose another {field} or delete it")
         elif rank == 0:
             with atomic_write(settings_file) as file:
                 file.write_text(json.dumps(wanted, indent=1))

@@ -59,7 +59,10 @@ def test_the_recipe_of_a_training_run(tmp_path):
 
 def test_a_probe_does_not_resume_with_another_share_of_flips(tmp_path):
     run(tmp_path, "--reward_flip", "0.35")
-    with pytest.raises(ValueError, match=r"'reward_flip': 0\.35, .* not .*'reward_flip': 0\.2,"):
+    wanted = (
+        r"'reward_flip': 0\.35, .* not .*'reward_flip': 0\.2,.*; choose another probe_dir \(in Python: output_dir\)"
+    )
+    with pytest.raises(ValueError, match=wanted):
         run(tmp_path, "--reward_flip", "0.2")
 
 

@@ -11,13 +11,14 @@ HEAVY = ("torch", "trl", "transformers", "accelerate", "datasets", "peft", "vllm
 METHODS = ("policy_rewards", "advantages", "token_advantages", "policy_losses", "loss_terms", "controllers")
 TORCH_ONLY = (*METHODS, "method", "metrics", "options", "paper", "rollout", "schedules", "selection", "tokens")
 
-LOADED = "import sys, {modules}; print(*(name for name in {heavy} if name in sys.modules))"
+LOADED = "import sys, {modules}; {then}; print(*(name for name in {heavy} if name in sys.modules))"
 
 
-def loaded_by(*modules: str) -> set[str]:
-    """The heavy libraries that a fresh process has loaded after it imported these modules."""
-    code = LOADED.format(modules=", ".join(modules), heavy=HEAVY)
-    return set(subprocess.run([sys.executable, "-c", code], capture_output=True, check=True, text=True).stdout.split())
+def loaded_by(*modules: str, then: str = "") -> set[str]:
+    """The heavy libraries that a fresh process has loaded after it imported these modules and ran a statement."""
+    code = LOADED.format(modules=", ".join(modules), heavy=HEAVY, then=then or "None")
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True, text=True)
+    return set(done.stdout.splitlines()[-1].split())
 
 
 def test_importing_the_package_loads_no_library():
@@ -26,6 +27,19 @@ def test_importing_the_package_loads_no_library():
 
 def test_importing_the_methods_loads_only_torch():
     assert loaded_by(*(f"canon_trl.{module}" for module in TORCH_ONLY)) == {"torch"}
+
+
+@pytest.mark.parametrize(
+    "arguments", [["--help"], ["recipes"], ["recipes", "show", "arithmetic"], ["recipes", "--help"]]
+)
+def test_commands_that_load_no_library(arguments):
+    assert loaded_by("canon_trl.cli", then=f"canon_trl.cli.main({arguments})") == set()
+
+
+def test_a_misspelt_command_loads_no_library():
+    code = "import sys, canon_trl.cli\ntry: canon_trl.cli.main(['trian'])\n"
+    code += f"except SystemExit: print(*(name for name in {HEAVY} if name in sys.modules))"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, check=True, text=True).stdout == "\n"
 
 
 def test_public_names():

@@ -28,6 +28,8 @@ SAMPLE_DEPENDS_ON = (
     *("stop_strings", "chat_template_kwargs", "chunk_prompts", "seed"),
 )
 
+FOLDER_OPTION = "probe_dir (in Python: output_dir)"
+
 
 @dataclass(frozen=True)
 class Sample:
@@ -96,7 +98,7 @@ class Collector:
             "reward_funcs": self.reward_names,
             "reward_settings": dict(reward_settings) if reward_settings else None,
         }
-        self._samples = ChunkLog(folder / "samples", self._settings)
+        self._samples = ChunkLog(folder / "samples", self._settings, field=FOLDER_OPTION)
 
     def sample(self, sampler: Sampler) -> None:
         """Sample and reward the missing responses."""
