@@ -89,7 +89,11 @@ def random_metric(shape: torch.Size | tuple[int, int], *, seed: int, step: int) 
     return torch.rand(tuple(shape), generator=generator)
 
 
-METRICS: dict[str, ResponseMetric] = {"entropy": entropy, "length": length, "surprisal": surprisal}
+METRICS: dict[str, ResponseMetric] = {
+    "entropy": entropy,
+    "length": length,
+    "surprisal": surprisal,
+}
 
 RANDOM = "random"
 

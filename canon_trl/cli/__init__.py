@@ -21,6 +21,7 @@ COMMANDS = {
     "probe": "sample once before training: does a metric matter, which way will length move, is there a trap",
     "recipes": "list, show and copy the recipes and accelerate configs",
     "env": "print versions and devices for a bug report",
+    "new-method": "start a new method in a checkout of canon_trl: its file, test and entries",
 }
 USAGE = "usage: canon-trl COMMAND [--config RECIPE] [--OPTION VALUE ...]"
 

@@ -9,7 +9,10 @@ from canon_trl.controllers.e3_temperature import E3Temperature
 from canon_trl.controllers.protocol import READABLE, Controller, Run
 from canon_trl.method import Method, Stage, by_name
 
-CONTROLLERS = by_name(Method("e3_temperature", E3Temperature), Method("adaptive_clip", AdaptiveClip))
+CONTROLLERS = by_name(
+    Method("e3_temperature", E3Temperature),
+    Method("adaptive_clip", AdaptiveClip),
+)
 STAGE = Stage("controller", CONTROLLERS, READABLE, repeats=True, called_in="hook/steering.py")
 
 __all__ = ["CONTROLLERS", "STAGE", "AdaptiveClip", "Controller", "E3Temperature", "Run"]

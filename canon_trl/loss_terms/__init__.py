@@ -11,7 +11,11 @@ from canon_trl.loss_terms.ter import ter
 from canon_trl.method import Method, Stage, by_name
 from canon_trl.tokens import READABLE
 
-LOSS_TERMS = by_name(Method("ter", ter), Method("tea", tea), Method("dads", dads))
+LOSS_TERMS = by_name(
+    Method("ter", ter),
+    Method("tea", tea),
+    Method("dads", dads),
+)
 
 STAGE = Stage("loss_term", LOSS_TERMS, READABLE, called_in="hook/token_stages.py")
 
