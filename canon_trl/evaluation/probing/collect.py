@@ -128,7 +128,7 @@ class Collector:
         """Compute metrics and sketched scores of the responses, and return the whole sample."""
         options, records = self._options, collect_records(self.dataset, self._samples)
         settings = {"layers": options.layers, "sketch_size": options.sketch_size, "metrics": list(metrics)}
-        log = ChunkLog(self._folder / "scores", self._settings | settings)
+        log = ChunkLog(self._folder / "scores", self._settings | settings, field=FOLDER_OPTION)
         chunks = missing_chunks(self.dataset, log, chunk_size=options.chunk_prompts)
         functions = {name: metric for name, metric in metrics.items() if metric is not None}
         with GradientSketch(model, layers, size=options.sketch_size, seed=options.seed) as sketch:
