@@ -17,6 +17,7 @@ from typing import Any
 from datasets import load_dataset
 from trl import get_peft_config, get_quantization_config
 
+from canon_trl.cli import plan
 from canon_trl.cli.arguments import RecipeArguments, option_in, parse
 from canon_trl.cli.data import load_data
 from canon_trl.cli.interrupts import explains_interrupt
@@ -29,9 +30,16 @@ from canon_trl.trainers import AStarPOTrainer, CANONTrainer
 
 @dataclass
 class TrainArguments:
-    """Which trainer to use."""
+    """Which trainer to use, and whether to train."""
 
     trainer: str = field(default="canon", metadata={"help": "`canon`, for every estimator and loss, or `astar_po`."})
+    dry_run: bool = field(
+        default=False,
+        metadata={
+            "help": "Whether to check options and data, print the plan with an estimate of the memory, and stop "
+            "before the model is loaded."
+        },
+    )
 
 
 @dataclass
@@ -59,8 +67,8 @@ TRAINERS = {
 }
 
 
-def main(argv: list[str] | None = None) -> CANONTrainer | AStarPOTrainer:
-    """Train as the arguments say, and return the trainer."""
+def main(argv: list[str] | None = None) -> CANONTrainer | AStarPOTrainer | None:
+    """Train as the arguments say, and return the trainer; `None` after a dry run."""
     kind = named_trainer(argv)
     recipe, options, training, model = parse(argv, kind.arguments, kind.config, command="train", embedded=kind.recipe)
     if isinstance(options, AStarPOArguments):
@@ -75,14 +83,19 @@ def main(argv: list[str] | None = None) -> CANONTrainer | AStarPOTrainer:
         accuracy=getattr(training, "accuracy_reward", None),
     )
     values = getattr(options, "values", None)
-    trainer = kind.trainer(
+    given = (
         name_model(recipe, model),
         functions,
         training,
         *(load_values(values, training) if values else load_data(recipe, wants_eval=training.eval_on_start)),
-        peft_config=get_peft_config(model),
-        quantization_config=get_quantization_config(model),
     )
+    loading = {"peft_config": get_peft_config(model), "quantization_config": get_quantization_config(model)}
+    if options.dry_run:
+        found = plan.check(kind.trainer, *given, **loading)
+        if training.process_index == 0:
+            print(plan.describe(found))
+        return None
+    trainer = kind.trainer(*given, **loading)
     with explains_interrupt(trainer, argv):
         train_and_save(trainer, recipe)
     return trainer
@@ -118,4 +131,6 @@ def load_values(folder: str, training: AStarPOConfig) -> tuple[Any, Any]:
 
 def run(argv: list[str]) -> None:
     """Train, then end the process."""
-    main(argv).end()
+    trainer = main(argv)
+    if trainer is not None:
+        trainer.end()
