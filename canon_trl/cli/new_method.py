@@ -197,8 +197,9 @@ def with_choice(source: str, field: str, name: str) -> str:
         text = " ".join(found[0].split())
         last = [*re.finditer(r'`"\w+"`(?: \([^)]*\))?', text)][-1].end()
         text = f'{text[:last]}, `"{name}"`{text[last:]}'
-        indents = {"initial_indent": " " * 8, "subsequent_indent": " " * 12}
-        return textwrap.fill(text, 119, break_on_hyphens=False, **indents) + "\n"
+        return (
+            textwrap.fill(text, 119, initial_indent=8 * " ", subsequent_indent=12 * " ", break_on_hyphens=False) + "\n"
+        )
 
     return option.sub(longer, source, count=1)
 
