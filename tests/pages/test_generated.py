@@ -57,7 +57,7 @@ def test_the_readme_shows_the_contrasts_of_a_study(tmp_path, monkeypatch):
     unfinished = shared | {"task": "noise", "seeds": [], "difference": None, "outcome": "not enough runs"}
     write_report(tmp_path / "study", {"primary": "training accuracy", "contrasts": [decided, unfinished]})
     text = generate.measured()
-    assert "predicted 2 differences in training accuracy" in text and "its runs: seeds 1 to 3, each" in text
+    assert "predicted 2 differences in training accuracy" in text and "It has seeds 1 to 3 and" in text
     assert "| hint | intra - dr_grpo | higher | +0.031 (+0.010 to +0.052) | as predicted |" in text
     assert "| noise | intra - dr_grpo | higher |  | not enough runs |" in text
 
@@ -79,7 +79,7 @@ def test_every_method_says_when_to_use_it():
 
 
 def test_a_method_needs_four_edits(tmp_path):
-    """The example of CONTRIBUTING.md appears on every page of a copy of the repository and disappears when removed."""
+    """The example in docs/contributing appears on every page of a copy of the repository. Removing it undoes that."""
     for name in ("canon_trl", "docs", "tests", "README.md", "CHANGELOG.md", "pyproject.toml"):
         copy = shutil.copytree if (ROOT / name).is_dir() else shutil.copyfile
         copy(ROOT / name, tmp_path / name)
@@ -91,8 +91,9 @@ def test_a_method_needs_four_edits(tmp_path):
         done = subprocess.run([sys.executable, *command], **options)
         assert done.returncode == 0, done.stdout + done.stderr
 
-    example = (ROOT / "CONTRIBUTING.md").read_text()
-    written = dict(re.findall(r"`([\w/]+range_scaled\.py)`:\n\n```python\n(.*?)```", example, flags=re.DOTALL))
+    example = (ROOT / "docs" / "contributing" / "new_method.md").read_text()
+    blocks = re.findall(r"`([\w/]+range_scaled\.py)`:\n\n<!--.*?-->\n```python\n(.*?)```", example, flags=re.DOTALL)
+    written = {path if "/" in path else f"tests/methods/{path}": code for path, code in blocks}
     imported, line = re.findall(r"^\+(.*range_scaled.*\n)", example, flags=re.MULTILINE)
     folder, changelog = tmp_path / "canon_trl" / "advantages" / "__init__.py", tmp_path / "CHANGELOG.md"
     for path, code in written.items():
