@@ -91,15 +91,14 @@ def test_the_wheel_trains_evaluates_and_probes(version, wheel, tmp_path):
     file, number, *found = run(python, "-c", facts, cwd=outside).split()
     assert Path(file).is_relative_to(tmp_path) and number == PROJECT["version"] and ".".join(found) == version
 
-    script = programs / "canon-trl"
-    command = [script] if script.exists() else [python, "-m", "canon_trl"]
-    assert "train" in run(*command, "--help", cwd=outside)
+    command = programs / "canon-trl"
+    assert run(command, "--help", cwd=outside) == run(python, "-m", "canon_trl", "--help", cwd=outside)
     limited = ["--task_train_prompts", "64", "--task_eval_prompts", "16"]
-    run(*command, "train", "--max_steps", "2", *limited, cwd=outside)
+    run(command, "train", "--max_steps", "2", *limited, cwd=outside)
     written = {path.name for path in (outside / "outputs" / "arithmetic").iterdir()}
     assert written >= {"model.safetensors", "metrics.csv", "curves.png", "README.md"}
     trained = ["--model_name_or_path", "outputs/arithmetic"]
-    run(*command, "evaluate", *trained, *limited[2:], "--num_samples", "2", "--pass_at_k", "1", "2", cwd=outside)
+    run(command, "evaluate", *trained, *limited[2:], "--num_samples", "2", "--pass_at_k", "1", "2", cwd=outside)
     assert (outside / "outputs" / "arithmetic_evaluation" / "summary.md").exists()
     run(
         *command,
