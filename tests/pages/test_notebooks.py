@@ -102,6 +102,24 @@ def test_what_depends_on_the_machine_is_removed():
     )
 
 
+# Claims of the texts: a pattern of what the notebook prints, and what holds for the numbers in it.
+CLAIMS = {
+    "canon_quickstart": (r"held-out prompts: (\S+) before, (\S+) after", lambda before, after: after > before + 0.1),
+    "own_metric_and_estimator": (r"response: (\S+) in .* steps, (\S+) in", lambda first, last: last < first),
+    "compare_two_methods": (r"length: (\S+) \(\S+ to (\S+)\), significant", lambda mean, high: mean < high < 0),
+    "astar_po_two_stages": (r"difference: (\S+) \((\S+) to", lambda mean, low: mean > 0.1 and low > 0),
+    "evaluate_and_plot": (r"pass@1: (\S+) \((\S+) to", lambda mean, low: mean > 0.1 and low > 0),
+}
+
+
+@pytest.mark.parametrize("name", CLAIMS)
+def test_the_outputs_show_what_the_text_claims(name):
+    pattern, holds = CLAIMS[name]
+    notebook = nbformat.read(EXAMPLES / f"{name}.ipynb", as_version=nbformat.NO_CONVERT)
+    printed = "".join(output.get("text", "") for cell in code_of(notebook) for output in cell.outputs)
+    assert holds(*map(float, re.search(pattern, printed).groups()))
+
+
 def test_cells_have_readable_ids(notebook):
     ids = [cell.id for cell in notebook.cells]
     assert len(set(ids)) == len(ids)
