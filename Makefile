@@ -83,7 +83,7 @@ benchmark-vllm:
 # The reports in docs/comparisons: two hours on two cores. Existing results are not run again.
 compare: $(VENV)/.installed-test
 	for each in arithmetic verbosity countdown equal_time; do \
-		$(BIN)/python benchmarks/compare.py benchmarks/comparisons/$$each.yaml || exit 1; done
+		$(BIN)/python -m canon_trl compare benchmarks/comparisons/$$each.yaml || exit 1; done
 
 # The page docs/every_method.md: an hour on one core. Existing results are not run again.
 every-method: $(VENV)/.installed-test

@@ -18,6 +18,7 @@ COMMANDS = {
     "train": "train a model with CANON, another method, or A*-PO",
     "values": "sample a model's rewards for every prompt: stage 1 of A*-PO",
     "evaluate": "sample responses to benchmarks: pass@k, majority votes, lengths, entropy",
+    "compare": "run methods on tasks with several seeds, and report differences with intervals",
     "probe": "sample once before training: does a metric matter, which way will length move, is there a trap",
     "recipes": "list, show and copy the recipes and accelerate configs",
     "env": "print versions and devices for a bug report",

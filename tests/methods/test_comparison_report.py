@@ -2,7 +2,6 @@
 
 import json
 import math
-import sys
 from pathlib import Path
 
 import pytest
@@ -12,14 +11,18 @@ from hypothesis import strategies as st
 from matplotlib.figure import Figure
 from scipy import stats
 
+from canon_trl.comparing import charts, pictures, report
+from canon_trl.comparing.comparison import Comparison
+from canon_trl.comparing.metrics import mean_on_the_way, metric, resolution, value_of
+from canon_trl.comparing.panels import BASELINE
+from canon_trl.comparing.predictions import outcome
+from canon_trl.comparing.study import study_text
+from canon_trl.comparing.summary import by_method, summarise
+from canon_trl.comparing.tables import predictions_table, table
 from canon_trl.evaluation import paired_difference
 
 ROOT = Path(__file__).parents[2]
 PUBLISHED = [path.parent for path in sorted((ROOT / "docs" / "comparisons").glob("*/report.json"))]
-sys.path.insert(0, str(ROOT / "benchmarks"))
-
-import compare_report  # noqa: E402
-import study_report  # noqa: E402
 
 
 class TestPairedDifference:
@@ -102,6 +105,14 @@ def result(method, seed, accuracy, length, task="arithmetic"):
     return known | {"curve": curve, "evaluation": evaluation | {"tokens_per_right_answer": length / accuracy}}
 
 
+def write(folder, results, metrics, baselines, **changes):
+    """Write the report of a comparison with these results."""
+    methods = {each["method"]: {"baseline": baselines.get(each["method"], each["method"])} for each in results}
+    given = {"seeds": [1], "tasks": {"arithmetic": {}}, "evaluate": {"pass_at_k": [1, 8]}, "metrics": metrics}
+    given |= {"output_dir": folder, "report_dir": folder, "methods": methods, "baseline": next(iter(methods))}
+    report.write(Comparison(**given, **changes), results, command="COMMAND")
+
+
 class TestReport:
     RESULTS = [
         result("base", 1, 0.5, 10.0),
@@ -112,7 +123,7 @@ class TestReport:
     ]
 
     def test_means_and_paired_differences(self):
-        summary = compare_report.summarise(self.RESULTS, ["accuracy", "length (tokens)", "pass@8"], {"other": "base"})
+        summary = summarise(self.RESULTS, ["accuracy", "length (tokens)", "pass@8"], {"other": "base"})
         found = summary["arithmetic"]
         assert found["comparisons"] == 3
         other = found["methods"]["other"]
@@ -129,35 +140,33 @@ class TestReport:
 
     def test_mean_accuracy_over_training_by_hand(self):
         # trapezoids: 10 steps at 0.3 and 20 at 0.5, divided by 30 steps
-        assert compare_report.mean_on_the_way(self.RESULTS[2]["curve"]) == pytest.approx((3 + 10) / 30)
+        assert mean_on_the_way(self.RESULTS[2]["curve"]) == pytest.approx((3 + 10) / 30)
 
     def test_mean_accuracy_of_the_training_batches(self):
-        read, _ = compare_report.metric("training accuracy")
+        read, _ = metric("training accuracy")
         assert read(self.RESULTS[2]) == pytest.approx(0.6 - 0.15)
-        assert compare_report.value_of("training accuracy", {"training": {"accuracy": []}}) is None
+        assert value_of("training accuracy", {"training": {"accuracy": []}}) is None
 
     def test_one_response_is_the_resolution_of_an_accuracy(self):
         run = result("base", 1, 0.5, 10.0)
-        assert compare_report.resolution("accuracy", run) == 0
+        assert resolution("accuracy", run) == 0
         run["evaluation"] |= {"num_prompts": 100, "num_samples": 4}
-        assert compare_report.resolution("accuracy", run) == 1 / 400
-        assert compare_report.resolution("length (tokens)", run) == 0
+        assert resolution("accuracy", run) == 1 / 400
+        assert resolution("length (tokens)", run) == 0
 
     def test_dominance(self):
-        assert compare_report.dominates((5, 0.9), (5, 0.8))
-        assert compare_report.dominates((4, 0.8), (5, 0.8))
-        assert not compare_report.dominates((4, 0.7), (5, 0.8))
-        assert not compare_report.dominates((5, 0.8), (5, 0.8))
+        assert charts.dominates((5, 0.9), (5, 0.8))
+        assert charts.dominates((4, 0.8), (5, 0.8))
+        assert not charts.dominates((4, 0.7), (5, 0.8))
+        assert not charts.dominates((5, 0.8), (5, 0.8))
 
     def test_files(self, tmp_path):
-        compare_report.write_report(
-            tmp_path, self.RESULTS, metrics=["accuracy", "seconds"], baselines={"other": "base"}, command="COMMAND"
-        )
+        write(tmp_path, self.RESULTS, ["accuracy", "length (tokens)", "seconds"], {"other": "base"})
         text = (tmp_path / "report.md").read_text()
-        assert "| base |  | 0.600 ± 0.141 |  | 30 ± 0 |  |" in text
+        assert "| base |  | 0.600 ± 0.141 |  | 10.0 ± 0.0 |  | 30 ± 0 |  |" in text
         assert "Made by `COMMAND`" in text
         assert "2 to 3 seeds" in text
-        for name in compare_report.PICTURES:
+        for name in [*charts.CHARTS, *(f"{each}_arithmetic" for each in pictures.PICTURES)]:
             assert (tmp_path / f"{name}.png").read_bytes()[:4] == b"\x89PNG"
             assert f"({name}.png)" in text
 
@@ -166,11 +175,12 @@ class TestReport:
         summary = json.loads((folder / "report.json").read_text())
         metrics = yaml.safe_load((ROOT / f"benchmarks/comparisons/{folder.name}.yaml").read_text())["metrics"]
         if "contrasts" in summary:  # a study, which is published while it runs
-            assert study_report.text(summary, metrics) in (folder / "report.md").read_text()
+            assert study_text(summary, metrics) in (folder / "report.md").read_text()
             return
-        assert compare_report.table(summary, metrics) in (folder / "report.md").read_text()
+        assert table(summary, metrics) in (folder / "report.md").read_text()
+        assert predictions_table(summary, metrics) in (folder / "report.md").read_text()
         for found in summary.values():
-            if found["exploratory"]:
+            if found.get("exploratory"):
                 continue
             assert all(len(row["seeds"]) >= 5 for row in found["methods"].values())
 
@@ -179,16 +189,15 @@ class TestReport:
         results += [result("other", seed, 0.6 + seed / 100, 10.0 + (-1) ** seed) for seed in (1, 2, 3)]
         metrics = ["accuracy", "length (tokens)", "pass@8"]
         predictions = {"arithmetic": {"other": {"accuracy": "lower", "length (tokens)": "none", "pass@8": "higher"}}}
-        given = {"metrics": metrics, "baselines": {"other": "base"}, "command": "COMMAND"}
-        compare_report.write_report(tmp_path, results, **given, predictions=predictions, exploratory=True)
+        write(tmp_path, results, metrics, {"other": "base"}, predictions=predictions, exploratory=True)
         text = (tmp_path / "report.md").read_text()
         start = "| arithmetic | other - base |"
         assert f"{start} accuracy | lower | **+0.120 (+0.095 to +0.145)** | against the prediction |" in text
         assert f"{start} length (tokens) | none | [-0.3 (-3.2 to +2.5)] | as predicted |" in text
         assert f"{start} pass@8 | higher | [+0.000] | not enough runs |" in text
-        assert compare_report.outcome("lower", {"mean": -1.0, "low": -2.0, "is_noise": False}) == "as predicted"
-        assert compare_report.outcome("lower", {"mean": -1.0, "low": -2.0, "is_noise": True}) == "not decided"
-        assert compare_report.outcome("none", {"mean": 1.0, "low": 0.5, "is_noise": False}) == "against the prediction"
+        assert outcome("lower", {"mean": -1.0, "low": -2.0, "is_noise": False}) == "as predicted"
+        assert outcome("lower", {"mean": -1.0, "low": -2.0, "is_noise": True}) == "not decided"
+        assert outcome("none", {"mean": 1.0, "low": 0.5, "is_noise": False}) == "against the prediction"
 
     def test_runs_without_a_right_answer_do_not_hide_others(self, tmp_path):
         """Such a run has no tokens per right answer, and entropy 0 from the first evaluation on."""
@@ -200,11 +209,12 @@ class TestReport:
         dead = [json.loads(json.dumps(collapsed | {"method": "dead", "seed": seed})) for seed in (1, 2)]
         results = [*self.RESULTS, result("collapsed", 1, 0.5, 20.0), collapsed, *dead]
         metrics, baselines = ["accuracy", "tokens per right answer"], {"other": "base", "collapsed": "base"}
-        compare_report.write_report(tmp_path, results, metrics=metrics, baselines=baselines, command="COMMAND")
-        figure = Figure()
-        compare_report.draw_learning_curves(figure.subplots(), compare_report.by_method(results, "arithmetic"))
-        lines = {line.get_label(): line.get_xydata().tolist() for line in figure.axes[0].lines}
-        assert lines["collapsed (2)"] == [[0, 0.1], [10, 0.2]] and len(lines["base (2)"]) == 3
+        write(tmp_path, results, metrics, baselines)
+        axes = Figure().subplots()
+        for method, seeds in by_method(results, "arithmetic").items():
+            pictures.draw_learning_curve(axes, seeds, BASELINE, method)
+        lines = {line.get_label(): line.get_xydata().tolist() for line in axes.lines}
+        assert lines["collapsed"] == [[0, 0.1], [10, 0.2]] and len(lines["base"]) == 3
         methods = json.loads((tmp_path / "report.json").read_text())["arithmetic"]["methods"]
         assert methods["collapsed"]["tokens per right answer"] == {"mean": 40.0, "sd": None, "values": [40.0, None]}
         assert methods["collapsed"]["accuracy"]["mean"] == 0.25
@@ -216,8 +226,10 @@ class TestReport:
         # 10 / 0.5 and 10 / 0.7 tokens, and 5 / 0.6 and 7 / 0.8 and 7 / 0.9
         assert rows["base"][4] == "17.1 ± 4.0" and rows["other"][4] == "8.3 ± 0.5"
         assert "the mean is over the other runs, with their count, and there is no difference" in text
-        pictures = {path.stem for path in tmp_path.glob("*.png")}
-        assert pictures == compare_report.PICTURES.keys() - {compare_report.TIMED}
+        drawn = {path.stem for path in tmp_path.glob("*.png")}
+        assert drawn == {"final_accuracy", *(f"{name}_arithmetic" for name in pictures.PICTURES)} - {
+            "time_curves_arithmetic"
+        }
 
     def test_differences_without_an_interval(self, tmp_path):
         """With one pair, or equal differences, the report shows brackets and the JSON file null."""
@@ -226,7 +238,7 @@ class TestReport:
         ]
         results.append(result("c", 1, 0.25, 9.0))
         baselines = {"b": "a", "c": "a"}
-        compare_report.write_report(tmp_path, results, metrics=["accuracy"], baselines=baselines, command="COMMAND")
+        write(tmp_path, results, ["accuracy"], baselines)
         text = (tmp_path / "report.md").read_text()
         assert "| b | a | 0.750 ± 0.000 | [+0.250] |" in text and "| c | a | 0.250 | [-0.250] |" in text
         assert "Differences without an interval come from one pair, or are the same in all pairs" in text
@@ -235,5 +247,5 @@ class TestReport:
         assert methods["b"]["accuracy"]["difference"] == wanted
 
     def test_unknown_metric(self):
-        with pytest.raises(ValueError, match="metrics has 'acuracy'; choose from"):
-            compare_report.metric("acuracy")
+        with pytest.raises(ValueError, match=r"metrics has 'acuracy' .*choose from"):
+            metric("acuracy")

@@ -1,17 +1,18 @@
 """Studies: named contrasts, learning rates chosen on other seeds, and a report that marks the rest as exploratory."""
 
 import json
-import sys
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import yaml
 
-sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
-
-import compare
-import study_report
+from canon_trl.cli import compare
+from canon_trl.comparing import report
+from canon_trl.comparing.comparison import Comparison
+from canon_trl.comparing.contrasts import Contrast
+from canon_trl.comparing.executing import collect, prepare, unfinished
+from canon_trl.comparing.files import write_json
+from canon_trl.comparing.performing import small
 
 CONTRAST = {"task": "hint", "method": "intra", "minus": "dr_grpo", "prediction": "higher"}
 STUDY = {
@@ -34,9 +35,10 @@ STUDY = {
 
 def load(folder, **changes):
     places = {"output_dir": str(folder / "runs"), "results_dir": str(folder / "kept")}
+    places["report_dir"] = str(folder / "report")
     path = folder / "study.yaml"
     path.write_text(yaml.safe_dump(STUDY | places | changes))
-    return compare.Comparison.load(path)
+    return Comparison.load(path)
 
 
 def finish(comparison, run, accuracy):
@@ -64,7 +66,9 @@ def finish(comparison, run, accuracy):
         ({"contrasts": [{**CONTRAST, "prediction": "up"}]}, r"prediction='up' must be one of \['higher', 'lower'\]"),
         ({"contrasts": [{"task": "hint"}]}, "each needs exactly the keys"),
         ({"primary": None}, "primary is missing; contrasts and learning_rates need the name of a metric"),
-        ({"primary": "speed"}, "metrics has 'speed'"),
+        ({"primary": "speed"}, "primary has 'speed'"),
+        ({"primary": "pass@k"}, r"primary has 'pass@k'; choose from .*'pass@k with a number k'"),
+        ({"primary": "pass@8"}, "primary has 'pass@8', which needs its k in evaluate.pass_at_k"),
         ({"primary": "seconds"}, r"primary='seconds' must be an accuracy, one of \['accuracy', .*'pass@k"),
         ({"learning_rates": ["1e-4"]}, r"learning_rates has '1e-4'; write 1\.0e-4$"),
         ({"learning_rates": ["25e-6"]}, r"learning_rates has '25e-6'; write 2\.5e-5$"),
@@ -104,8 +108,8 @@ def test_a_finished_study_reports_its_contrasts(tmp_path):
         # Intra is better on hint by 0.29, 0.30 and 0.31, and on noise by -0.1, 0 and 0.1
         gap = {"hint": 0.28 + run.seed / 100, "noise": (run.seed - 2) / 10}[run.task]
         finish(study, run, 0.4 + gap * (run.method == "intra"))
-    assert compare.unfinished(study) == []
-    study_report.write_study(tmp_path / "report", study, compare.collect(study), command="COMMAND")
+    assert unfinished(study) == []
+    report.write(study, collect(study), command="COMMAND")
     found = json.loads((tmp_path / "report" / "report.json").read_text())
     hint, noise = found["contrasts"]
     # standard deviation 0.01; t(1 - 0.05 / 4, 2) = 6.2053
@@ -119,8 +123,10 @@ def test_a_finished_study_reports_its_contrasts(tmp_path):
     assert "these 2 contrasts in 95% of such experiments" in text and "they are exploratory" in text
     assert "| intra | 0.500 | **0.500** |" in text
     assert "Finished: 20 of 20 runs for tuning, 15 of 15 runs of the study." in text
-    assert (tmp_path / "report" / "training_accuracy.png").read_bytes()[:4] == b"\x89PNG"
-    against = study_report.Contrast.of(CONTRAST | {"prediction": "lower"})
+    for name in ("final_accuracy", "training_accuracy_hint", "training_accuracy_noise"):
+        assert (tmp_path / "report" / f"{name}.png").read_bytes()[:4] == b"\x89PNG"
+        assert f"({name}.png)" in text
+    against = Contrast.of(CONTRAST | {"prediction": "lower"})
     assert against.outcome(hint["difference"]) == "against the prediction"
 
 
@@ -129,7 +135,7 @@ def test_a_study_that_has_just_begun_has_a_report(tmp_path):
     for run in study.tuning_runs():
         finish(study, run, 0.5)
     finish(study, study.runs()[0], 0.4)
-    study_report.write_study(tmp_path / "report", study, compare.collect(study), command="COMMAND")
+    report.write(study, collect(study), command="COMMAND")
     assert (
         "| hint | intra - dr_grpo | higher |  | 0 | not enough runs |" in (tmp_path / "report/report.md").read_text()
     )
@@ -161,9 +167,9 @@ def test_results_to_commit_are_small_and_exact(tmp_path):
     run = {"settings": {"learning_rate": 1e-6}, "training": {"accuracy": [1 / 3]}, "curve": [], "evaluation": {}}
     kept = {"avg": 2 / 3, "pass_at_k": {}, "length": 5.0, "entropy": 0.1, "tokens_per_right_answer": None}
     run["evaluation"] = kept | {"num_prompts": 10, "num_samples": 2, "settings": {}, "avg_interval": {}}
-    small = compare.small(run)
-    assert small["settings"] == run["settings"] and small["training"] == {"accuracy": [0.3333]}
-    assert small["evaluation"] == kept | {"avg": 0.6667, "num_prompts": 10, "num_samples": 2}
+    shortened = small(run)
+    assert shortened["settings"] == run["settings"] and shortened["training"] == {"accuracy": [0.3333]}
+    assert shortened["evaluation"] == kept | {"avg": 0.6667, "num_prompts": 10, "num_samples": 2}
 
 
 @pytest.mark.parametrize("results_dir", [True, False])
@@ -173,7 +179,7 @@ def test_a_result_of_other_settings_is_named_by_its_file(tmp_path, results_dir):
     finish(study, run, 0.5)
     changed = replace(study, evaluate={"num_samples": 3})
     with pytest.raises(ValueError, match=r"was made with evaluate.num_samples=2, not 3; delete it or name") as error:
-        compare.unfinished(changed)
+        unfinished(changed)
     assert str(error.value).startswith(f"{run.file} ")
     assert str(error.value).endswith("results_dir" if results_dir else "output_dir")
 
@@ -181,9 +187,9 @@ def test_a_result_of_other_settings_is_named_by_its_file(tmp_path, results_dir):
 @pytest.mark.parametrize("kept", [True, False])
 def test_a_run_without_its_model_trains_again(tmp_path, kept):
     folder, settings = tmp_path / "run", {"training": {}, "evaluate": {"num_samples": 2}}
-    compare.prepare(folder, settings)
-    compare.write_json(folder / "curve.json", [])
+    prepare(folder, settings)
+    write_json(folder / "curve.json", [])
     if kept:
         (folder / "model").mkdir()
-    compare.prepare(folder, settings | {"evaluate": {"num_samples": 3}})
+    prepare(folder, settings | {"evaluate": {"num_samples": 3}})
     assert (folder / "curve.json").exists() == kept

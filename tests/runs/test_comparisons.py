@@ -13,36 +13,41 @@ from pathlib import Path
 import pytest
 import yaml
 
+from canon_trl.comparing import executing
+from canon_trl.comparing.comparison import Comparison
+from canon_trl.comparing.executing import collect, sample_values, unfinished
+from canon_trl.comparing.files import write_yaml
+from canon_trl.comparing.metrics import METRICS
+from canon_trl.comparing.performing import small
+from canon_trl.comparing.training_options import DATA_OPTIONS, SCRIPTS, evaluation_options
+
 pytestmark = pytest.mark.timeout(900)  # one test does a whole run
 ROOT = Path(__file__).parents[2]
 COMPARISONS = sorted((ROOT / "benchmarks" / "comparisons").glob("*.yaml"))
-sys.path.insert(0, str(ROOT / "benchmarks"))
-
-import compare  # noqa: E402
-import compare_report  # noqa: E402
 
 
 @pytest.mark.parametrize("path", COMPARISONS, ids=lambda path: path.stem)
-def test_every_comparison_and_the_options_of_its_runs_parse(path, tmp_path):
+def test_every_comparison_and_the_options_of_its_runs_parse(path, tmp_path, monkeypatch):
     from canon_trl.cli.arguments import parse
     from canon_trl.cli.benchmarks import read_benchmarks
     from canon_trl.cli.train import TRAINERS
 
-    comparison = compare.Comparison.load(path)
+    comparison = Comparison.load(path)
+    monkeypatch.syspath_prepend(comparison.folder)
     assert len(comparison.seeds) >= 5 - 2 * comparison.exploratory, "fewer runs say little about spread"
     assert {run.seed for run in comparison.runs()} == set(comparison.seeds)
     for run in comparison.runs():
         if run.seed != comparison.seeds[0]:
             continue
         settings = comparison.settings_of(run)
-        kind = TRAINERS[compare.SCRIPTS[settings["script"]]]
+        kind = TRAINERS[SCRIPTS[settings["script"]]]
         # a machine without a GPU or bf16 rejects the config before any other check
         here = {"use_cpu": True, "bf16": False, "output_dir": str(tmp_path)}
-        config = compare.write_yaml(tmp_path / "options.yaml", settings["training"] | here)
+        config = write_yaml(tmp_path / "options.yaml", settings["training"] | here)
         parse(["--config", str(config)], kind.arguments, kind.config, command="train", embedded="")
         (tmp_path / "model").mkdir(exist_ok=True)
-        options = compare.evaluation_options(settings, model=tmp_path / "model", folder=tmp_path / "evaluation")
-        config = compare.write_yaml(tmp_path / "evaluation.yaml", options)
+        options = evaluation_options(settings, model=tmp_path / "model", folder=tmp_path / "evaluation")
+        config = write_yaml(tmp_path / "evaluation.yaml", options)
         (benchmark,), _, _ = read_benchmarks(["--config", str(config)])
         wanted = {int(name.removeprefix("pass@")) for name in comparison.metrics if name.startswith("pass@")}
         assert wanted <= set(benchmark.options.pass_ks)
@@ -84,7 +89,7 @@ def write_comparison(folder, **changes):
 
 
 def harness(path, *flags):
-    command = [sys.executable, str(ROOT / "benchmarks" / "compare.py"), str(path), *flags]
+    command = [sys.executable, "-m", "canon_trl", "compare", str(path), *flags]
     return subprocess.Popen(command, env=os.environ, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
 
@@ -92,9 +97,9 @@ def test_values_and_evaluations_use_the_prompts_of_training(tmp_path, monkeypatc
     """They share the options that build prompts, and values also those of the sampler, unless the file differs."""
     training = {"chat_template_kwargs": {"enable_thinking": False}, "temperature": 0.7, "top_p": 0.9, "max_steps": 2}
     values = {"num_samples": 2, "top_p": 1.0}
-    comparison = compare.Comparison.load(write_comparison(tmp_path, options=training, values=values))
-    monkeypatch.setattr(compare, "start", lambda *arguments, **streams: True)
-    compare.sample_values(comparison, "arithmetic", 1)
+    comparison = Comparison.load(write_comparison(tmp_path, options=training, values=values))
+    monkeypatch.setattr(executing, "start", lambda *arguments, **streams: True)
+    sample_values(comparison, "arithmetic", 1)
     written = yaml.safe_load((comparison.values_of("arithmetic") / "options.yaml").read_text())
     assert written == values | {
         "task": "arithmetic",
@@ -103,7 +108,7 @@ def test_values_and_evaluations_use_the_prompts_of_training(tmp_path, monkeypatc
         "output_dir": str(comparison.values_of("arithmetic")),
     }
     settings = comparison.settings_of(comparison.runs()[0])
-    options = compare.evaluation_options(settings, model=tmp_path / "model", folder=tmp_path / "evaluation")
+    options = evaluation_options(settings, model=tmp_path / "model", folder=tmp_path / "evaluation")
     assert options["chat_template_kwargs"] == {"enable_thinking": False} and "temperature" not in options
 
 
@@ -123,7 +128,7 @@ def test_training_and_evaluation_share_every_option_of_data_and_rewards():
     }
     of_the_policy = {"temperature", "top_p", "top_k", "min_p", "repetition_penalty", "use_vllm", "seed"}
     shared = {each.name for each in fields(RecipeArguments)} - of_training | sampling & training - of_the_policy
-    assert shared == {*compare.DATA_OPTIONS}
+    assert shared == {*DATA_OPTIONS}
 
 
 class TestHarness:
@@ -168,7 +173,7 @@ class TestHarness:
 
         run = folder / "runs/runs/arithmetic/dr_grpo/1"
         config = yaml.safe_load((run / "options.yaml").read_text()) | {"output_dir": str(folder / "again")}
-        again = compare.write_yaml(folder / "again.yaml", config)
+        again = write_yaml(folder / "again.yaml", config)
         history = train.main(["--config", str(again)]).state.log_history
         points = [point["accuracy"] for point in json.loads((run / "result.json").read_text())["curve"]]
         assert [e["eval_rewards/accuracy/mean"] for e in history if "eval_reward" in e] == points
@@ -180,8 +185,8 @@ class TestHarness:
         found = json.loads((folder / "runs/runs/arithmetic/astar_po/2/result.json").read_text())
         assert methods["astar, po"]["accuracy"]["values"][1] == found["evaluation"]["avg"]
         # the time of A*-PO includes stage 1
-        times = compare_report.METRICS["seconds"][0]
-        collected = compare.collect(compare.Comparison.load(folder / "comparison.yaml"))
+        times = METRICS["seconds"][0]
+        collected = collect(Comparison.load(folder / "comparison.yaml"))
         (one,) = [run for run in collected if (run["method"], run["seed"]) == ("astar, po", 2)]
         stage1 = json.loads((folder / "runs/values/arithmetic/seconds.json").read_text())
         assert times(one) == pytest.approx(found["curve"][-1]["seconds"] + stage1)
@@ -191,7 +196,7 @@ class TestHarness:
         changed["options"]["max_steps"] = 3
         (folder / "changed.yaml").write_text(yaml.safe_dump(changed))
         with pytest.raises(ValueError, match=r"was made with training.max_steps=2, not 3; delete it or name"):
-            compare.unfinished(compare.Comparison.load(folder / "changed.yaml"))
+            unfinished(Comparison.load(folder / "changed.yaml"))
 
     def test_runs_that_share_a_process_do_not_depend_on_each_other(self, folder, tmp_path):
         methods = {"dr_grpo": {"advantage_estimator": "dr_grpo"}}
@@ -202,12 +207,10 @@ class TestHarness:
         assert process.returncode == 0, output
         for seed in (1, 2):
             found = json.loads((kept / f"runs/arithmetic/dr_grpo/{seed}.json").read_text())
-            alone = compare.small(
-                json.loads((folder / f"runs/runs/arithmetic/dr_grpo/{seed}/result.json").read_text())
-            )
+            alone = small(json.loads((folder / f"runs/runs/arithmetic/dr_grpo/{seed}/result.json").read_text()))
             assert found["training"] == alone["training"] and len(found["training"]["accuracy"]) == 2
             assert found["evaluation"] == alone["evaluation"]
-        assert compare.unfinished(compare.Comparison.load(path)) == []
+        assert unfinished(Comparison.load(path)) == []
 
     @pytest.mark.parametrize("together", [1, 2])
     def test_a_failed_run_is_named_and_the_others_continue(self, tmp_path, together):
@@ -219,7 +222,7 @@ class TestHarness:
         process = harness(path, "--jobs", "2")
         output, _ = process.communicate(timeout=800)
         assert process.returncode != 0
-        assert "broken seed 1: FAILED" in output and "1 runs failed" in output
+        assert "broken seed 1: FAILED" in output and "1 of 2 runs failed" in output
         log = tmp_path / "runs/runs/arithmetic/broken/1/log.txt"
         assert "no_such_estimator" in log.read_text()
         assert "| dr_grpo |" in (tmp_path / "runs/report/report.md").read_text()
@@ -228,11 +231,11 @@ class TestHarness:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"baseline": "grpo"}, "baseline='grpo' must be one of the methods"),
+        ({"baseline": "grpo"}, "baseline='grpo' .*must be one of the methods"),
         ({"seeds": [1, 1]}, r"seeds=\[1, 1\] must contain at least one number and no duplicates"),
         ({"metrics": ["speed"]}, "metrics has 'speed'"),
         ({"metrics": ["pass@64"]}, "metrics has 'pass@64', which needs its k in evaluate.pass_at_k"),
-        ({"sedes": [1]}, r"has the unknown keys \['sedes'\]; known:"),
+        ({"sedes": [1]}, r"has the unknown keys \['sedes'\] .*known:"),
         ({"methods": {"dr_grpo": {"script": "train"}}}, "methods.dr_grpo.script='train' must be one of"),
         ({"methods": {"dr_grpo": {}, "dr, grpo": {}, "dr grpo": {}}}, "would share the folder 'dr_grpo'"),
         ({"methods": {"dr_grpo": {"baseline": "grpo"}}}, "methods.dr_grpo.baseline='grpo' must be one of"),
@@ -249,4 +252,21 @@ class TestHarness:
 )
 def test_invalid_comparisons_are_rejected(tmp_path, changes, message):
     with pytest.raises(ValueError, match=message):
-        compare.Comparison.load(write_comparison(tmp_path, **changes))
+        Comparison.load(write_comparison(tmp_path, **changes))
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (None, "cannot read the comparison '.*missing.yaml'"),
+        ("- 1", "must contain keys and values, not a list"),
+        ("seeds: [1", "cannot read the comparison"),
+        ("seeds: [1]", r"has no keys \['baseline', 'methods', 'metrics', 'output_dir', 'tasks'\]"),
+    ],
+)
+def test_files_that_are_no_comparison(tmp_path, content, message):
+    path = tmp_path / "missing.yaml"
+    if content is not None:
+        path.write_text(content)
+    with pytest.raises(ValueError, match=message):
+        Comparison.load(path)

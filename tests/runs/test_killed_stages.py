@@ -15,10 +15,10 @@ import pytest
 import yaml
 from datasets import Dataset
 from pyarrow import parquet
-from test_comparisons import compare, harness, write_comparison
+from test_comparisons import harness, write_comparison
 from toy import assert_same_but_for_rounding
 
-from canon_trl.cli import evaluate, values
+from canon_trl.cli import compare, evaluate, values
 from canon_trl.sampling.chunks import ChunkLog, atomic_write, collect_records, missing_chunks, sample_chunks
 from canon_trl.sampling.samplers import Response
 
@@ -283,4 +283,4 @@ class TestComparison:
 
 
 def harness_command(path):
-    return [sys.executable, str(ROOT / "benchmarks" / "compare.py"), str(path), "--jobs", "1"]
+    return [sys.executable, "-m", "canon_trl", "compare", str(path), "--jobs", "1"]

@@ -1,0 +1,1 @@
+"""Comparisons of methods over tasks and seeds: the command `canon_trl compare`."""
