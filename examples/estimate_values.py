@@ -1,4 +1,4 @@
-"""Sample a model's rewards for every prompt: the command `values` of `python -m canon_trl`.
+"""Sample a model's rewards for every prompt: the command `values` of `canon-trl`.
 
 accelerate launch examples/estimate_values.py                                  # embedded task, offline, a minute
 accelerate launch examples/estimate_values.py --config qwen2.5_1.5b_values

@@ -1,4 +1,4 @@
-"""Evaluate a model on one benchmark or several: the command `evaluate` of `python -m canon_trl`.
+"""Evaluate a model on one benchmark or several: the command `evaluate` of `canon-trl`.
 
 accelerate launch examples/evaluate_model.py                                             # embedded task, offline
 accelerate launch examples/evaluate_model.py --config evaluate_math --model_name_or_path MODEL

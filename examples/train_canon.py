@@ -1,4 +1,4 @@
-"""Train a model with CANON or another method: the command `train` of `python -m canon_trl`.
+"""Train a model with CANON or another method: the command `train` of `canon-trl`.
 
     accelerate launch examples/train_canon.py                                      # embedded task, offline, minutes
     accelerate launch examples/train_canon.py --canon_metric length --canon_alpha 0.8

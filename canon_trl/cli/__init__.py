@@ -44,6 +44,8 @@ def main(argv: list[str] | None = None) -> None:
         if command not in COMMANDS:
             raise ValueError(f"unknown command {command!r}{did_you_mean(command, COMMANDS)}; {USAGE}")
         logging.basicConfig(level=logging.WARNING)
+        if not {"", os.getcwd()} & {*sys.path}:  # `python -m` has it: for import paths of reward functions
+            sys.path.append(os.getcwd())
         try:
             import_module(f"{__name__}.{command.replace('-', '_')}").run(rest)
         except KeyboardInterrupt as stopped:

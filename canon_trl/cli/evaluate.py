@@ -1,6 +1,6 @@
 """Evaluate a model on one benchmark or several, with n responses per prompt and intervals for the numbers.
 
-    python -m canon_trl evaluate                                                             # embedded task, offline
+    canon-trl evaluate                                                                       # embedded task, offline
     accelerate launch -m canon_trl evaluate --config evaluate_math --model_name_or_path MODEL
 
 Every benchmark gets a folder with one record per prompt in `records.parquet`; `summary.json` and `summary.md` contain

@@ -1,8 +1,8 @@
 """Sample a model once before training, and report what the sample says about metrics and estimators.
 
-    python -m canon_trl probe                                         # embedded task, offline, less than a minute
-    python -m canon_trl probe --task verbosity
-    python -m canon_trl probe --config recipe.yaml --num_prompts 256  # model, data and rewards of a training run
+    canon-trl probe                                                   # embedded task, offline, less than a minute
+    canon-trl probe --task verbosity
+    canon-trl probe --config recipe.yaml --num_prompts 256            # model, data and rewards of a training run
 
 It reads the recipe of a training run, so model, data, rewards, sampling and group size are those that the run would
 have. `probe.json`, `probe.md` and `probe.png` contain the result; a killed probe resumes where it stopped.
@@ -85,9 +85,7 @@ def main(argv: list[str] | None = None) -> ProbeReport:
     check(options, training)
     state = start_processes()
     if state.num_processes > 1:
-        raise ValueError(
-            f"a probe runs in one process, not in {state.num_processes}; start it with python -m canon_trl"
-        )
+        raise ValueError(f"a probe runs in one process, not in {state.num_processes}; start it with canon-trl")
     folder = Path(options.probe_dir or Path(training.output_dir) / "probe")
     check_folder(folder, "a probe", field="probe_dir")
     functions = reward_functions(recipe, training.max_completion_length)

@@ -1,7 +1,7 @@
 """Train a model with CANON or another method, from the embedded task on a laptop to a cluster.
 
-    python -m canon_trl train                                                      # embedded task, offline, minutes
-    python -m canon_trl train --canon_metric length --canon_alpha 0.8
+    canon-trl train                                                                # embedded task, offline, minutes
+    canon-trl train --canon_metric length --canon_alpha 0.8
     accelerate launch --config_file accelerate_configs/zero3.yaml -m canon_trl train \
         --config qwen2.5_math_7b_canon_inter                                       # the paper's setting
 
@@ -116,7 +116,7 @@ def check_values(recipe: RecipeArguments, values: str | None) -> None:
             "dataset has them in its columns"
         )
     if values is not None and not Path(values).is_dir():
-        raise ValueError(f"values={values!r}: there is no such folder; `python -m canon_trl values` writes it")
+        raise ValueError(f"values={values!r}: there is no such folder; `canon-trl values` writes it")
 
 
 def load_values(folder: str, training: AStarPOConfig) -> tuple[Any, Any]:

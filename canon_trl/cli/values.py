@@ -1,6 +1,6 @@
 """Sample a reference model's rewards for every prompt: stage 1 of A*-PO, and raw material for difficulty filters.
 
-    python -m canon_trl values                                                     # embedded task, offline, a minute
+    canon-trl values                                                               # embedded task, offline, a minute
     accelerate launch -m canon_trl values --config qwen2.5_1.5b_values
 
 The output folder is a dataset. `train.parquet` and `test.parquet` contain the prompts and their columns with `rewards`

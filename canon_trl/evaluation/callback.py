@@ -142,9 +142,7 @@ class EvaluationCallback(TrainerCallback):
                     "from those of training"
                 )
         if trainer.is_fsdp_enabled:
-            raise ValueError(
-                "a model that FSDP shards cannot be evaluated during training; run `python -m canon_trl evaluate`"
-            )
+            raise ValueError("a model that FSDP shards cannot be evaluated during training; run `canon-trl evaluate`")
         check_model(decoder(trainer.model))
         functions = [reward_funcs] if callable(reward_funcs) else list(reward_funcs)
         self._trainer = trainer

@@ -36,7 +36,7 @@ def sampled_rewards(dataset: Dataset, *, name: str = "dataset") -> Tensor:
     else:
         raise ValueError(
             f"{name} has neither a column {REWARDS!r} nor columns 'eval_0', 'eval_1', ...; its columns are "
-            f"{dataset.column_names}. Sample the rewards with `python -m canon_trl values`"
+            f"{dataset.column_names}. Sample the rewards with `canon-trl values`"
         )
     for index, row in enumerate(rows):
         if row is not None and not (isinstance(row, Sequence) and all(is_reward(reward) for reward in row)):

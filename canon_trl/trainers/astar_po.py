@@ -20,7 +20,7 @@ class AStarPOTrainer(PluggableGRPOTrainer):
     Trainer for A*-PO: one response per prompt, regressed onto the optimal advantage r - V*.
 
     V* is the value of a prompt under the best policy near the reference model, estimated in advance from the reference
-    model's rewards, which `python -m canon_trl values` samples. Generation, rewards, the reference model (with PEFT
+    model's rewards, which `canon-trl values` samples. Generation, rewards, the reference model (with PEFT
     the policy without adapters), distribution and logging are those of [`~trl.GRPOTrainer`].
 
     Example:

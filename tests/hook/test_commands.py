@@ -12,7 +12,7 @@ from recipe_runs import RUN
 from toy import TASK
 
 from canon_trl import cli
-from canon_trl.cli import errors, interrupts, train
+from canon_trl.cli import env, errors, interrupts, train
 from canon_trl.recipes import read_recipe
 
 ROOT = Path(__file__).parents[2]
@@ -95,6 +95,16 @@ def test_which_errors_are_the_users(monkeypatch):
     with pytest.raises(ValueError) as ours:
         read_recipe("no_such_recipe")
     assert errors.is_user_error(ours.value)
+
+
+def test_import_paths_start_in_the_working_folder(tmp_path, monkeypatch):
+    """As with `python -m canon_trl`; the console script has its own folder on the path instead."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [each for each in sys.path if each])
+    monkeypatch.setattr(env, "run", lambda argv: None)
+    cli.main(["env"])
+    cli.main(["env"])
+    assert sys.path.count(str(tmp_path)) == 1 and sys.path[-1] == str(tmp_path)
 
 
 @pytest.mark.parametrize("kind", [RuntimeError, KeyError, AssertionError, FloatingPointError])

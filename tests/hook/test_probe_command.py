@@ -1,4 +1,4 @@
-"""`python -m canon_trl probe` takes the recipe of a training run."""
+"""`canon-trl probe` takes the recipe of a training run."""
 
 import json
 import sys

@@ -205,7 +205,7 @@ def test_astar_po_needs_values_with_a_task_and_only_then(flags):
 
 def test_missing_values_file(tmp_path):
     flags = ["--task", "arithmetic", "--values", str(tmp_path / "none"), "--use_cpu", "true", "--bf16", "false"]
-    with pytest.raises(ValueError, match=r"none': there is no such folder; `python -m canon_trl values` writes"):
+    with pytest.raises(ValueError, match=r"none': there is no such folder; `canon-trl values` writes"):
         train.main(["--trainer", "astar_po", *flags])
 
 
