@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from datasets import Dataset, DatasetDict, Features, IterableDataset, IterableDatasetDict, Value, load_dataset
+from datasets.exceptions import DatasetGenerationError
 
 from canon_trl.cli.arguments import FILE_BUILDERS, RecipeArguments
 from canon_trl.sampling.prompt_checks import check_columns, fault_of
@@ -54,8 +55,11 @@ def read_splits(
         raise ValueError(f"{name!r} is a file; its name must end in one of {list(FILE_BUILDERS)}")
     if config is not None:
         raise ValueError(f"{name!r} is a file, which has no configuration {config!r}; leave it out")
-    files = {file_split: str(path)}
-    return load_dataset(FILE_BUILDERS[path.suffix], data_files=files, streaming=recipe.dataset_streaming)
+    files, kind = {file_split: str(path)}, FILE_BUILDERS[path.suffix]
+    try:
+        return load_dataset(kind, data_files=files, streaming=recipe.dataset_streaming)
+    except DatasetGenerationError as error:
+        raise ValueError(f"{name!r} cannot be read as {kind}: {error.__cause__ or error}") from error
 
 
 def prepare(

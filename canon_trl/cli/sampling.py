@@ -190,9 +190,9 @@ def sample_missing(
     """Sample the chunks missing from the logs, each rank its share; load the model once, and only if needed."""
     missing = [missing_chunks(task.data, task.log, chunk_size=task.sampling.chunk_prompts) for task in tasks]
     state.wait_for_everyone()
-    if any(missing):
-        loaded = load_model(tasks[0].sampling, model, name, state)
-        begin_work()
+    loaded = load_model(tasks[0].sampling, model, name, state) if any(missing) else None
+    begin_work()
+    if loaded is not None:
         for task, chunks in zip(tasks, missing, strict=True):
             share = tqdm(
                 chunks[state.process_index :: state.num_processes],

@@ -12,6 +12,7 @@ from transformers import AutoTokenizer
 
 from canon_trl.cli import evaluate, train
 from canon_trl.cli import values as estimate_values
+from canon_trl.cli.arguments import RecipeArguments
 from canon_trl.cli.data import load_data, load_held_out
 from canon_trl.cli.rewards import REWARDS
 
@@ -290,3 +291,10 @@ def test_the_error_names_a_missing_column(tmp_path):
         ValueError, match=r"prompt_column='prompt' is not in .*data.jsonl; its columns are \['question'"
     ):
         load_data(arguments, wants_eval=False)
+
+
+def test_a_damaged_file_is_named(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    path.write_text('{"prompt": "1+1=", "answer": "2"}\n{"prompt": "1+2=", "ans')
+    with pytest.raises(ValueError, match=r"rows\.jsonl' cannot be read as json: .*JSON"):
+        load_data(RecipeArguments(dataset_name=str(path)), wants_eval=False)
