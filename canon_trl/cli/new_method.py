@@ -117,7 +117,8 @@ def check_name(name: str, root: Path) -> None:
     package = root / "canon_trl"
     for place in PLACES.values():
         file, own = package / place.file, package / Path(place.file).parent / f"{name}.py"
-        if re.search(rf'\b\w+\(\s*"{name}"|^    "{name}":|^def {name}\(', file.read_text(), flags=re.MULTILINE):
+        source = file.read_text()
+        if name in names_in(source, place.dict_name) or re.search(rf'^def {name}\(|= "{name}"$', source, flags=re.M):
             raise ValueError(f"name {name!r} exists already, in canon_trl/{place.file}")
         if place.function and own.exists():
             raise ValueError(f"name {name!r} exists already, as {own.relative_to(root)}")
@@ -161,6 +162,15 @@ def find_dict(source: str, name: str) -> ast.Assign | ast.AnnAssign:
         if isinstance(node, ast.Assign | ast.AnnAssign) and any(getattr(each, "id", "") == name for each in targets):
             return node
     raise ValueError(f"no dict {name} to add the method to")
+
+
+def names_in(source: str, dict_name: str) -> set[object]:
+    """Return the names in a dict, or of the methods that `by_name` makes one of."""
+    value = find_dict(source, dict_name).value
+    found = value.keys if isinstance(value, ast.Dict) else []
+    if isinstance(value, ast.Call):
+        found = [each.args[0] for each in value.args if isinstance(each, ast.Call)]
+    return {each.value for each in found if isinstance(each, ast.Constant)}
 
 
 def inserted(source: str, line: int, text: str) -> str:

@@ -39,6 +39,7 @@ def test_every_stage_has_a_skeleton():
     assert {path.stem for path in new_method.SKELETONS.iterdir()} == set(new_method.PLACES)
 
 
+@pytest.mark.timeout(900)
 def test_the_skeletons_of_all_stages_work(checkout, monkeypatch, capsys):
     monkeypatch.chdir(checkout / "docs")  # any folder of the checkout
     for stage, name in NAMES.items():
@@ -69,10 +70,12 @@ def test_the_skeletons_of_all_stages_work(checkout, monkeypatch, capsys):
         ("Range", "metric", r"name 'Range' must be an identifier of small letters"),
         ("lambda", "metric", r"must be an identifier"),
         ("2nd", "metric", r"must be an identifier"),
-        ("fresh", "loss_terms", r"--stage 'loss_terms' is unknown; did you mean 'loss_term'\?"),
+        ("fresh", "loss_terms", r"--stage 'loss_terms' is unknown \(did you mean 'loss_term'\?\); choose one of"),
         ("opo", "loss_term", r"name 'opo' exists already, in canon_trl/advantages/__init__\.py"),
         ("groups", "loss_term", r"name 'groups' exists already, as canon_trl/advantages/groups\.py"),
         ("entropy", "metric", r"name 'entropy' exists already, in canon_trl/metrics\.py"),
+        ("random", "metric", r"name 'random' exists already, in canon_trl/metrics\.py"),
+        ("disco", "metric", r"name 'disco' exists already, in canon_trl/policy_losses/__init__\.py"),
         ("constant", "schedule", r"name 'constant' exists already, in canon_trl/schedules\.py"),
         ("stages", "metric", r"name 'stages' exists already, as the test test_stages\.py"),
     ],
