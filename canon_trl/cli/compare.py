@@ -75,6 +75,8 @@ def main(argv: list[str] | None = None) -> None:
         print(line, flush=True)
     if results := collect(comparison):
         report.write(comparison, results, command=f"canon-trl compare {options.file}")
+    else:
+        report.redraw(comparison)
     if failed:
         sys.exit(f"{len(failed)} of {len(missing)} runs failed")
     if stuck := sum(untuned.values()):

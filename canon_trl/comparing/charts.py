@@ -47,11 +47,13 @@ def draw_bars(axes: Axes, methods: dict[str, Any]) -> None:
         colour = BASELINE.colour if method in references else "#2b62b5"
         axes.barh(place, row["accuracy"]["mean"], color=colour, alpha=0.75, height=0.65)
         if (half := half_interval(values)) is not None:
-            axes.errorbar(row["accuracy"]["mean"], place, xerr=half, color="black", capsize=3, linewidth=1.2)
+            mean = row["accuracy"]["mean"]
+            within = [[min(half, mean)], [min(half, 1 - mean)]]  # an accuracy is between 0 and 1
+            axes.errorbar(mean, place, xerr=within, color="black", capsize=3, linewidth=1.2)
         axes.plot(values, [place] * len(values), ".", color="black", markersize=3, alpha=0.5)
     axes.set_yticks(range(len(methods)), [*methods], fontsize=SMALL + 1)
     axes.invert_yaxis()
-    axes.set_xlim(0, None)
+    axes.set_xlim(0, min(axes.get_xlim()[1], 1.02))
     axes.tick_params(axis="x", labelsize=SMALL)
     axes.grid(axis="x", alpha=0.3)
     axes.set_axisbelow(True)

@@ -69,7 +69,8 @@ def draw_panels(
         axes.set_title(method, fontsize=SMALL + 1, color=look[method].colour, weight="bold")
         axes.tick_params(labelsize=SMALL, labelbottom=place + columns >= len(shown))
         axes.grid(alpha=0.3)
-        axes.xaxis.set_major_locator(MaxNLocator(4, integer=True))
+        if axes.get_xscale() == "linear":
+            axes.xaxis.set_major_locator(MaxNLocator(4, integer=True))
         if axes.get_legend_handles_labels()[0]:
             axes.legend(fontsize=SMALL - 1, frameon=False, handlelength=1.5)
     figure.suptitle(title, fontsize=SMALL + 2)

@@ -63,6 +63,8 @@ def draw_pass_at_k(axes: Axes, seeds: Seeds, look: Look, label: str) -> None:
     ks = [int(k) for k in next(iter(seeds.values()))["evaluation"]["pass_at_k"]]
     heights = np.array([[run["evaluation"]["pass_at_k"][str(k)]["mean"] for k in ks] for run in seeds.values()])
     axes.set_xscale("log", base=2)
+    axes.set_xticks(ks, [str(k) for k in ks])
+    axes.minorticks_off()
     draw_band(axes, ks, heights, look, label)
 
 

@@ -14,7 +14,7 @@ def outcome(prediction: str, difference: dict[str, Any] | None) -> str:
         return "not enough runs"
     sign = PREDICTIONS[prediction]
     if difference["is_noise"]:
-        return "not decided" if sign else "as predicted"
+        return "not decided" if sign else "none seen"  # which does not show that there is none
     return "as predicted" if difference["mean"] * sign > 0 else "against the prediction"
 
 

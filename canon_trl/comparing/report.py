@@ -8,6 +8,7 @@ from typing import Any
 
 from canon_trl.comparing.charts import draw_charts, draw_final_accuracy
 from canon_trl.comparing.comparison import Comparison
+from canon_trl.comparing.files import read_json
 from canon_trl.comparing.metrics import Result
 from canon_trl.comparing.panels import draw_panels
 from canon_trl.comparing.pictures import PICTURES, draw_pictures
@@ -38,11 +39,24 @@ def write(comparison: Comparison, results: list[Result], *, command: str) -> Non
 def plain(folder: Path, comparison: Comparison, results: list[Result]) -> tuple[str, dict[str, Any], str]:
     """Draw the pictures of a comparison, and return its title, its numbers and its text."""
     baselines, metrics = comparison.baselines(), comparison.metrics
-    summary = summarise(results, metrics, baselines, exploratory=comparison.exploratory)
-    add_outcomes(summary, comparison.predictions)
+    summary = plain_summary(comparison, results)
     pictures = [*draw_charts(folder, summary), *draw_pictures(folder, results, baselines, metrics)]
     text = plain_text(summary, metrics) + "\n" + "\n".join(pictures)
     return f"Comparison of methods: {', '.join(summary)}", summary, text
+
+
+def plain_summary(comparison: Comparison, results: list[Result]) -> dict[str, Any]:
+    """Return the content of the `report.json` of a comparison."""
+    summary = summarise(results, comparison.metrics, comparison.baselines(), exploratory=comparison.exploratory)
+    add_outcomes(summary, comparison.predictions)
+    return summary
+
+
+def redraw(comparison: Comparison) -> None:
+    """Draw the charts of an existing report again, whose runs are not here."""
+    folder = report_folder(comparison)
+    if (found := read_json(folder / "report.json")) is not None and not comparison.contrasts:
+        draw_charts(folder, found)
 
 
 def plain_text(summary: dict[str, Any], metrics: list[str]) -> str:

@@ -25,7 +25,8 @@ def predictions_table(summary: dict[str, Any], metrics: list[str]) -> str:
             "|---|---|---|---|---|---|",
             *lines,
             "",
-            "The predictions were written before the runs; none: no difference that these seeds can show.",
+            "The predictions were written before the runs. None: no difference that these seeds can show; where the "
+            'interval is wide, "none seen" says little.',
             "",
         ]
     )

@@ -2,6 +2,8 @@
 
 import json
 import math
+import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,15 +15,22 @@ from scipy import stats
 
 from canon_trl.comparing import charts, pictures, report
 from canon_trl.comparing.comparison import Comparison
+from canon_trl.comparing.executing import collect, unfinished
 from canon_trl.comparing.metrics import mean_on_the_way, metric, resolution, value_of
 from canon_trl.comparing.panels import BASELINE
 from canon_trl.comparing.predictions import outcome
-from canon_trl.comparing.study import study_text
+from canon_trl.comparing.study import contrasts_table, study_text, summarise_study
 from canon_trl.comparing.summary import by_method, summarise
 from canon_trl.comparing.tables import predictions_table, table
 from canon_trl.evaluation import paired_difference
 
 ROOT = Path(__file__).parents[2]
+COMMITTED = [
+    path
+    for path in sorted((ROOT / "benchmarks" / "comparisons").glob("*.yaml"))
+    if (ROOT / "benchmarks" / "results" / path.stem / "runs").exists()
+    and (ROOT / "docs" / "comparisons" / path.stem / "report.json").exists()
+]
 PUBLISHED = [path.parent for path in sorted((ROOT / "docs" / "comparisons").glob("*/report.json"))]
 
 
@@ -170,6 +179,36 @@ class TestReport:
             assert (tmp_path / f"{name}.png").read_bytes()[:4] == b"\x89PNG"
             assert f"({name}.png)" in text
 
+    @pytest.mark.parametrize("name", [path.stem for path in COMMITTED])
+    def test_reports_of_committed_results_are_current(self, name):
+        comparison = Comparison.load(ROOT / f"benchmarks/comparisons/{name}.yaml")
+        comparison = replace(comparison, results_dir=ROOT / comparison.results_dir)
+        assert not unfinished(comparison)  # also rejects results of other settings
+        folder, results = ROOT / comparison.report_dir, collect(comparison)
+        if comparison.contrasts:
+            found = summarise_study(comparison, results)
+            text = study_text(found, comparison.metrics)
+        else:
+            found = report.plain_summary(comparison, results)
+            text = report.plain_text(found, comparison.metrics)
+        hint = f"run canon-trl compare benchmarks/comparisons/{name}.yaml --jobs 0"
+        assert json.dumps(found, indent=1) + "\n" == (folder / "report.json").read_text(), hint
+        written = (folder / "report.md").read_text()
+        assert text in written, hint
+        assert all((folder / picture).exists() for picture in re.findall(r"\]\((\w+\.png)\)", written))
+
+    @pytest.mark.parametrize("page", ["docs/comparisons.md", "docs/methods/canon.md"])
+    def test_intervals_on_a_page_come_from_a_report(self, page):
+        number = r"[+-]\d\.\d{3}"
+        found = re.findall(rf"{number} \({number} to {number}\)", (ROOT / page).read_text())
+        reports = "".join((folder / "report.md").read_text() for folder in PUBLISHED)
+        assert len(found) >= 4 and not [each for each in found if each not in reports]
+
+    def test_the_page_has_the_contrasts_of_the_study(self):
+        found = json.loads((ROOT / "docs/comparisons/study/report.json").read_text())
+        rows = [line for line in contrasts_table(found) if line.startswith("|")]
+        assert "<!-- contrasts -->\n" + "\n".join(rows) in (ROOT / "docs/comparisons.md").read_text()
+
     @pytest.mark.parametrize("folder", PUBLISHED, ids=lambda folder: folder.name)
     def test_published_reports_have_five_seeds_and_match_their_numbers(self, folder):
         summary = json.loads((folder / "report.json").read_text())
@@ -193,7 +232,7 @@ class TestReport:
         text = (tmp_path / "report.md").read_text()
         start = "| arithmetic | other - base |"
         assert f"{start} accuracy | lower | **+0.120 (+0.095 to +0.145)** | against the prediction |" in text
-        assert f"{start} length (tokens) | none | [-0.3 (-3.2 to +2.5)] | as predicted |" in text
+        assert f"{start} length (tokens) | none | [-0.3 (-3.2 to +2.5)] | none seen |" in text
         assert f"{start} pass@8 | higher | [+0.000] | not enough runs |" in text
         assert outcome("lower", {"mean": -1.0, "low": -2.0, "is_noise": False}) == "as predicted"
         assert outcome("lower", {"mean": -1.0, "low": -2.0, "is_noise": True}) == "not decided"
