@@ -91,9 +91,10 @@ def _draw(table: pandas.DataFrame, path: Path, accuracy_reward: str, title: str)
 def _draw_panel(axes: "Axes", panel: Panel, lines: Mapping[str, pandas.Series]) -> None:
     from matplotlib.ticker import MaxNLocator
 
-    for label, points in lines.items():
+    for place, (label, points) in enumerate(lines.items()):
         marker = "o" if label.startswith("held out") or len(points) < 12 else None
-        axes.plot(points.index, points, marker=marker, markersize=4, label=label)
+        style = "-" if place == 0 or marker else "--"  # so that the lines differ without their colours
+        axes.plot(points.index, points, style, marker=marker, markersize=4, label=label)
     axes.set_title(panel.title, fontsize=10)
     axes.set_xlabel("optimiser step")
     axes.grid(alpha=0.3)
