@@ -176,7 +176,7 @@ def test_training_runs_custom_code_with_trust_remote_code(model_with_code):
 @pytest.mark.parametrize("script", [evaluate, estimate_values])
 def test_sampling_rejects_trust_remote_code(model_with_code, script):
     folder, ran = model_with_code
-    with pytest.raises(ValueError, match="unknown option.*trust_remote_code"):
+    with pytest.raises(ValueError, match=r"unknown option.*trust_remote_code"):
         script.main(arguments(folder, "--trust_remote_code", "true"))
     assert not ran.exists()
 
