@@ -101,7 +101,7 @@ def test_the_wheel_trains_evaluates_and_probes(version, wheel, tmp_path):
     run(command, "evaluate", *trained, *limited[2:], "--num_samples", "2", "--pass_at_k", "1", "2", cwd=outside)
     assert (outside / "outputs" / "arithmetic_evaluation" / "summary.md").exists()
     run(
-        *command,
+        command,
         "probe",
         "--task",
         "arithmetic",
