@@ -94,6 +94,11 @@ def measured() -> str:
     return contrasts(json.loads(study.read_text())) if study.exists() else without_study()
 
 
+def measured_for_site() -> str:
+    """`measured` with links that are relative to docs/."""
+    return measured().replace("](docs/", "](")
+
+
 def contrasts(report: dict[str, Any]) -> str:
     """The contrasts that a study named before its runs, with their differences."""
     rows = [
@@ -265,6 +270,7 @@ def depth(part: str, below: dict[str, set[str]]) -> int:
 PARTS: dict[str, Callable[[], str]] = {
     "headline": headline,
     "measured": measured,
+    "measured for site": measured_for_site,
     "methods": methods,
     "papers": papers,
     "citations": citations,
