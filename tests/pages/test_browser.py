@@ -1,0 +1,66 @@
+"""A browser shows the site: nothing overflows, fails or leaves the machine, and the search works from disk."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from browser import CHROMIUM, Browser
+
+ROOT = Path(__file__).parents[2]
+PAGES = ("index.html", "methods/canon.html", "hook.html", "api/advantages.html")
+WITH_EQUATIONS = ("methods/canon.html", "theory.html")
+
+pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium: apt-get install chromium")
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("site")
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(folder)]
+    built = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert built.returncode == 0, built.stderr
+    return folder
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory):
+    opened = Browser(tmp_path_factory.mktemp("profile"))
+    yield opened
+    opened.close()
+
+
+@pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
+@pytest.mark.parametrize("width", [1400, 390])
+@pytest.mark.parametrize("page", PAGES)
+def test_a_page_fits_without_errors_or_requests(site, browser, page, width, dark):
+    browser.open((site / page).as_uri(), width=width, dark=dark)
+    assert browser.evaluate("document.documentElement.scrollWidth") <= width
+    assert browser.evaluate("document.body.dataset.mdColorScheme") == ("slate" if dark else "default")
+    assert browser.errors == []
+    assert [url for url in browser.requests if not url.startswith(("file:", "data:", "blob:"))] == []
+
+
+@pytest.mark.parametrize("page", WITH_EQUATIONS)
+def test_equations_are_rendered(site, browser, page):
+    browser.open((site / page).as_uri())
+    marked = browser.evaluate("document.querySelectorAll('.arithmatex').length")
+    assert marked > 0
+    assert (
+        browser.evaluate("document.querySelectorAll('.arithmatex > .katex, .arithmatex > .katex-display').length")
+        == marked
+    )
+    assert browser.errors == []
+
+
+def test_the_search_finds_a_method_from_disk(site, browser):
+    browser.open((site / "index.html").as_uri())
+    browser.evaluate("document.querySelector('[for=__search]').click()")
+    browser.evaluate(
+        "(field => { field.focus(); field.value = 'clip_cov'; "
+        "field.dispatchEvent(new Event('input', {bubbles: true})); "
+        "field.dispatchEvent(new KeyboardEvent('keyup', {bubbles: true})) })"
+        "(document.querySelector('.md-search__input'))"
+    )
+    browser.wait_for("document.querySelectorAll('.md-search-result__item').length > 0")
+    assert "clip_cov" in browser.evaluate("document.querySelector('.md-search-result__list').innerText")
