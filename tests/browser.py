@@ -96,9 +96,14 @@ class Browser:
             "Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=width < 700
         )
         self.requests, self.errors, self.loaded = [], [], False
-        self.call("Page.navigate", url=url)
-        while not self.loaded:
-            self.receive()
+        for _ in range(3):  # a load from disk sometimes stalls
+            self.call("Page.navigate", url=url)
+            until = time.monotonic() + 20
+            while not self.loaded and time.monotonic() < until:
+                self.receive(1)
+            if self.loaded:
+                return
+        raise TimeoutError(f"{url} does not load")
 
     def evaluate(self, expression: str) -> Any:
         found = self.call("Runtime.evaluate", expression=expression, returnByValue=True, awaitPromise=True)

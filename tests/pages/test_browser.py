@@ -9,7 +9,7 @@ from browser import CHROMIUM, Browser
 
 ROOT = Path(__file__).parents[2]
 PAGES = ("index.html", "methods/canon.html", "hook.html", "api/advantages.html")
-WITH_EQUATIONS = ("methods/canon.html", "theory.html")
+WITH_EQUATIONS = ("methods/canon.html", "methods/group_relative.html", "methods/opo.html", "theory.html")
 
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium: apt-get install chromium")
 
