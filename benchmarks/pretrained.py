@@ -1,5 +1,6 @@
 """Train SmolLM2-135M on sums, and keep the curve and the accuracies before and after; docs/pretrained.md shows them.
 
+    python benchmarks/pretrained.py base     # the greedy accuracy of the base model on sums
     python benchmarks/pretrained.py large    # the task large_sums, an hour on two cores
     PYTHONPATH=tests:tests/vllm_engine python benchmarks/pretrained.py vllm    # sums, in the environment of test-vllm
     python benchmarks/pretrained.py page     # writes the page from benchmarks/results/
@@ -41,35 +42,34 @@ def greedy(task: str, model: str | Path, folder: Path) -> dict[str, Any]:
     return {"mean": summary["avg"], **summary["avg_interval"], "prompts": summary["num_prompts"]}
 
 
-def train(name: str, model: str, flags: list[str]) -> dict[str, Any]:
+def train(name: str, model: str, flags: list[str], folder: Path) -> dict[str, Any]:
     """Train with a recipe, and return its settings, its curve and the greedy accuracy before and after."""
     from canon_trl.cli.train import main
 
-    with TemporaryDirectory() as folder:
-        begin = time.perf_counter()
-        trainer = main([*RECIPES[name], "--model_name_or_path", model, "--output_dir", f"{folder}/model", *flags])
-        seconds = time.perf_counter() - begin
-        task = "large_sums" if name == "large" else "sums"
-        history = trainer.state.log_history
-        evaluations = [entry for entry in history if ACCURACY in entry]
-        steps = [entry for entry in history if "step_time" in entry]
-        return {
-            "flags": [*RECIPES[name], *flags],
-            "seed": trainer.args.seed,
-            "seconds": round(seconds, 1),
-            "curve": [
-                {
-                    "step": entry["step"],
-                    "accuracy": round(entry[ACCURACY], 4),
-                    "seconds": round(sum(each["step_time"] for each in steps if each["step"] <= entry["step"]), 1),
-                }
-                for entry in evaluations
-            ],
-            "greedy": {
-                "before": greedy(task, model, Path(folder) / "before"),
-                "after": greedy(task, f"{folder}/model", Path(folder) / "after"),
-            },
-        }
+    begin = time.perf_counter()
+    trainer = main([*RECIPES[name], "--model_name_or_path", model, "--output_dir", f"{folder}/model", *flags])
+    seconds = time.perf_counter() - begin
+    task = "large_sums" if name == "large" else "sums"
+    history = trainer.state.log_history
+    evaluations = [entry for entry in history if ACCURACY in entry]
+    steps = [entry for entry in history if "step_time" in entry]
+    return {
+        "flags": [*RECIPES[name], *flags],
+        "seed": trainer.args.seed,
+        "seconds": round(seconds, 1),
+        "curve": [
+            {
+                "step": entry["step"],
+                "accuracy": round(entry[ACCURACY], 4),
+                "seconds": round(sum(each["step_time"] for each in steps if each["step"] <= entry["step"]), 1),
+            }
+            for entry in evaluations
+        ],
+        "greedy": {
+            "before": greedy(task, model, folder / "before"),
+            "after": greedy(task, f"{folder}/model", folder / "after"),
+        },
+    }
 
 
 def on_vllm() -> Any:
@@ -81,7 +81,7 @@ def on_vllm() -> Any:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=[*RECIPES, "page"])
+    parser.add_argument("what", choices=["base", *RECIPES, "page"])
     parser.add_argument("--model", default="HuggingFaceTB/SmolLM2-135M-Instruct", help="name or folder of the model")
     options, flags = parser.parse_known_args()
     if options.what == "page":
@@ -89,7 +89,10 @@ if __name__ == "__main__":
 
         write_page(RESULTS)
     else:
-        with on_vllm() if options.what == "vllm" else nullcontext():
-            found = train(options.what, options.model, flags)
+        with TemporaryDirectory() as folder, on_vllm() if options.what == "vllm" else nullcontext():
+            if options.what == "base":
+                found = {"greedy": {"before": greedy("sums", options.model, Path(folder))}}
+            else:
+                found = train(options.what, options.model, flags, Path(folder))
         RESULTS.mkdir(parents=True, exist_ok=True)
         (RESULTS / f"{options.what}.json").write_text(json.dumps(found, indent=1) + "\n")

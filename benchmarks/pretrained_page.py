@@ -23,6 +23,8 @@ def methods(greedy_before: float) -> str:
     lines = ["| method | sampled, before | sampled, after | greedy, before | greedy, after |", "|---" * 5 + "|"]
     for method, label in METHODS.items():
         found = runs(method)
+        if not found:
+            continue
         cells = [
             seeds([run["curve"][0]["accuracy"] for run in found.values()]),
             seeds([run["curve"][-1]["accuracy"] for run in found.values()]),
@@ -79,7 +81,7 @@ def draw(large: dict[str, Any] | None) -> None:
 def write_page(results: Path) -> None:
     """Replace the generated parts of the page."""
     found = {path.stem: json.loads(path.read_text()) for path in results.glob("*.json")}
-    before = found["vllm"]["greedy"]["before"]["mean"]  # the same model on the same prompts
+    before = found.pop("base")["greedy"]["before"]["mean"]
     parts = {"methods": methods(before)} | {name: single(each) for name, each in found.items()}
     page = PAGE.read_text()
     for name, text in parts.items():
