@@ -7,14 +7,14 @@ os.environ["TRL_EXPERIMENTAL_SILENCE"] = "1"
 # cores. The tests also pass with other numbers of threads.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-# A shell starts background jobs with Ctrl-C ignored, which all their processes inherit.
-signal.signal(signal.SIGINT, signal.default_int_handler)
 
 import pytest
 from hypothesis import settings
 
 settings.register_profile("exact", deadline=None, max_examples=40, derandomize=True)
 settings.load_profile("exact")
+# A shell starts background jobs with Ctrl-C ignored, which all their processes inherit.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.hookimpl(tryfirst=True)

@@ -8,6 +8,7 @@ import logging
 import os
 import sys
 from importlib import import_module
+from importlib.metadata import version
 
 from canon_trl.cli.errors import INTERRUPTED, ends_in_one_line, resume_hint
 from canon_trl.options import did_you_mean
@@ -39,6 +40,9 @@ def main(argv: list[str] | None = None) -> None:
             "traceback of an error.\n`python -m canon_trl` is the same; on several processes: accelerate launch -m "
             "canon_trl COMMAND ..."
         )
+        return
+    if command == "--version":
+        print(version("canon-trl"))
         return
     with ends_in_one_line(debug=debug):
         if command not in COMMANDS:

@@ -46,6 +46,7 @@ import sys
 from pathlib import Path
 
 from canon_trl.cli import evaluate, train
+from canon_trl.cli.errors import begin_work
 from canon_trl.comparing import report
 from canon_trl.comparing.comparison import Comparison
 from canon_trl.comparing.executing import collect, execute_all, unfinished
@@ -63,12 +64,15 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--threads", type=int, default=1, help="threads per run")
     parser.add_argument("--perform", action="store_true", help=argparse.SUPPRESS)  # how this command calls itself
     options = parser.parse_args(argv)
+    if options.jobs < 0 or options.threads < 1:
+        raise ValueError(f"jobs={options.jobs} must be at least 0 and threads={options.threads} at least 1")
     if options.perform:
         if not perform_all(read_json(options.file), Commands(train.main, evaluate.main)):
             sys.exit(1)
         return
     comparison = Comparison.load(options.file)
     missing = unfinished(comparison)
+    begin_work()
     failed = execute_all(comparison, missing, options.jobs, options.threads) if options.jobs else []
     untuned = comparison.untuned()
     for line in untuned:

@@ -7,6 +7,7 @@ an exception in a reward function, keeps its traceback.
 """
 
 import dis
+import os
 import shlex
 import sys
 import traceback
@@ -17,7 +18,7 @@ from dataclasses import dataclass
 from types import TracebackType
 
 USER_ERRORS = (ValueError, TypeError, ImportError, OSError)
-FAILED, INTERRUPTED = 2, 130  # exit codes
+FAILED, INTERRUPTED, CLOSED_PIPE = 2, 130, 141  # exit codes
 
 # Warnings of other libraries that users can do nothing about, as the beginnings of their texts.
 KNOWN_NOISE = (
@@ -49,6 +50,9 @@ def ends_in_one_line(*, debug: bool) -> Iterator[None]:
         warnings.filterwarnings("ignore", text)
     try:
         yield
+    except BrokenPipeError:  # the reader of the output has ended, as in `canon-trl recipes | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes it once more at the end
+        sys.exit(CLOSED_PIPE)
     except USER_ERRORS as error:
         if not is_user_error(error):
             raise

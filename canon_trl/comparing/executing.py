@@ -139,14 +139,18 @@ def execute_all(comparison: Comparison, missing: list[Run], jobs: int, threads: 
         chunks = [todo[place : place + size] for place in range(0, len(todo), size)]
         with ThreadPoolExecutor(jobs) as pool:
             started = {pool.submit(execute, comparison, chunk, threads): chunk for chunk in chunks}
-            for done in as_completed(started):
-                failures = done.result()
-                failed += failures
-                count += len(started[done])
-                left = (time.perf_counter() - begin) / count * (len(missing) - count) / 60
-                for run in started[done]:
-                    outcome = f"FAILED, see {run.folder / 'log.txt'}" if run in failures else "done"
-                    print(f"{run.task} {run.method} seed {run.seed}: {outcome}; {left:.0f} min left", flush=True)
+            try:
+                for done in as_completed(started):
+                    failures = done.result()
+                    failed += failures
+                    count += len(started[done])
+                    left = (time.perf_counter() - begin) / count * (len(missing) - count) / 60
+                    for run in started[done]:
+                        outcome = f"FAILED, see {run.folder / 'log.txt'}" if run in failures else "done"
+                        print(f"{run.task} {run.method} seed {run.seed}: {outcome}; {left:.0f} min left", flush=True)
+            except BaseException:
+                pool.shutdown(wait=False, cancel_futures=True)  # on Ctrl-C start no further runs
+                raise
     return failed
 
 

@@ -67,9 +67,11 @@ def was_evaluated(trainer: Any) -> bool:
 def held_out_lines(trainer: Any, dataset: str | None = None) -> list[str]:
     """Return a line per evaluation dataset with the held-out accuracy at the first evaluation and of the final model.
 
+    The final model is the best one if training loaded that at its end (`load_best_model_at_end`).
+
     Args:
         trainer: the trainer.
-        dataset: the only one to report, of several. Default: all.
+        dataset: report only this one, evaluated after training. Default: all, as evaluated during training.
 
     Returns:
         The lines; none for a dataset on which the final model was not evaluated.
@@ -79,12 +81,16 @@ def held_out_lines(trainer: Any, dataset: str | None = None) -> list[str]:
     for entry in trainer.state.log_history:
         if held_out in entry and dataset in (None, evaluated_dataset(entry)):
             by_dataset[evaluated_dataset(entry)].append(entry)
-    lines = []
+    lines, final = [], trainer.state.global_step
+    if dataset is None and trainer.args.load_best_model_at_end:
+        final = trainer.state.best_global_step or final
     for name, entries in by_dataset.items():
-        if entries[-1]["step"] == trainer.state.global_step:
+        entries = [entry for entry in entries if entry["step"] <= final]
+        if entries and entries[-1]["step"] == final:
             first = "before" if entries[0]["step"] == 0 else f"at step {entries[0]['step']}"
             before = f"{_shown(entries[0][held_out])} {first}, " if len(entries) > 1 else ""
-            after = f"{_shown(entries[-1][held_out])} after training"
+            best = "" if final == trainer.state.global_step else f" (best, step {final})"
+            after = f"{_shown(entries[-1][held_out])} after training{best}"
             lines.append(f"{accuracy} on held-out prompts{f' of {name}' if name else ''}: {before}{after}")
     return lines
 

@@ -11,6 +11,7 @@ import pytest
 from recipe_runs import RUN
 from toy import TASK
 
+import canon_trl
 from canon_trl import cli
 from canon_trl.cli import env, errors, interrupts, train
 from canon_trl.recipes import read_recipe
@@ -28,6 +29,19 @@ def test_the_console_script_is_the_same_program():
     scripts = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["scripts"]
     module, _, function = scripts["canon-trl"].partition(":")
     assert getattr(importlib.import_module(module), function) is cli.main
+
+
+def test_the_version(capsys):
+    cli.main(["--version"])
+    assert capsys.readouterr().out == f"{canon_trl.__version__}\n"
+
+
+def test_a_reader_that_has_ended_is_no_error():
+    command = [sys.executable, "-m", "canon_trl", "recipes", "show", "arithmetic"]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        process.stdout.close()
+        assert process.stderr.read() == b""
+    assert process.returncode == errors.CLOSED_PIPE
 
 
 def ended(capsys, *argv):
@@ -52,6 +66,7 @@ def ended(capsys, *argv):
             "--config='arithmetc' is neither a file nor a shipped recipe (did you mean 'arithmetic'?)",
         ),
         (["values", "--num_samples", "0"], "num_samples=0 must be at least 1"),
+        (["compare", "x.yaml", "--jobs", "-1"], "jobs=-1 must be at least 0 and threads=1 at least 1"),
         (
             ["evaluate", "--task", "arithmetic", "--model_name_or_path", "no/such/folder"],
             "model_name_or_path='no/such/folder': there is no such folder, and a model on the Hub has the form "

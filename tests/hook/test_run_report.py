@@ -2,6 +2,7 @@
 
 import json
 import re
+from types import SimpleNamespace
 
 import pandas
 import pytest
@@ -59,6 +60,19 @@ def test_the_line_names_the_step_of_a_late_first_evaluation(tmp_path):
     trainer.train()
     (line,) = held_out_lines(trainer)
     assert re.search(r": [\d.]+ at step 2, [\d.]+ after training", line)
+
+
+def test_the_line_is_of_the_best_model_if_that_was_loaded():
+    entries = [{"step": step, "eval_rewards/right/mean": mean} for step, mean in ((0, 0.2), (10, 0.9), (20, 0.5))]
+    trainer = SimpleNamespace(
+        args=SimpleNamespace(load_best_model_at_end=True),
+        reward_func_names=["right"],
+        state=SimpleNamespace(log_history=entries, global_step=20, best_global_step=10),
+    )
+    best = "right on held-out prompts: 0.200 before, 0.900 after training (best, step 10)"
+    assert held_out_lines(trainer) == [best]
+    trainer.args.load_best_model_at_end = False
+    assert held_out_lines(trainer) == ["right on held-out prompts: 0.200 before, 0.500 after training"]
 
 
 def test_each_evaluation_dataset_has_a_line(tmp_path):

@@ -1,13 +1,14 @@
 """Studies: named contrasts, learning rates chosen on other seeds, and a report that marks the rest as exploratory."""
 
 import json
+import time
 from dataclasses import replace
 
 import pytest
 import yaml
 
 from canon_trl.cli import compare
-from canon_trl.comparing import report
+from canon_trl.comparing import executing, report
 from canon_trl.comparing.comparison import Comparison
 from canon_trl.comparing.contrasts import Contrast
 from canon_trl.comparing.executing import collect, prepare, unfinished
@@ -193,3 +194,19 @@ def test_a_run_without_its_model_trains_again(tmp_path, kept):
         (folder / "model").mkdir()
     prepare(folder, settings | {"evaluate": {"num_samples": 3}})
     assert (folder / "curve.json").exists() == kept
+
+
+def test_ctrl_c_starts_no_further_run(tmp_path, monkeypatch):
+    comparison, started = load(tmp_path), []
+
+    def interrupted(comparison, runs, threads):
+        started.append(runs)
+        if len(started) == 1:
+            raise KeyboardInterrupt
+        time.sleep(0.5)
+        return []
+
+    monkeypatch.setattr(executing, "execute", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        executing.execute_all(comparison, comparison.tuning_runs(), 1, 1)
+    assert len(started) <= 2 < len(comparison.tuning_runs())
