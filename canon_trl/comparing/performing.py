@@ -15,7 +15,6 @@ from accelerate import PartialState
 
 from canon_trl.comparing.files import read_json, write_json, write_yaml
 from canon_trl.comparing.training_options import SCRIPTS, evaluation_options
-from canon_trl.evaluation.run_report import accuracy_name
 
 
 @dataclass(frozen=True)
@@ -53,7 +52,7 @@ def perform(folder: Path, result: Path, commands: Commands, *, keep_model: bool)
     if not (folder / "curve.json").exists():
         config = write_yaml(folder / "options.yaml", options)
         trainer = commands.train(["--trainer", SCRIPTS[settings["script"]], "--config", str(config)])
-        reward = accuracy_name(trainer)
+        reward = trainer.accuracy_name or "accuracy"
         if trainer.accelerator.is_main_process:
             write_json(folder / "training.json", training_batches(trainer.state.log_history, reward))
             write_json(folder / "curve.json", curve(trainer.state.log_history, reward))

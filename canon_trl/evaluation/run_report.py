@@ -53,12 +53,6 @@ class RunReport(TrainerCallback):
             self._trainer.accelerator.print(line)
 
 
-def accuracy_name(trainer: Any) -> str:
-    """Return the name of the reward function that measures accuracy, without the noise of `reward_flip`."""
-    name = getattr(trainer.args, "accuracy_reward", None) or trainer.reward_func_names[0]
-    return f"true_{name}" if f"true_{name}" in trainer.reward_func_names else name
-
-
 def was_evaluated(trainer: Any) -> bool:
     """Whether the log has an evaluation of the current model on held-out prompts."""
     return bool(held_out_lines(trainer))
@@ -74,9 +68,11 @@ def held_out_lines(trainer: Any, dataset: str | None = None) -> list[str]:
         dataset: report only this one, evaluated after training. Default: all, as evaluated during training.
 
     Returns:
-        The lines; none for a dataset on which the final model was not evaluated.
+        The lines; none for a dataset on which the final model was not evaluated, or if no reward measures accuracy.
     """
-    accuracy = accuracy_name(trainer)
+    accuracy = trainer.accuracy_name
+    if accuracy is None:
+        return []
     held_out, by_dataset = f"eval_rewards/{accuracy}/mean", defaultdict(list)
     for entry in trainer.state.log_history:
         if held_out in entry and dataset in (None, evaluated_dataset(entry)):

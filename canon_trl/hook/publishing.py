@@ -46,12 +46,19 @@ class Publishing(TokenInputs, Resampling):
             folder = Path(self.args.output_dir)
             name = folder.resolve().name
             title = name if self._name.lower() in name.lower() else f"{name} ({self._name})"
-            save_history(self.state.log_history, folder, accuracy_reward=self._accuracy_name(), title=title)
+            save_history(self.state.log_history, folder, accuracy_reward=self.accuracy_name or "accuracy", title=title)
 
-    def _accuracy_name(self) -> str:
-        # A policy reward is not an accuracy; without another reward, nothing is logged under this name.
-        given = len(self.reward_func_names) - len(self._policy_rewards)
-        return self.reward_func_names[self._accuracy_index] if given else "accuracy"
+    @property
+    def accuracy_name(self) -> str | None:
+        """The reward function that measures accuracy, without the noise of `reward_flip`.
+
+        `None` if all rewards come from the policy, since a policy reward is not an accuracy.
+        """
+        given = self.reward_func_names[: len(self.reward_func_names) - len(self._policy_rewards)]
+        if not given:
+            return None
+        name = given[self._accuracy_index]
+        return f"true_{name}" if f"true_{name}" in given else name
 
     def create_model_card(
         self, model_name: str | None = None, dataset_name: str | None = None, tags: str | list[str] | None = None
@@ -73,7 +80,7 @@ class Publishing(TokenInputs, Resampling):
         on_hub = dataset_name if dataset_name is not None and is_on_hub(dataset_name) else None
         tags = [tags] if isinstance(tags, str) else tags or []
         super().create_model_card(model_name or folder.name, on_hub, [*tags, *combined])
-        accuracy = self._accuracy_name()
+        accuracy = self.accuracy_name or "accuracy"
         curves = bool(history) and (self.args.push_to_hub or not self.is_in_train)
         if curves:
             self.save_history()

@@ -12,7 +12,6 @@ from canon_trl.cli.benchmarks import read_benchmarks
 from canon_trl.cli.rewards import add_noise, reward_functions
 from canon_trl.cli.train import AStarPOArguments, TrainArguments
 from canon_trl.cli.values import ValueArguments
-from canon_trl.evaluation.run_report import accuracy_name
 from canon_trl.recipes import read_recipe, recipe_names
 
 EVALUATIONS = [name for name in recipe_names() if "evaluate" in name]
@@ -299,7 +298,7 @@ def test_a_noisy_verifier_trains_on_flipped_rewards_and_logs_the_true_ones(tmp_p
     training = [entry for entry in trainer.state.log_history if "reward" in entry]
     assert [entry["reward"] for entry in training] == [entry["rewards/accuracy/mean"] for entry in training]
     assert [entry["reward"] for entry in training] != [entry["rewards/true_accuracy/mean"] for entry in training]
-    assert accuracy_name(trainer) == "true_accuracy"
+    assert trainer.accuracy_name == "true_accuracy"
 
 
 @pytest.mark.parametrize(

@@ -66,13 +66,23 @@ def test_the_line_is_of_the_best_model_if_that_was_loaded():
     entries = [{"step": step, "eval_rewards/right/mean": mean} for step, mean in ((0, 0.2), (10, 0.9), (20, 0.5))]
     trainer = SimpleNamespace(
         args=SimpleNamespace(load_best_model_at_end=True),
-        reward_func_names=["right"],
+        accuracy_name="right",
         state=SimpleNamespace(log_history=entries, global_step=20, best_global_step=10),
     )
     best = "right on held-out prompts: 0.200 before, 0.900 after training (best, step 10)"
     assert held_out_lines(trainer) == [best]
     trainer.args.load_best_model_at_end = False
     assert held_out_lines(trainer) == ["right on held-out prompts: 0.200 before, 0.500 after training"]
+
+
+def test_a_policy_reward_is_not_reported_as_accuracy(tmp_path, capsys):
+    only = HELD_OUT["trainer_options"] | {"reward_funcs": None}
+    options = HELD_OUT | {"trainer_options": only, "policy_reward": "rent", "eval_steps": 1}
+    trainer = make_trainer(tmp_path, reports=True, max_steps=1, **options)
+    trainer.train()
+    assert trainer.accuracy_name is None
+    assert any("eval_rewards/rent/mean" in entry for entry in trainer.state.log_history)
+    assert held_out_lines(trainer) == [] and "held-out" not in capsys.readouterr().out
 
 
 def test_each_evaluation_dataset_has_a_line(tmp_path):
