@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import pandas
 
+from canon_trl.sampling.chunks import atomic_write
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
@@ -67,10 +69,13 @@ def save_history(
     csv, json_path, png = folder / "metrics.csv", folder / "metrics.json", folder / "curves.png"
     table = pandas.DataFrame(list(log_history))
     first = [column for column in FIRST_COLUMNS if column in table]
-    table[[*first, *(column for column in table if column not in first)]].to_csv(csv, index=False)
-    json_path.write_text(json.dumps(list(log_history), indent=1))
+    with atomic_write(csv) as file:
+        table[[*first, *(column for column in table if column not in first)]].to_csv(file, index=False)
+    with atomic_write(json_path) as file:
+        file.write_text(json.dumps(list(log_history), indent=1))
     table[DATASET] = [evaluated_dataset(entry) for entry in log_history]
-    _draw(table, png, accuracy_reward, folder.resolve().name if title is None else title)
+    with atomic_write(png) as file:
+        _draw(table, file, accuracy_reward, folder.resolve().name if title is None else title)
     return [csv, json_path, png]
 
 
@@ -85,7 +90,7 @@ def _draw(table: pandas.DataFrame, path: Path, accuracy_reward: str, title: str)
     figure.suptitle(title, fontsize=12, fontweight="bold")
     for place, (panel, lines) in enumerate(drawn, start=1):
         _draw_panel(figure.add_subplot(rows, columns, place), panel, lines)
-    figure.savefig(path, dpi=110)
+    figure.savefig(path, dpi=110, format="png")  # the name may end in .partial
 
 
 def _draw_panel(axes: "Axes", panel: Panel, lines: Mapping[str, pandas.Series]) -> None:

@@ -17,6 +17,11 @@ from canon_trl.evaluation.run_report import held_out_lines, was_evaluated
 from canon_trl.evaluation.training_curves import DATASET, _lines, _panels, evaluated_dataset
 
 HELD_OUT = {"trainer_options": {"eval_dataset": TASK.dataset("test", 8)}, "eval_strategy": "steps", "eval_steps": 2}
+WRITERS = {
+    "pandas.DataFrame.to_csv": ".csv",
+    "pathlib.Path.write_text": ".json",
+    "matplotlib.figure.Figure.savefig": ".png",
+}
 FILES = {"metrics.csv", "metrics.json", "curves.png"}
 
 
@@ -122,6 +127,24 @@ def test_a_log_that_cannot_be_written_does_not_lose_the_run(tmp_path, caplog):
     trainer.train()
     assert trainer.state.global_step == 1
     assert "metrics.csv, metrics.json or curves.png could not be written" in caplog.text
+
+
+@pytest.mark.parametrize(("writer", "suffix"), WRITERS.items())
+def test_an_interrupted_write_leaves_the_previous_files(tmp_path, monkeypatch, writer, suffix):
+    paths = save_history(LOG[:2], tmp_path, accuracy_reward="right")
+    before = {path: path.read_bytes() for path in paths}
+
+    def write_half(content, path, *args, **kwargs):
+        with open(path, "wb") as file:
+            file.write(b"half")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(writer, write_half if "Path" not in writer else lambda path, text: write_half(text, path))
+    with pytest.raises(KeyboardInterrupt):
+        save_history(LOG, tmp_path, accuracy_reward="right")
+    (interrupted,) = (path for path in paths if path.suffix == suffix)
+    assert interrupted.read_bytes() == before[interrupted]
+    assert {path.name for path in tmp_path.iterdir()} == FILES
 
 
 def test_the_report_can_be_removed(tmp_path):
