@@ -74,7 +74,7 @@ class Resuming(Losses):
         except BaseException:  # also Ctrl-C
             for callback in self.callback_handler.callbacks:
                 if isinstance(callback, RunReport):
-                    callback.save()
+                    callback.save_interrupted()
             raise
         finally:
             self._batch_source.release()

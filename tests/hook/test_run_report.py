@@ -121,6 +121,26 @@ def test_an_interrupted_run_leaves_the_curves_so_far(tmp_path, stop):
     assert files(tmp_path) == FILES
 
 
+def test_a_resumed_run_that_logs_nothing_keeps_the_longer_log(tmp_path):
+    def make(fails_at):
+        calls = []
+
+        def reward(completions, **kwargs):
+            calls.append(completions)
+            if len(calls) == fails_at:
+                raise RuntimeError
+            return TASK.reward(completions, **kwargs)
+
+        saving = {"save_strategy": "steps", "save_steps": 2}
+        return make_trainer(tmp_path, trainer_options={"reward_funcs": reward}, reports=True, max_steps=6, **saving)
+
+    for fails_at, steps in ((4, [1, 2, 3]), (1, [1, 2, 3]), (4, [1, 2, 3, 4, 5])):
+        with pytest.raises(RuntimeError):
+            resume = (tmp_path / "checkpoint-2").exists()
+            make(fails_at).train(resume_from_checkpoint=str(tmp_path / "checkpoint-2") if resume else None)
+        assert pandas.read_csv(tmp_path / "metrics.csv")["step"].tolist() == steps
+
+
 def test_a_log_that_cannot_be_written_does_not_lose_the_run(tmp_path, caplog):
     trainer = make_trainer(tmp_path, reports=True, max_steps=1)
     (tmp_path / "metrics.csv").mkdir()
