@@ -58,8 +58,9 @@ def single(found: dict[str, Any]) -> str:
 
 def draw(large: dict[str, Any] | None) -> None:
     """Draw the learning curves: three methods on `sums`, and the hour on `large_sums`."""
-    figure = Figure(figsize=(9, 3.4), layout="constrained")
-    left, right = figure.subplots(1, 2)
+    columns = 1 if large is None else 2
+    figure = Figure(figsize=(4.5 * columns, 3.4), layout="constrained")
+    left, *others = figure.subplots(1, columns, squeeze=False)[0]
     for method, label in METHODS.items():
         for number, run in enumerate(runs(method).values()):
             steps = [point["step"] for point in run["curve"]]
@@ -67,11 +68,11 @@ def draw(large: dict[str, Any] | None) -> None:
             name = label.replace("\\", "") if number == 0 else None
             color = f"C{list(METHODS).index(method)}"
             left.plot(steps, heights, marker=MARKERS[method], color=color, label=name, linewidth=1.2)
-    left.set_title("sums up to 40, three seeds per method", fontsize=10)
+    left.set_title("sums up to 40, a line per seed", fontsize=10)
     if large is not None:
-        right.plot([p["step"] for p in large["curve"]], [p["accuracy"] for p in large["curve"]], "o-", color="C0")
-    right.set_title("sums up to 100, CANON-Inter, one seed", fontsize=10)
-    for axes in (left, right):
+        others[0].plot([p["step"] for p in large["curve"]], [p["accuracy"] for p in large["curve"]], "o-", color="C0")
+        others[0].set_title("sums up to 100, CANON-Inter, one seed", fontsize=10)
+    for axes in (left, *others):
         axes.set(ylim=(0, 1), xlabel="optimiser step", ylabel="held-out accuracy")
         axes.grid(alpha=0.3)
     left.legend(fontsize=8)
