@@ -50,6 +50,7 @@ def ends_in_one_line(*, debug: bool) -> Iterator[None]:
         warnings.filterwarnings("ignore", text)
     try:
         yield
+        sys.stdout.flush()
     except BrokenPipeError:  # the reader of the output has ended, as in `canon-trl recipes | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes it once more at the end
         sys.exit(CLOSED_PIPE)
