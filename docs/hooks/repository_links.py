@@ -118,7 +118,8 @@ def output_text(output: nbformat.NotebookNode) -> str:
     if "image/png" in data:
         return f"![Output of the cell](data:image/png;base64,{''.join(data['image/png'].split())})"
     if "text/html" in data:
-        return str(data["text/html"]).replace('class="dataframe"', "").strip()
+        lines = str(data["text/html"]).replace('class="dataframe"', "").splitlines()
+        return "\n".join(filter(None, map(str.strip, lines)))  # Markdown takes indented lines for code
     if "text/markdown" in data:
         return str(data["text/markdown"])
     return as_text(data.get("text/plain", ""))
