@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from marked_parts import filled_in
 from matplotlib.figure import Figure
 
 ROOT = Path(__file__).parents[1]
@@ -84,12 +85,6 @@ def write_page(results: Path) -> None:
     found = {path.stem: json.loads(path.read_text()) for path in results.glob("*.json")}
     before = found.pop("base")["greedy"]["before"]["mean"]
     parts = {"methods": methods(before)} | {name: single(each) for name, each in found.items()}
-    page = PAGE.read_text()
-    for name, text in parts.items():
-        head, begin, rest = page.partition(f"<!-- {name} -->\n")
-        _, end, tail = rest.partition("<!-- end -->")
-        assert end, f"{PAGE} has no section {name!r}"
-        page = f"{head}{begin}{text}\n{end}{tail}"
-    PAGE.write_text(page)
+    PAGE.write_text(filled_in(PAGE.read_text(), parts))
     draw(found.get("large"))
     print(f"{PAGE} and {PICTURE} written")

@@ -14,6 +14,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+from marked_parts import filled_in
 from scipy.stats import spearmanr
 
 from canon_trl.cli.probe import main as probe
@@ -187,13 +188,7 @@ SECTIONS: dict[str, Callable[[], str]] = {
 
 
 def write_page() -> None:
-    page = DOCUMENT.read_text()
-    for name, write in SECTIONS.items():
-        before, begin, rest = page.partition(f"<!-- {name} -->\n")
-        _, end, after = rest.partition("<!-- end -->")
-        assert end, f"{DOCUMENT} has no section {name!r}"
-        page = f"{before}{begin}{write()}\n{end}{after}"
-    DOCUMENT.write_text(page)
+    DOCUMENT.write_text(filled_in(DOCUMENT.read_text(), {name: write() for name, write in SECTIONS.items()}))
     print(f"{DOCUMENT} written")
 
 

@@ -6,7 +6,6 @@ python benchmarks/report.py --results FILE --print              # from another f
 
 import argparse
 import json
-import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +13,7 @@ from typing import Any
 
 from gather_model import Network, choice_rounds, gathered_choice_bytes, rollout_bytes
 from gathers import OURS, TRL, expected_bytes
+from marked_parts import filled_in
 from matplotlib.figure import Figure
 from speed import RESULTS, described
 from step_parts import PARTS
@@ -184,20 +184,6 @@ GATHER_SECTIONS = {"gathered": gathered, "checks": checks, "modelled": modelled,
 def sections(found: Mapping[str, Any]) -> dict[str, str]:
     wanted = SECTIONS | (GATHER_SECTIONS if "gathers" in found else {})
     return {name: section(found) for name, section in wanted.items()}
-
-
-def filled_in(text: str, by_name: Mapping[str, str]) -> str:
-    """The text with new content between each `<!-- name -->` and `<!-- end -->`.
-
-    Raises:
-        ValueError: The text has no place for a name.
-    """
-    for name, content in by_name.items():
-        place = re.compile(rf"(<!-- {name} -->\n).*?(<!-- end -->)", flags=re.DOTALL)
-        if not place.search(text):
-            raise ValueError(f"the text has no place '<!-- {name} -->' ... '<!-- end -->'")
-        text = place.sub(lambda match, content=content: f"{match[1]}{content}\n{match[2]}", text)
-    return text
 
 
 def draw_parts(found: Mapping[str, Any], path: Path) -> None:

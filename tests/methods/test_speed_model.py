@@ -13,7 +13,8 @@ import step_time
 import torch
 from gather_model import Gather, Network, choice_rounds, fit, gathered_choice_bytes, relative_error, rollout_bytes
 from gathers import expected_bytes
-from report import amount, duration, filled_in
+from marked_parts import filled_in
+from report import amount, duration
 from step_parts import PartClock
 
 from canon_trl.advantages import ESTIMATORS

@@ -1,26 +1,12 @@
 """A browser shows the site: nothing overflows, fails or leaves the machine, and the search works from disk."""
 
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
 from browser import CHROMIUM, Browser
 
-ROOT = Path(__file__).parents[2]
 PAGES = ("index.html", "methods/canon.html", "hook.html", "api/advantages.html")
 WITH_EQUATIONS = ("methods/canon.html", "methods/group_relative.html", "methods/opo.html", "theory.html")
 
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium: apt-get install chromium")
-
-
-@pytest.fixture(scope="module")
-def site(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("site")
-    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(folder)]
-    built = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    assert built.returncode == 0, built.stderr
-    return folder
 
 
 @pytest.fixture(scope="module")

@@ -1,11 +1,13 @@
 """The generated parts of docs/probe.md are those that benchmarks/probe.py writes from the stored results."""
 
 import importlib.util
+import sys
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).parents[2]
+sys.path.insert(0, str(ROOT / "benchmarks"))
 SCRIPT = importlib.util.spec_from_file_location("probe_page", ROOT / "benchmarks" / "probe.py")
 writer = importlib.util.module_from_spec(SCRIPT)
 SCRIPT.loader.exec_module(writer)
