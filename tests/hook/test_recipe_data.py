@@ -298,3 +298,10 @@ def test_a_damaged_file_is_named(tmp_path):
     path.write_text('{"prompt": "1+1=", "answer": "2"}\n{"prompt": "1+2=", "ans')
     with pytest.raises(ValueError, match=r"rows\.jsonl' cannot be read as json: .*JSON"):
         load_data(RecipeArguments(dataset_name=str(path)), wants_eval=False)
+
+
+def test_an_embedded_task_has_its_own_number_of_prompts():
+    recipe = RecipeArguments(task="sums")
+    assert (recipe.task_size("train"), recipe.task_size("test")) == (301, 99)
+    recipe = RecipeArguments(task="sums", task_train_prompts=8, task_eval_prompts=4)
+    assert (recipe.task_size("train"), recipe.task_size("test")) == (8, 4)
